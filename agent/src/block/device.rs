@@ -1,0 +1,64 @@
+//! The block device that a frontend serves.
+
+use async_trait::async_trait;
+
+use crate::ids::{Bytes, Lba};
+
+/// Bytes in a logical block. Every volume's size is a multiple of it.
+pub const BLOCK: u64 = 4096;
+
+/// Why a device did not do what it was asked. Each frontend has its protocol's
+/// own status for each of these.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum DeviceError {
+    /// Blocks beyond the end.
+    #[error("blocks {lba}+{blocks} are beyond the end of the device ({size})")]
+    OutOfRange {
+        /// First block asked for.
+        lba: Lba,
+        /// Blocks asked for.
+        blocks: u64,
+        /// The device's size.
+        size: Bytes,
+    },
+    /// The pool has no room for the write; nothing that was written is lost.
+    #[error("the pool is full")]
+    NoSpace,
+    /// A flush failed once, so nothing later can be promised (the export latches).
+    #[error("an earlier flush failed: {0}")]
+    FlushFailed(String),
+    /// The file or disk beneath failed.
+    #[error("{call}: {errno}")]
+    Io {
+        /// The failed call and its object.
+        call: String,
+        /// The kernel's reason.
+        errno: nix::errno::Errno,
+    },
+}
+
+/// Blocks that can be read and written, and made durable.
+///
+/// A write is durable when [`flush`](BlockDevice::flush) that began after the
+/// write's end has ended, or when it was written with `fua`.
+#[async_trait]
+pub trait BlockDevice: Send + Sync + 'static {
+    /// The size now; it grows when the volume is expanded.
+    fn size(&self) -> Bytes;
+
+    /// Fills `buffer`, a whole number of blocks, from `lba` on.
+    async fn read(&self, lba: Lba, buffer: &mut [u8]) -> Result<(), DeviceError>;
+
+    /// Writes `data`, a whole number of blocks, from `lba` on; with `fua` it
+    /// is durable when this returns.
+    async fn write(&self, lba: Lba, data: &[u8], fua: bool) -> Result<(), DeviceError>;
+
+    /// Makes durable every write that ended before this began.
+    async fn flush(&self) -> Result<(), DeviceError>;
+
+    /// Makes blocks read as zeroes. `unmap` allows the space to be given back.
+    async fn write_zeroes(&self, lba: Lba, blocks: u64, unmap: bool) -> Result<(), DeviceError>;
+
+    /// Gives back the space of blocks, which read as zeroes afterwards.
+    async fn deallocate(&self, lba: Lba, blocks: u64) -> Result<(), DeviceError>;
+}

@@ -1,0 +1,1 @@
+//! The home side of volumes: pool and exports under the record.

@@ -1,0 +1,202 @@
+//! The identifiers and quantities that every module speaks in, one type each.
+//!
+//! Each is checked where it is made, so that whoever holds one need not check
+//! again: a `VolumeId` is a safe file name, a `NodeId` a valid Kubernetes node
+//! name, a `Bytes` is bytes and never blocks.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+/// Why a text is no identifier.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{kind} {text:?} is not valid: {rule}")]
+pub struct InvalidId {
+    kind: &'static str,
+    text: String,
+    rule: &'static str,
+}
+
+macro_rules! text_id {
+    ($(#[$doc:meta])* $name:ident, $kind:literal, $max:literal, $rule:literal, $extra:pat) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+        #[serde(try_from = "String", into = "String")]
+        pub struct $name(String);
+
+        impl $name {
+            /// The identifier's text.
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = InvalidId;
+            fn from_str(text: &str) -> Result<Self, InvalidId> {
+                let edge = |c: Option<char>| {
+                    c.is_some_and(|c| c.is_ascii_lowercase() || c.is_ascii_digit())
+                };
+                let inner = |c: char| {
+                    c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, $extra)
+                };
+                let sound = text.len() <= $max
+                    && edge(text.chars().next())
+                    && edge(text.chars().last())
+                    && text.chars().all(inner);
+                if sound {
+                    Ok(Self(text.to_owned()))
+                } else {
+                    let text = text.chars().take(80).collect();
+                    Err(InvalidId { kind: $kind, text, rule: $rule })
+                }
+            }
+        }
+
+        impl TryFrom<String> for $name {
+            type Error = InvalidId;
+            fn try_from(text: String) -> Result<Self, InvalidId> {
+                text.parse()
+            }
+        }
+
+        impl From<$name> for String {
+            fn from(id: $name) -> String {
+                id.0
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+    };
+}
+
+text_id!(
+    /// A volume. Also a file name in its pool and a part of its exports' NQNs.
+    VolumeId, "volume id", 63,
+    "1 to 63 of a-z, 0-9 and -, beginning and ending with a letter or digit", '-'
+);
+text_id!(
+    /// A snapshot of a volume. Also a file name in its pool.
+    SnapshotId, "snapshot id", 63,
+    "1 to 63 of a-z, 0-9 and -, beginning and ending with a letter or digit", '-'
+);
+text_id!(
+    /// A node: the name Kubernetes gives it (RFC 1123 subdomain).
+    NodeId, "node name", 253,
+    "1 to 253 of a-z, 0-9, - and ., beginning and ending with a letter or digit", '-' | '.'
+);
+text_id!(
+    /// A ticket: one claim on one volume.
+    TicketId, "ticket id", 63,
+    "1 to 63 of a-z, 0-9 and -, beginning and ending with a letter or digit", '-'
+);
+
+impl VolumeId {
+    /// A new id that no other volume has (`vol-` and a random UUID).
+    pub fn random() -> Self {
+        Self(format!("vol-{}", uuid::Uuid::new_v4()))
+    }
+}
+
+impl SnapshotId {
+    /// A new id that no other snapshot has (`snap-` and a random UUID).
+    pub fn random() -> Self {
+        Self(format!("snap-{}", uuid::Uuid::new_v4()))
+    }
+}
+
+impl TicketId {
+    /// A new id that no other ticket has (`ticket-` and a random UUID).
+    pub fn random() -> Self {
+        Self(format!("ticket-{}", uuid::Uuid::new_v4()))
+    }
+}
+
+macro_rules! number {
+    ($(#[$doc:meta])* $name:ident, $format:literal) => {
+        $(#[$doc])*
+        #[derive(
+            Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default, Serialize, Deserialize,
+        )]
+        #[serde(transparent)]
+        pub struct $name(pub u64);
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, $format, self.0)
+            }
+        }
+    };
+}
+
+number!(
+    /// A volume's fencing token: grows at every change of holder. 0 is before the first.
+    Epoch, "{}"
+);
+number!(
+    /// One intent of the arbiter for one volume. A result names the intent it is of.
+    ActionId, "{}"
+);
+number!(
+    /// A whole disk's sequence number, never used again while the kernel runs
+    /// (`/sys/block/DISK/diskseq`), unlike its device number.
+    Diskseq, "{}"
+);
+number!(
+    /// A count of bytes.
+    Bytes, "{} bytes"
+);
+number!(
+    /// A logical block address, in blocks of [`crate::block::BLOCK`] bytes.
+    Lba, "{}"
+);
+
+impl Epoch {
+    /// The epoch after this one.
+    pub fn next(self) -> Self {
+        Self(self.0 + 1)
+    }
+}
+
+impl ActionId {
+    /// The intent after this one.
+    pub fn next(self) -> Self {
+        Self(self.0 + 1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_is_no_volume_id() {
+        for text in [
+            "",
+            "../x",
+            "a/b",
+            "a..b/",
+            "-a",
+            "a-",
+            "A",
+            "a b",
+            "é",
+            ".",
+            &"a".repeat(64),
+        ] {
+            assert!(text.parse::<VolumeId>().is_err(), "{text:?} was taken");
+        }
+        assert_eq!("vol-1".parse::<VolumeId>().unwrap().as_str(), "vol-1");
+    }
+
+    #[test]
+    fn ids_are_checked_when_read_from_disk() {
+        assert!(serde_json::from_str::<VolumeId>("\"../etc\"").is_err());
+        assert!(serde_json::from_str::<NodeId>("\"a.example\"").is_ok());
+    }
+}

@@ -1,0 +1,2 @@
+//! The `drover` binary.
+fn main() {}

@@ -1,0 +1,2 @@
+//! drover's developer commands.
+fn main() {}
