@@ -163,6 +163,30 @@ impl Epoch {
     }
 }
 
+impl FromStr for Bytes {
+    type Err = InvalidId;
+    /// Reads `1048576`, `512M`, `10G`, `10Gi` or `10GiB`; every unit is a power of 1024.
+    fn from_str(text: &str) -> Result<Self, InvalidId> {
+        let refuse = || InvalidId {
+            kind: "size",
+            text: text.chars().take(80).collect(),
+            rule: "a whole number with an optional unit K, M, G or T (powers of 1024), as in 10G",
+        };
+        let unit_at = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+        let (number, unit) = text.split_at(unit_at);
+        let shift = match unit.trim_end_matches('B').trim_end_matches('i') {
+            "" if unit.is_empty() || unit == "B" => 0,
+            "K" | "k" => 10,
+            "M" => 20,
+            "G" => 30,
+            "T" => 40,
+            _ => return Err(refuse()),
+        };
+        let number: u64 = number.parse().map_err(|_| refuse())?;
+        number.checked_mul(1 << shift).map(Self).ok_or_else(refuse)
+    }
+}
+
 impl ActionId {
     /// The intent after this one.
     pub fn next(self) -> Self {
@@ -192,6 +216,18 @@ mod tests {
             assert!(text.parse::<VolumeId>().is_err(), "{text:?} was taken");
         }
         assert_eq!("vol-1".parse::<VolumeId>().unwrap().as_str(), "vol-1");
+    }
+
+    #[test]
+    fn sizes_are_read_as_people_write_them() {
+        let size = |text: &str| text.parse::<Bytes>().map(|b| b.0);
+        assert_eq!(size("4096"), Ok(4096));
+        assert_eq!(size("512M"), Ok(512 << 20));
+        assert_eq!(size("10Gi"), Ok(10 << 30));
+        assert_eq!(size("10GiB"), Ok(10 << 30));
+        for text in ["", "G", "-1", "1.5G", "1X", "i", "99999999999999T", "1 G"] {
+            assert!(size(text).is_err(), "{text:?} was taken");
+        }
     }
 
     #[test]

@@ -11,6 +11,9 @@
 pub mod attach;
 pub mod backup;
 pub mod block;
+pub mod cli;
+pub mod config;
+pub mod daemon;
 pub mod csi;
 pub mod evidence;
 pub mod export;

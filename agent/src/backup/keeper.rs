@@ -1,0 +1,279 @@
+//! Streams that outlive the agent: what was begun is on disk before it
+//! begins, and goes on by itself when the agent is back.
+//!
+//! Owns one folder with a file for each stream, readable by root alone since
+//! it holds the repository's password. A stream that an operator stopped stays
+//! stopped; one that ended is forgotten when whoever waits for its end
+//! (its ticket, its snapshot) has been told.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::{BackupError, Outcome, Progress, RestoreSpec, Stream, StreamSpec, Streams};
+use crate::ids::{SnapshotId, TicketId, VolumeId};
+
+/// What a stream does.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Job {
+    /// Back a snapshot up.
+    Backup(StreamSpec),
+    /// Restore a backup.
+    Restore(RestoreSpec),
+}
+
+impl Job {
+    /// The stream's id, and its ticket's.
+    pub fn id(&self) -> &TicketId {
+        match self {
+            Self::Backup(spec) => &spec.id,
+            Self::Restore(spec) => &spec.id,
+        }
+    }
+
+    /// The volume it is of.
+    pub fn volume(&self) -> &VolumeId {
+        match self {
+            Self::Backup(spec) => &spec.volume,
+            Self::Restore(spec) => &spec.volume,
+        }
+    }
+
+    /// The snapshot it reads, if it reads one.
+    pub fn snapshot(&self) -> Option<&SnapshotId> {
+        match self {
+            Self::Backup(spec) => Some(&spec.snapshot),
+            Self::Restore(_) => None,
+        }
+    }
+}
+
+/// A stream's file.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Kept {
+    job: Job,
+    /// Whether it goes on by itself when the agent is back.
+    stopped: bool,
+}
+
+/// A stream as it is now.
+#[derive(Clone)]
+pub struct KeptStream {
+    /// What it does.
+    pub job: Job,
+    /// How far it is; none: it was stopped before this agent started.
+    pub progress: Option<Progress>,
+}
+
+/// Why a stream is not kept.
+#[derive(Debug, thiserror::Error)]
+pub enum KeeperError {
+    /// A file of the keeper's cannot be read or written.
+    #[error("{call} {}: {source}", path.display())]
+    Io {
+        /// The call.
+        call: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// The kernel's reason.
+        source: io::Error,
+    },
+    /// No such stream.
+    #[error("this agent has no backup stream {0}")]
+    NoStream(TicketId),
+    /// The stream did not start.
+    #[error(transparent)]
+    Backup(#[from] BackupError),
+}
+
+struct Entry {
+    kept: Kept,
+    stream: Option<Arc<Stream>>,
+}
+
+/// The streams of one agent.
+pub struct Keeper {
+    folder: PathBuf,
+    streams: Arc<Streams>,
+    entries: Mutex<BTreeMap<TicketId, Entry>>,
+}
+
+impl Keeper {
+    /// Reads the folder and lets every stream go on that was not stopped.
+    ///
+    /// # Errors
+    /// When the folder cannot be read. A file that makes no sense is left
+    /// where it is and logged.
+    pub fn open(folder: PathBuf, streams: Arc<Streams>) -> Result<Arc<Self>, KeeperError> {
+        let failed = |call, path: &Path| {
+            let path = path.to_owned();
+            move |source| KeeperError::Io { call, path, source }
+        };
+        fs::create_dir_all(&folder).map_err(failed("create", &folder))?;
+        let keeper =
+            Arc::new(Self { folder: folder.clone(), streams, entries: Mutex::default() });
+        for file in fs::read_dir(&folder).map_err(failed("read", &folder))? {
+            let path = file.map_err(failed("read", &folder))?.path();
+            if path.extension().is_none_or(|e| e != "json") {
+                continue;
+            }
+            let bytes = fs::read(&path).map_err(failed("read", &path))?;
+            match serde_json::from_slice::<Kept>(&bytes) {
+                Ok(kept) => keeper.take_up(kept),
+                Err(error) => {
+                    tracing::error!(file = %path.display(), %error, "a stream's file makes no sense; it is left alone");
+                }
+            }
+        }
+        Ok(keeper)
+    }
+
+    fn take_up(&self, kept: Kept) {
+        let id = kept.job.id().clone();
+        let stream = if kept.stopped { None } else { self.launch(&kept.job).map_err(|error| {
+            tracing::error!(stream = %id, %error, "a stream did not go on");
+        }).ok() };
+        self.entries().insert(id, Entry { kept, stream });
+    }
+
+    /// Begins a stream; it is on disk before it begins.
+    ///
+    /// # Errors
+    /// When its file cannot be written or it does not start.
+    pub fn start(&self, job: Job) -> Result<Arc<Stream>, KeeperError> {
+        let id = job.id().clone();
+        let kept = Kept { job, stopped: false };
+        self.write(&kept)?;
+        let launched = self.launch(&kept.job);
+        match launched {
+            Ok(stream) => {
+                self.entries().insert(id, Entry { kept, stream: Some(Arc::clone(&stream)) });
+                Ok(stream)
+            }
+            Err(error) => {
+                self.remove_file(&id)?;
+                Err(error.into())
+            }
+        }
+    }
+
+    /// Lets a stopped stream go on, or joins one that runs.
+    ///
+    /// # Errors
+    /// When there is none, its file cannot be written, or it does not start.
+    pub fn resume(&self, id: &TicketId) -> Result<Arc<Stream>, KeeperError> {
+        let mut kept = self.kept(id)?;
+        if let Some(stream) = self.running(id) {
+            return Ok(stream);
+        }
+        kept.stopped = false;
+        self.write(&kept)?;
+        let stream = self.launch(&kept.job)?;
+        let entry = Entry { kept, stream: Some(Arc::clone(&stream)) };
+        self.entries().insert(id.clone(), entry);
+        Ok(stream)
+    }
+
+    /// Stops a stream within `grace` and a little, whatever hangs.
+    ///
+    /// # Errors
+    /// When there is none or its file cannot be written.
+    pub async fn interrupt(&self, id: &TicketId, grace: Duration) -> Result<Outcome, KeeperError> {
+        self.mark_stopped(id)?;
+        let stream = self.entries().get(id).and_then(|entry| entry.stream.clone());
+        match stream {
+            Some(stream) => Ok(stream.interrupt(grace).await),
+            None => Ok(Outcome::Interrupted),
+        }
+    }
+
+    /// Notes that a stream does not go on by itself.
+    ///
+    /// # Errors
+    /// When there is none or its file cannot be written.
+    pub fn mark_stopped(&self, id: &TicketId) -> Result<(), KeeperError> {
+        let mut kept = self.kept(id)?;
+        kept.stopped = true;
+        self.write(&kept)?;
+        if let Some(entry) = self.entries().get_mut(id) {
+            entry.kept = kept;
+        }
+        Ok(())
+    }
+
+    /// Removes a stream's file: nothing of it is to be done any more. It is
+    /// listed until the agent ends.
+    ///
+    /// # Errors
+    /// When the file cannot be removed.
+    pub fn forget(&self, id: &TicketId) -> Result<(), KeeperError> {
+        self.remove_file(id)
+    }
+
+    /// Every stream, by id.
+    pub fn list(&self) -> Vec<KeptStream> {
+        let entries = self.entries();
+        let view = |entry: &Entry| KeptStream {
+            job: entry.kept.job.clone(),
+            progress: entry.stream.as_ref().map(|stream| stream.progress().borrow().clone()),
+        };
+        entries.values().map(view).collect()
+    }
+
+    fn kept(&self, id: &TicketId) -> Result<Kept, KeeperError> {
+        let entries = self.entries();
+        let entry = entries.get(id).ok_or_else(|| KeeperError::NoStream(id.clone()))?;
+        Ok(entry.kept.clone())
+    }
+
+    fn running(&self, id: &TicketId) -> Option<Arc<Stream>> {
+        let stream = self.entries().get(id)?.stream.clone()?;
+        let ended = stream.progress().borrow().phase.ended();
+        (!ended).then_some(stream)
+    }
+
+    fn launch(&self, job: &Job) -> Result<Arc<Stream>, BackupError> {
+        match job {
+            Job::Backup(spec) => self.streams.start(spec.clone()),
+            Job::Restore(spec) => self.streams.restore(spec.clone()),
+        }
+    }
+
+    fn entries(&self) -> std::sync::MutexGuard<'_, BTreeMap<TicketId, Entry>> {
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn path(&self, id: &TicketId) -> PathBuf {
+        self.folder.join(format!("{id}.json"))
+    }
+
+    fn write(&self, kept: &Kept) -> Result<(), KeeperError> {
+        let path = self.path(kept.job.id());
+        let fresh = path.with_extension("new");
+        let written = (|| {
+            let mut options = fs::OpenOptions::new();
+            let mut file =
+                options.write(true).create(true).truncate(true).mode(0o600).open(&fresh)?;
+            file.write_all(&serde_json::to_vec(kept)?)?;
+            file.sync_all()?;
+            fs::rename(&fresh, &path)?;
+            fs::File::open(&self.folder)?.sync_all()
+        })();
+        written.map_err(|source| KeeperError::Io { call: "write", path, source })
+    }
+
+    fn remove_file(&self, id: &TicketId) -> Result<(), KeeperError> {
+        let path = self.path(id);
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            removed => removed.map_err(|source| KeeperError::Io { call: "remove", path, source }),
+        }
+    }
+}

@@ -1,0 +1,323 @@
+//! What can be asked on the command line.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::config::{AGENT_ADDRESS, CONTROLLER_ADDRESS, Options};
+use crate::ids::{Bytes, NodeId, SnapshotId, TicketId, VolumeId};
+
+/// Volumes that move from node to node at once, whatever holds them.
+#[derive(Debug, Parser)]
+#[command(name = "drover", version, about, propagate_version = true)]
+pub struct Drover {
+    /// What to log, as in "info" or "drover=debug,warn"
+    #[arg(long, global = true, env = "DROVER_LOG", default_value = "info")]
+    pub log: String,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run the controller: decides who may use which volume, and serves CSI's Controller
+    Controller(Run),
+    /// Run a node's agent: serves CSI's Node, holds volumes, exports them, watches and backs up
+    Agent(Run),
+    /// Run controller and agent in one process, for one machine
+    Standalone(Run),
+    /// Make, list, grow and delete volumes
+    #[command(subcommand)]
+    Volume(Volume),
+    /// Publish a volume to a node
+    Attach {
+        /// The volume
+        volume: VolumeId,
+        /// The node
+        node: NodeId,
+        /// Refuse writes
+        #[arg(long)]
+        read_only: bool,
+        #[command(flatten)]
+        controller: Controller,
+    },
+    /// End a volume's publication; answers at once, whatever runs on it
+    Detach {
+        /// The volume
+        volume: VolumeId,
+        /// The node; without it, every node
+        node: Option<NodeId>,
+        #[command(flatten)]
+        controller: Controller,
+    },
+    /// Take, list and delete snapshots
+    #[command(subcommand)]
+    Snapshot(Snapshot),
+    /// Back volumes up, and tell drover of other backup tools
+    #[command(subcommand)]
+    Backup(Backup),
+    /// Make a new volume from a backup
+    Restore(Restore),
+    /// Show the claims on volumes
+    Tickets {
+        /// Only those on this volume
+        volume: Option<VolumeId>,
+        #[command(flatten)]
+        output: Output,
+        #[command(flatten)]
+        controller: Controller,
+    },
+    /// List nodes, or declare one lost
+    #[command(subcommand)]
+    Node(Node),
+    /// Show what happened, with the receipts of every fence
+    Events {
+        /// Only what happened to this volume
+        #[arg(long)]
+        volume: Option<VolumeId>,
+        #[command(flatten)]
+        output: Output,
+        #[command(flatten)]
+        controller: Controller,
+    },
+    /// Show who holds a volume's device on this node, and what that means
+    Holders {
+        /// The volume
+        volume: VolumeId,
+        #[command(flatten)]
+        output: Output,
+        #[command(flatten)]
+        agent: Agent,
+    },
+    /// Do one thing that may hang, apart from the agent
+    #[command(hide = true)]
+    Child {
+        /// The operation and its arguments
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
+    /// Run one backup stream, apart from the agent
+    #[command(hide = true)]
+    BackupWorker,
+}
+
+/// How a process that serves is set up.
+#[derive(Debug, Args)]
+pub struct Run {
+    /// A TOML file with these options as keys
+    #[arg(long, env = "DROVER_CONFIG", value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// The options.
+    #[command(flatten)]
+    pub options: Options,
+}
+
+/// Which controller to ask.
+#[derive(Debug, Args)]
+pub struct Controller {
+    /// The controller's address
+    #[arg(long, env = "DROVER_CONTROLLER", default_value = CONTROLLER_ADDRESS, value_name = "ADDRESS")]
+    pub controller: SocketAddr,
+}
+
+/// Which agent to ask.
+#[derive(Debug, Args)]
+pub struct Agent {
+    /// The agent's address
+    #[arg(long, env = "DROVER_AGENT_ADDRESS", default_value = AGENT_ADDRESS, value_name = "ADDRESS")]
+    pub agent: SocketAddr,
+}
+
+/// How to print.
+#[derive(Debug, Args)]
+pub struct Output {
+    /// Print JSON, one object a line
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Verbs on volumes.
+#[derive(Debug, Subcommand)]
+pub enum Volume {
+    /// Make a volume; the same name again gives the same volume
+    Create {
+        /// A name of your choice
+        name: String,
+        /// Its size, as in 10G
+        #[arg(long)]
+        size: Bytes,
+        /// The node whose pool shall hold it [default: the one with most room]
+        #[arg(long)]
+        home: Option<NodeId>,
+        /// Begin as a clone of this snapshot
+        #[arg(long, conflicts_with = "from_volume")]
+        from_snapshot: Option<SnapshotId>,
+        /// Begin as a clone of this volume
+        #[arg(long)]
+        from_volume: Option<VolumeId>,
+        #[command(flatten)]
+        controller: Controller,
+    },
+    /// List volumes
+    List {
+        #[command(flatten)]
+        output: Output,
+        #[command(flatten)]
+        controller: Controller,
+    },
+    /// Grow a volume
+    Expand {
+        /// The volume
+        volume: VolumeId,
+        /// The new size, as in 20G
+        size: Bytes,
+        #[command(flatten)]
+        controller: Controller,
+    },
+    /// Delete a volume that is published nowhere
+    Delete {
+        /// The volume
+        volume: VolumeId,
+        #[command(flatten)]
+        controller: Controller,
+    },
+}
+
+/// Verbs on snapshots.
+#[derive(Debug, Subcommand)]
+pub enum Snapshot {
+    /// Take a snapshot; the same name again gives the same snapshot
+    Create {
+        /// The volume
+        volume: VolumeId,
+        /// A name of your choice
+        name: String,
+        #[command(flatten)]
+        controller: Controller,
+    },
+    /// List snapshots
+    List {
+        #[command(flatten)]
+        output: Output,
+        #[command(flatten)]
+        controller: Controller,
+    },
+    /// Delete a snapshot
+    Delete {
+        /// The snapshot
+        snapshot: SnapshotId,
+        #[command(flatten)]
+        controller: Controller,
+    },
+}
+
+/// A restic-format repository on the home's host.
+#[derive(Debug, Args)]
+pub struct Repository {
+    /// The repository's folder on the home's host; made when it is not there
+    #[arg(long, value_name = "PATH")]
+    pub repo: String,
+    /// A file with the repository's password [default: RESTIC_PASSWORD]
+    #[arg(long, env = "RESTIC_PASSWORD_FILE", value_name = "FILE")]
+    pub password_file: Option<PathBuf>,
+}
+
+/// Verbs on backups.
+#[derive(Debug, Subcommand)]
+pub enum Backup {
+    /// Back a volume up as it is now, while it is used; Ctrl-C stops it where it can go on
+    Create {
+        /// The volume
+        volume: VolumeId,
+        #[command(flatten)]
+        repository: Repository,
+        /// Upload at most so many KiB per second
+        #[arg(long, value_name = "RATE", default_value_t = 0)]
+        limit_upload: u64,
+        /// Start it and do not wait for its end
+        #[arg(long)]
+        detach: bool,
+        #[command(flatten)]
+        controller: Controller,
+    },
+    /// Let a backup that was stopped go on, or follow one that runs
+    Resume {
+        /// The backup's ticket, as `drover backup list` shows it
+        ticket: TicketId,
+        /// Do not wait for its end
+        #[arg(long)]
+        detach: bool,
+        #[command(flatten)]
+        controller: Controller,
+    },
+    /// Stop a backup where it can go on
+    Stop {
+        /// The backup's ticket
+        ticket: TicketId,
+        #[command(flatten)]
+        controller: Controller,
+    },
+    /// List the backups that run or can go on
+    List {
+        #[command(flatten)]
+        output: Output,
+        #[command(flatten)]
+        controller: Controller,
+    },
+    /// Tell this node's agent that a process or cgroup is a backup tool that reads a volume's device
+    #[command(group = clap::ArgGroup::new("reader").required(true))]
+    Register {
+        /// The volume
+        volume: VolumeId,
+        /// The process
+        #[arg(long, group = "reader")]
+        pid: Option<u32>,
+        /// The cgroup, as /proc/PID/cgroup shows its path
+        #[arg(long, group = "reader", value_name = "PATH")]
+        cgroup: Option<String>,
+        #[command(flatten)]
+        agent: Agent,
+    },
+}
+
+/// Make a new volume from a backup.
+#[derive(Debug, Args)]
+pub struct Restore {
+    /// Name of the new volume
+    pub name: String,
+    /// Where the backup is.
+    #[command(flatten)]
+    pub repository: Repository,
+    /// The backup's snapshot id in the repository, as `restic snapshots` shows it
+    #[arg(long, default_value = "latest")]
+    pub snapshot: String,
+    /// The node whose pool shall hold the volume [default: the first that can read the repository]
+    #[arg(long)]
+    pub home: Option<NodeId>,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "documented at its type")]
+    pub controller: Controller,
+}
+
+/// Verbs on nodes.
+#[derive(Debug, Subcommand)]
+pub enum Node {
+    /// List the nodes that ever registered
+    List {
+        #[command(flatten)]
+        output: Output,
+        #[command(flatten)]
+        controller: Controller,
+    },
+    /// Declare that a node is gone and its workloads with it: its volumes are fenced and free.
+    /// It can be used again when it comes back with nothing attached, or rebooted
+    Lost {
+        /// The node
+        node: NodeId,
+        #[command(flatten)]
+        controller: Controller,
+    },
+}

@@ -1,0 +1,358 @@
+//! drover's configuration: flags over environment over one TOML file over the
+//! defaults, which all stand in [`Config::resolve`].
+//!
+//! A flag `--nvme-address` is the variable `DROVER_NVME_ADDRESS` and the key
+//! `nvme-address`. An unknown key and a value that makes no sense are refused
+//! with their name.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::Duration;
+
+use serde::Deserialize;
+
+use crate::ids::{Bytes, NodeId};
+
+/// Where the controller listens, and where the command line looks for it.
+pub const CONTROLLER_ADDRESS: &str = "127.0.0.1:9750";
+/// Where an agent listens, and where the command line looks for it.
+pub const AGENT_ADDRESS: &str = "127.0.0.1:9751";
+
+/// Why a configuration is refused.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("read configuration {}: {source}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// The kernel's reason.
+        source: std::io::Error,
+    },
+    /// The file is not TOML, or has an unknown key or a value of a wrong type.
+    #[error("configuration {}: {source}", path.display())]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// What, and where.
+        source: Box<toml::de::Error>,
+    },
+    /// A value makes no sense.
+    #[error("{key} = {value}: {rule}")]
+    Value {
+        /// The key (the flag is --KEY).
+        key: &'static str,
+        /// What was given.
+        value: String,
+        /// What would make sense.
+        rule: &'static str,
+    },
+    /// A value that has no default is missing.
+    #[error("{key} is not set: give --{key}, {variable} or the key {key} in the configuration file")]
+    Missing {
+        /// The key.
+        key: &'static str,
+        /// Its environment variable.
+        variable: &'static str,
+    },
+}
+
+/// A length of time as people write it: `30s`, `2m`, `500ms`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct Span(pub Duration);
+
+impl FromStr for Span {
+    type Err = humantime::DurationError;
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        humantime::parse_duration(text).map(Span)
+    }
+}
+
+impl TryFrom<String> for Span {
+    type Error = humantime::DurationError;
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        text.parse()
+    }
+}
+
+/// What can be set, by flag, environment or file. What is not set has a
+/// default, named in each text.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize, clap::Args)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Options {
+    /// This node's name, as Kubernetes knows it [default: the host name]
+    #[arg(long, env = "DROVER_NODE")]
+    pub node: Option<String>,
+    /// Folder of the agent's own state: the node's identity, streams to resume [default: /var/lib/drover/agent]
+    #[arg(long, env = "DROVER_STATE_DIR", value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
+    /// The controller's state, one file [default: /var/lib/drover/controller.redb]
+    #[arg(long, env = "DROVER_STATE", value_name = "FILE")]
+    pub state: Option<PathBuf>,
+    /// Folder of the volumes, on XFS with reflink. Without it the node holds no volumes, and only attaches those of others
+    #[arg(long, env = "DROVER_POOL", value_name = "DIR")]
+    pub pool: Option<PathBuf>,
+    /// Bytes of the pool's file system that are never given to volumes [default: 268435456]
+    #[arg(long, env = "DROVER_POOL_LOW_WATER", value_name = "BYTES")]
+    pub pool_low_water: Option<u64>,
+    /// How much more than the pool's size its volumes may promise together, in per cent of it [default: 200]
+    #[arg(long, env = "DROVER_POOL_OVERCOMMIT", value_name = "PERCENT")]
+    pub pool_overcommit: Option<u32>,
+    /// How long to wait for an earlier agent's last I/O on the pool to end [default: 60s]
+    #[arg(long, env = "DROVER_POOL_LOCK_WAIT", value_name = "TIME")]
+    pub pool_lock_wait: Option<Span>,
+    /// Where the controller listens for agents and the command line; an agent: where its controller is [default: 127.0.0.1:9750]
+    #[arg(long, env = "DROVER_CONTROLLER", value_name = "ADDRESS")]
+    pub controller: Option<SocketAddr>,
+    /// Where the agent listens for the controller [default: 127.0.0.1:9751]
+    #[arg(long, env = "DROVER_AGENT_ADDRESS", value_name = "ADDRESS")]
+    pub agent_address: Option<SocketAddr>,
+    /// The agent's address as the controller reaches it [default: agent-address]
+    #[arg(long, env = "DROVER_AGENT_ADVERTISE", value_name = "ADDRESS")]
+    pub agent_advertise: Option<SocketAddr>,
+    /// Where the NVMe/TCP target listens [default: 127.0.0.1:4420]
+    #[arg(long, env = "DROVER_NVME_ADDRESS", value_name = "ADDRESS")]
+    pub nvme_address: Option<SocketAddr>,
+    /// The target's address as other nodes reach it [default: nvme-address]
+    #[arg(long, env = "DROVER_NVME_ADVERTISE", value_name = "ADDRESS")]
+    pub nvme_advertise: Option<SocketAddr>,
+    /// The CSI socket [default: /run/drover/csi.sock, of a controller /run/drover/controller.sock]
+    #[arg(long, env = "DROVER_CSI_SOCKET", value_name = "PATH")]
+    pub csi_socket: Option<PathBuf>,
+    /// The CSI driver's name [default: drover.io]
+    #[arg(long, env = "DROVER_DRIVER_NAME", value_name = "NAME")]
+    pub driver_name: Option<String>,
+    /// kubelet's plugins_registry folder; the agent registers itself there. Without it, it does not
+    #[arg(long, env = "DROVER_KUBELET_REGISTRY", value_name = "DIR")]
+    pub kubelet_registry: Option<PathBuf>,
+    /// Where /metrics, /healthz and /readyz are served [default: 127.0.0.1:9752, of a controller 127.0.0.1:9753]
+    #[arg(long, env = "DROVER_METRICS_ADDRESS", value_name = "ADDRESS")]
+    pub metrics_address: Option<SocketAddr>,
+    /// A registered reader that read nothing for so long is stale [default: 30s]
+    #[arg(long, env = "DROVER_PROGRESS_WINDOW", value_name = "TIME")]
+    pub progress_window: Option<Span>,
+}
+
+/// What a process runs as; some defaults differ.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// Only the controller.
+    Controller,
+    /// Only the agent.
+    Agent,
+    /// Both in one process.
+    Standalone,
+}
+
+/// A whole, checked configuration.
+#[derive(Debug, Clone, PartialEq)]
+#[expect(missing_docs, reason = "each field is documented at its option")]
+pub struct Config {
+    pub node: NodeId,
+    pub state_dir: PathBuf,
+    pub state: PathBuf,
+    pub pool: Option<PathBuf>,
+    pub pool_low_water: Bytes,
+    pub pool_overcommit_percent: u32,
+    pub pool_lock_wait: Duration,
+    pub controller: SocketAddr,
+    pub agent_address: SocketAddr,
+    pub agent_advertise: SocketAddr,
+    pub nvme_address: SocketAddr,
+    pub nvme_advertise: SocketAddr,
+    pub csi_socket: PathBuf,
+    pub driver_name: String,
+    pub kubelet_registry: Option<PathBuf>,
+    pub metrics_address: SocketAddr,
+    pub progress_window: Duration,
+}
+
+impl Options {
+    /// Reads a configuration file.
+    ///
+    /// # Errors
+    /// When it cannot be read, is not TOML, or has an unknown key.
+    pub fn read(path: &Path) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        toml::from_str(&text).map_err(|source| ConfigError::Parse {
+            path: path.to_owned(),
+            source: Box::new(source),
+        })
+    }
+
+    /// These options, and `file`'s where these are silent.
+    #[must_use]
+    pub fn over(self, file: Self) -> Self {
+        Self {
+            node: self.node.or(file.node),
+            state_dir: self.state_dir.or(file.state_dir),
+            state: self.state.or(file.state),
+            pool: self.pool.or(file.pool),
+            pool_low_water: self.pool_low_water.or(file.pool_low_water),
+            pool_overcommit: self.pool_overcommit.or(file.pool_overcommit),
+            pool_lock_wait: self.pool_lock_wait.or(file.pool_lock_wait),
+            controller: self.controller.or(file.controller),
+            agent_address: self.agent_address.or(file.agent_address),
+            agent_advertise: self.agent_advertise.or(file.agent_advertise),
+            nvme_address: self.nvme_address.or(file.nvme_address),
+            nvme_advertise: self.nvme_advertise.or(file.nvme_advertise),
+            csi_socket: self.csi_socket.or(file.csi_socket),
+            driver_name: self.driver_name.or(file.driver_name),
+            kubelet_registry: self.kubelet_registry.or(file.kubelet_registry),
+            metrics_address: self.metrics_address.or(file.metrics_address),
+            progress_window: self.progress_window.or(file.progress_window),
+        }
+    }
+}
+
+impl Config {
+    /// Fills in every default and checks every value.
+    ///
+    /// # Errors
+    /// The first value that makes no sense, by its key.
+    pub fn resolve(options: Options, role: Role) -> Result<Self, ConfigError> {
+        let local = |port: u16| SocketAddr::from(([127, 0, 0, 1], port));
+        let controller_only = role == Role::Controller;
+        let default_socket = if controller_only { "controller.sock" } else { "csi.sock" };
+        let default_metrics = if controller_only { 9753 } else { 9752 };
+        let agent_address = options.agent_address.unwrap_or(local(9751));
+        let nvme_address = options.nvme_address.unwrap_or(local(4420));
+        let config = Self {
+            node: node_name(options.node)?,
+            state_dir: options.state_dir.unwrap_or_else(|| "/var/lib/drover/agent".into()),
+            state: options.state.unwrap_or_else(|| "/var/lib/drover/controller.redb".into()),
+            pool: options.pool,
+            pool_low_water: Bytes(options.pool_low_water.unwrap_or(256 << 20)),
+            pool_overcommit_percent: options.pool_overcommit.unwrap_or(200),
+            pool_lock_wait: options.pool_lock_wait.map_or(Duration::from_secs(60), |s| s.0),
+            controller: options.controller.unwrap_or(local(9750)),
+            agent_address,
+            agent_advertise: options.agent_advertise.unwrap_or(agent_address),
+            nvme_address,
+            nvme_advertise: options.nvme_advertise.unwrap_or(nvme_address),
+            csi_socket: options
+                .csi_socket
+                .unwrap_or_else(|| Path::new("/run/drover").join(default_socket)),
+            driver_name: options.driver_name.unwrap_or_else(|| "drover.io".into()),
+            kubelet_registry: options.kubelet_registry,
+            metrics_address: options.metrics_address.unwrap_or(local(default_metrics)),
+            progress_window: options.progress_window.map_or(Duration::from_secs(30), |s| s.0),
+        };
+        config.check(role)?;
+        Ok(config)
+    }
+
+    fn check(&self, role: Role) -> Result<(), ConfigError> {
+        let refuse = |key, value: String, rule| Err(ConfigError::Value { key, value, rule });
+        if self.pool_overcommit_percent < 100 {
+            let value = self.pool_overcommit_percent.to_string();
+            return refuse("pool-overcommit", value, "at least 100 (per cent): less would leave room unused");
+        }
+        if self.pool_lock_wait > Duration::from_secs(3600) {
+            return refuse("pool-lock-wait", format!("{:?}", self.pool_lock_wait), "at most 1h");
+        }
+        if self.progress_window < Duration::from_secs(1) {
+            return refuse("progress-window", format!("{:?}", self.progress_window), "at least 1s");
+        }
+        let driver_is_sound = !self.driver_name.is_empty()
+            && self.driver_name.len() <= 63
+            && self.driver_name.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '.'))
+            && self.driver_name.starts_with(|c: char| c.is_ascii_alphanumeric())
+            && self.driver_name.ends_with(|c: char| c.is_ascii_alphanumeric());
+        if !driver_is_sound {
+            let rule = "1 to 63 letters, digits, - and ., beginning and ending with a letter or digit (CSI GetPluginInfo)";
+            return refuse("driver-name", self.driver_name.clone(), rule);
+        }
+        if role == Role::Controller {
+            return Ok(());
+        }
+        for (key, address) in
+            [("agent-advertise", self.agent_advertise), ("nvme-advertise", self.nvme_advertise)]
+        {
+            if address.ip().is_unspecified() || address.port() == 0 {
+                let rule = "an address and port that other nodes can connect to; 0.0.0.0 and port 0 are none";
+                return refuse(key, address.to_string(), rule);
+            }
+        }
+        if role == Role::Standalone && self.pool.is_none() {
+            return Err(ConfigError::Missing { key: "pool", variable: "DROVER_POOL" });
+        }
+        Ok(())
+    }
+}
+
+fn node_name(given: Option<String>) -> Result<NodeId, ConfigError> {
+    let name = match given {
+        Some(name) => name,
+        None => nix::unistd::gethostname()
+            .map(|name| name.to_string_lossy().to_lowercase())
+            .unwrap_or_default(),
+    };
+    name.parse().map_err(|_| ConfigError::Value {
+        key: "node",
+        value: name,
+        rule: "1 to 253 of a-z, 0-9, - and ., beginning and ending with a letter or digit (RFC 1123)",
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<Options, ConfigError> {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), text).unwrap();
+        Options::read(file.path())
+    }
+
+    fn agent(options: Options) -> Result<Config, ConfigError> {
+        Config::resolve(Options { node: Some("n".into()), ..options }, Role::Agent)
+    }
+
+    #[test]
+    fn an_unknown_key_is_refused_by_name() {
+        let error = parse("pol = \"/x\"").unwrap_err().to_string();
+        assert!(error.contains("pol"), "{error}");
+    }
+
+    #[test]
+    fn a_nonsensical_value_is_refused_by_its_key() {
+        let cases = [
+            ("pool-overcommit = 50", "pool-overcommit"),
+            ("progress-window = \"10ms\"", "progress-window"),
+            ("driver-name = \"-x\"", "driver-name"),
+            ("nvme-address = \"0.0.0.0:4420\"", "nvme-advertise"),
+            ("pool-lock-wait = \"2h\"", "pool-lock-wait"),
+        ];
+        for (text, key) in cases {
+            let error = agent(parse(text).unwrap()).unwrap_err().to_string();
+            assert!(error.starts_with(key), "{text}: {error}");
+        }
+        for (text, word) in [("controller = \"here\"", "controller"), ("progress-window = 3", "progress-window")] {
+            let error = parse(text).unwrap_err().to_string();
+            assert!(error.contains(word), "{text}: {error}");
+        }
+        let error = Config::resolve(Options { node: Some("A B".into()), ..Options::default() }, Role::Agent);
+        assert!(error.unwrap_err().to_string().starts_with("node"));
+    }
+
+    #[test]
+    fn flags_win_over_the_file() {
+        let file = parse("node = \"file\"\npool = \"/pool\"").unwrap();
+        let flags = Options { node: Some("flag".into()), ..Options::default() };
+        let config = Config::resolve(flags.over(file), Role::Standalone).unwrap();
+        assert_eq!(config.node.as_str(), "flag");
+        assert_eq!(config.pool.as_deref(), Some(Path::new("/pool")));
+        assert_eq!(config.nvme_advertise.port(), 4420);
+    }
+
+    #[test]
+    fn standalone_needs_a_pool() {
+        let options = Options { node: Some("n".into()), ..Options::default() };
+        let error = Config::resolve(options, Role::Standalone).unwrap_err().to_string();
+        assert!(error.contains("DROVER_POOL"), "{error}");
+    }
+}

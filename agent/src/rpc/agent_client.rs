@@ -1,0 +1,197 @@
+//! An agent as the controller reaches it: the ports [`Home`] and [`Node`] over gRPC.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Request, Status};
+
+use super::convert::{Malformed, span_message};
+use super::pb::home_client::HomeClient;
+use super::pb::node_client::NodeClient;
+use super::{pb, refusal};
+use crate::attach::ports::{
+    Capacity, Content, ExportRequest, Exported, FenceRequest, Home, HomeError, Node, NodeAnswer,
+    Ports, Settlement, SnapshotInfo,
+};
+use crate::ids::{Bytes, Epoch, NodeId, SnapshotId, TicketId, VolumeId};
+
+/// A connection has to be there within this.
+const CONNECT: Duration = Duration::from_secs(1);
+/// A call about one record or gate has to be answered within this.
+const CALL: Duration = Duration::from_secs(5);
+/// A call that clones or syncs a whole volume has to be answered within this.
+const COPY: Duration = Duration::from_secs(60);
+
+/// A connection to `address` that is made when it is first used, and again when it broke.
+pub fn channel(address: SocketAddr) -> Channel {
+    let endpoint = Endpoint::from_shared(format!("http://{address}"));
+    endpoint
+        .expect("a socket address makes a valid URI")
+        .connect_timeout(CONNECT)
+        .tcp_nodelay(true)
+        .connect_lazy()
+}
+
+/// `message` with a deadline that both sides keep.
+pub fn within<T>(deadline: Duration, message: T) -> Request<T> {
+    let mut request = Request::new(message);
+    request.set_timeout(deadline);
+    request
+}
+
+/// One agent.
+pub struct AgentClient {
+    node: NodeId,
+    address: SocketAddr,
+    channel: Channel,
+}
+
+impl AgentClient {
+    /// The agent of `node`, which listens at `address`.
+    pub fn new(node: NodeId, address: SocketAddr) -> Self {
+        Self { node, address, channel: channel(address) }
+    }
+
+    /// Its Home service, for what is no port: backups.
+    pub fn home(&self) -> HomeClient<Channel> {
+        HomeClient::new(self.channel.clone())
+    }
+
+    fn workload(&self) -> NodeClient<Channel> {
+        NodeClient::new(self.channel.clone())
+    }
+
+    fn refused(&self, status: &Status) -> HomeError {
+        refusal::home_error(&self.node, status)
+    }
+
+    fn garbled(&self, malformed: &Malformed) -> HomeError {
+        HomeError::Failed(format!("home {} answered with a malformed message: {malformed}", self.node))
+    }
+}
+
+#[async_trait]
+impl Home for AgentClient {
+    async fn create(&self, volume: &VolumeId, size: Bytes, content: &Content) -> Result<(), HomeError> {
+        let content = Some(content.into());
+        let request = pb::CreateRequest { volume: volume.to_string(), size: size.0, content };
+        let answer = self.home().create(within(COPY, request)).await;
+        answer.map(drop).map_err(|status| self.refused(&status))
+    }
+
+    async fn delete(&self, volume: &VolumeId) -> Result<(), HomeError> {
+        let request = pb::VolumeName { volume: volume.to_string() };
+        let answer = self.home().delete(within(COPY, request)).await;
+        answer.map(drop).map_err(|status| self.refused(&status))
+    }
+
+    async fn expand(&self, volume: &VolumeId, size: Bytes) -> Result<Bytes, HomeError> {
+        let request = pb::ExpandRequest { volume: volume.to_string(), size: size.0 };
+        let answer = self.home().expand(within(CALL, request)).await;
+        answer.map(|a| Bytes(a.into_inner().size)).map_err(|status| self.refused(&status))
+    }
+
+    async fn snapshot(&self, volume: &VolumeId, snapshot: &SnapshotId) -> Result<SnapshotInfo, HomeError> {
+        let (volume, snapshot) = (volume.to_string(), snapshot.to_string());
+        let request = within(COPY, pb::SnapshotRequest { volume, snapshot });
+        let answer = self.home().snapshot(request).await.map_err(|status| self.refused(&status))?;
+        answer.into_inner().try_into().map_err(|malformed| self.garbled(&malformed))
+    }
+
+    async fn delete_snapshot(&self, snapshot: &SnapshotId) -> Result<(), HomeError> {
+        let request = pb::SnapshotName { snapshot: snapshot.to_string() };
+        let answer = self.home().delete_snapshot(within(COPY, request)).await;
+        answer.map(drop).map_err(|status| self.refused(&status))
+    }
+
+    async fn capacity(&self) -> Result<Capacity, HomeError> {
+        let answer = self.home().get_capacity(within(CALL, pb::Nothing {})).await;
+        let answer = answer.map_err(|status| self.refused(&status))?.into_inner();
+        Ok(Capacity { available: Bytes(answer.available), total: Bytes(answer.total) })
+    }
+
+    async fn export(&self, request: &ExportRequest) -> Result<Exported, HomeError> {
+        let answer = self.home().export(within(CALL, request.into())).await;
+        let answer = answer.map_err(|status| self.refused(&status))?.into_inner();
+        answer.try_into().map_err(|malformed| self.garbled(&malformed))
+    }
+
+    async fn fence(&self, request: &FenceRequest) -> Result<Settlement, HomeError> {
+        let answer = self.home().fence(within(CALL, request.into())).await;
+        let answer = answer.map_err(|status| self.refused(&status))?.into_inner();
+        answer.try_into().map_err(|malformed| self.garbled(&malformed))
+    }
+}
+
+#[async_trait]
+impl Node for AgentClient {
+    async fn release(&self, volume: &VolumeId, epoch: Epoch) -> NodeAnswer {
+        let request = pb::ReleaseRequest { volume: volume.to_string(), epoch: epoch.0 };
+        match self.workload().release(within(CALL, request)).await {
+            Ok(answer) if answer.get_ref().clean => NodeAnswer::Clean,
+            Ok(answer) => NodeAnswer::Held(answer.into_inner().held_by),
+            Err(status) => NodeAnswer::Silent(format!(
+                "agent of {} at {}: {}: {}",
+                self.node,
+                self.address,
+                status.code(),
+                status.message()
+            )),
+        }
+    }
+
+    async fn interrupt(&self, volume: &VolumeId, ticket: &TicketId, grace: Duration) -> bool {
+        let request = pb::InterruptRequest {
+            volume: volume.to_string(),
+            ticket: ticket.to_string(),
+            grace: Some(span_message(grace)),
+        };
+        let answer = self.workload().interrupt(within(grace + CALL, request)).await;
+        answer.is_ok_and(|answer| answer.into_inner().stopped)
+    }
+}
+
+/// The agents that have registered, by node. Addresses are learned from
+/// registrations only; nothing is remembered over a restart.
+#[derive(Default)]
+pub struct Directory {
+    agents: RwLock<HashMap<NodeId, Arc<AgentClient>>>,
+}
+
+impl Directory {
+    /// Notes where the agent of `node` listens now.
+    pub fn learn(&self, node: &NodeId, address: SocketAddr) {
+        if self.agent(node).is_some_and(|agent| agent.address == address) {
+            return;
+        }
+        let agent = Arc::new(AgentClient::new(node.clone(), address));
+        let mut agents = self.agents.write().unwrap_or_else(PoisonError::into_inner);
+        agents.insert(node.clone(), agent);
+    }
+
+    /// The agent of `node`, if it has registered.
+    pub fn agent(&self, node: &NodeId) -> Option<Arc<AgentClient>> {
+        self.agents.read().unwrap_or_else(PoisonError::into_inner).get(node).cloned()
+    }
+
+    /// Every agent that has registered.
+    pub fn agents(&self) -> Vec<(NodeId, Arc<AgentClient>)> {
+        let agents = self.agents.read().unwrap_or_else(PoisonError::into_inner);
+        agents.iter().map(|(node, agent)| (node.clone(), Arc::clone(agent))).collect()
+    }
+}
+
+impl Ports for Directory {
+    fn home(&self, node: &NodeId) -> Option<Arc<dyn Home>> {
+        self.agent(node).map(|agent| agent as Arc<dyn Home>)
+    }
+
+    fn node(&self, node: &NodeId) -> Option<Arc<dyn Node>> {
+        self.agent(node).map(|agent| agent as Arc<dyn Node>)
+    }
+}
+

@@ -1,0 +1,115 @@
+//! The controller as agents and the command line reach it: the port
+//! [`Control`] over gRPC, and what agents tell it of themselves.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tonic::transport::Channel;
+
+use super::agent_client::{channel, within};
+use super::convert::span_message;
+use super::pb::controller_client::ControllerClient as Generated;
+use super::{pb, refusal};
+use crate::attach::ports::{Attachment, Control, ControlError, Note};
+use crate::attach::record::{Registration, Ticket};
+use crate::ids::{NodeId, TicketId, VolumeId};
+
+/// A call has to be answered within this.
+const CALL: Duration = Duration::from_secs(5);
+
+/// The controller.
+#[derive(Clone)]
+pub struct ControllerClient {
+    generated: Generated<Channel>,
+}
+
+impl ControllerClient {
+    /// The controller that listens at `address`.
+    pub fn new(address: SocketAddr) -> Self {
+        Self { generated: Generated::new(channel(address)) }
+    }
+
+    /// The whole service, for the command line.
+    pub fn service(&self) -> Generated<Channel> {
+        self.generated.clone()
+    }
+
+    /// Says that a node is there.
+    ///
+    /// # Errors
+    /// When the controller does not answer or refuses.
+    pub async fn register(&self, registration: &Registration) -> Result<(), ControlError> {
+        let answer = self.service().register(within(CALL, registration.into())).await;
+        answer.map(drop).map_err(|status| refusal::control_error(&status))
+    }
+
+    /// Takes a ticket.
+    ///
+    /// # Errors
+    /// When the controller does not answer or refuses.
+    pub async fn take_ticket(&self, volume: &VolumeId, ticket: &Ticket) -> Result<(), ControlError> {
+        let request =
+            pb::TicketRequest { volume: volume.to_string(), ticket: Some(ticket.into()) };
+        let answer = self.service().take_ticket(within(CALL, request)).await;
+        answer.map(drop).map_err(|status| refusal::control_error(&status))
+    }
+
+    /// Renews a ticket's lease, from now.
+    ///
+    /// # Errors
+    /// When the controller does not answer or refuses.
+    pub async fn renew_ticket(
+        &self,
+        volume: &VolumeId,
+        ticket: &TicketId,
+        lease: Duration,
+    ) -> Result<(), ControlError> {
+        let request = pb::RenewTicketRequest {
+            volume: volume.to_string(),
+            ticket: ticket.to_string(),
+            lease: Some(span_message(lease)),
+        };
+        let answer = self.service().renew_ticket(within(CALL, request)).await;
+        answer.map(drop).map_err(|status| refusal::control_error(&status))
+    }
+
+    /// Ends a ticket.
+    ///
+    /// # Errors
+    /// When the controller does not answer.
+    pub async fn end_ticket(
+        &self,
+        volume: &VolumeId,
+        ticket: &TicketId,
+        why: &str,
+    ) -> Result<(), ControlError> {
+        let request = pb::EndTicketRequest {
+            volume: volume.to_string(),
+            ticket: ticket.to_string(),
+            why: why.into(),
+        };
+        let answer = self.service().end_ticket(within(CALL, request)).await;
+        answer.map(drop).map_err(|status| refusal::control_error(&status))
+    }
+}
+
+#[async_trait]
+impl Control for ControllerClient {
+    async fn attachment(&self, volume: &VolumeId, node: &NodeId) -> Result<Attachment, ControlError> {
+        let request =
+            pb::AttachmentRequest { volume: volume.to_string(), node: node.to_string() };
+        let answer = self.service().get_attachment(within(CALL, request)).await;
+        let answer = answer.map_err(|status| refusal::control_error(&status))?.into_inner();
+        answer.try_into().map_err(|malformed| {
+            ControlError::Failed(format!("the controller answered with a malformed message: {malformed}"))
+        })
+    }
+
+    async fn note(&self, note: Note) {
+        let text = note.text.clone();
+        if let Err(status) = self.service().add_note(within(CALL, (&note).into())).await {
+            tracing::warn!(%status, %text, "a line of the journal was not taken by the controller");
+        }
+    }
+}

@@ -1,0 +1,540 @@
+//! Messages to types and back. A message that does not convert is refused
+//! with its field's name.
+
+use std::fmt::Display;
+use std::str::FromStr;
+use std::time::{Duration, SystemTime};
+
+use tonic::Status;
+
+use super::pb;
+use crate::attach::ports::{
+    Attachment, Content, ExportRequest, Exported, FenceRequest, Holder, HostIdentity, Judgement,
+    Note, Protocol, SettledBy, Settlement, SnapshotInfo, Target, Verdict,
+};
+use crate::attach::record::{
+    NodeRecord, Registration, SnapshotRecord, Ticket, TicketKind, VolumeView,
+};
+use crate::ids::{Bytes, Epoch};
+
+/// A field that does not hold what it must.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("field {field}: {why}")]
+pub struct Malformed {
+    field: &'static str,
+    why: String,
+}
+
+impl From<Malformed> for Status {
+    fn from(malformed: Malformed) -> Self {
+        Self::invalid_argument(malformed.to_string())
+    }
+}
+
+/// Reads a text field as `T`.
+///
+/// # Errors
+/// When the text is no `T`, with the field's name.
+pub fn text<T: FromStr<Err: Display>>(field: &'static str, value: &str) -> Result<T, Malformed> {
+    value.parse().map_err(|e: T::Err| Malformed { field, why: e.to_string() })
+}
+
+/// Reads a text field as `T`, or none when it is empty.
+///
+/// # Errors
+/// When the text is no `T`, with the field's name.
+pub fn optional<T: FromStr<Err: Display>>(
+    field: &'static str,
+    value: &str,
+) -> Result<Option<T>, Malformed> {
+    if value.is_empty() { Ok(None) } else { text(field, value).map(Some) }
+}
+
+/// Reads a message that must be set.
+///
+/// # Errors
+/// When it is not set, with the field's name.
+pub fn set<T>(field: &'static str, value: Option<T>) -> Result<T, Malformed> {
+    value.ok_or_else(|| Malformed { field, why: "is not set".into() })
+}
+
+/// Reads a length of time that must be set and not negative.
+///
+/// # Errors
+/// When it is not, with the field's name.
+pub fn span(field: &'static str, value: Option<prost_types::Duration>) -> Result<Duration, Malformed> {
+    let value = set(field, value)?;
+    value.try_into().map_err(|_| Malformed { field, why: "is negative or too long".into() })
+}
+
+/// Writes a length of time.
+pub fn span_message(value: Duration) -> prost_types::Duration {
+    let nanos = i32::try_from(value.subsec_nanos()).unwrap_or(0);
+    prost_types::Duration { seconds: i64::try_from(value.as_secs()).unwrap_or(i64::MAX), nanos }
+}
+
+/// Reads a moment.
+///
+/// # Errors
+/// When it is out of the clock's range, with the field's name.
+pub fn moment(
+    field: &'static str,
+    value: Option<prost_types::Timestamp>,
+) -> Result<SystemTime, Malformed> {
+    let value = set(field, value)?;
+    value.try_into().map_err(|_| Malformed { field, why: "is out of range".into() })
+}
+
+impl From<&HostIdentity> for pb::Host {
+    fn from(host: &HostIdentity) -> Self {
+        Self { nqn: host.nqn.clone(), id: host.id.to_string() }
+    }
+}
+
+impl TryFrom<pb::Host> for HostIdentity {
+    type Error = Malformed;
+    fn try_from(host: pb::Host) -> Result<Self, Malformed> {
+        if !host.nqn.starts_with("nqn.") || host.nqn.len() > 223 {
+            let why = format!("{:?} is no NVMe qualified name", host.nqn);
+            return Err(Malformed { field: "host.nqn", why });
+        }
+        Ok(Self { id: text("host.id", &host.id)?, nqn: host.nqn })
+    }
+}
+
+impl From<&Content> for pb::Content {
+    fn from(content: &Content) -> Self {
+        use pb::content::Source;
+        let source = match content {
+            Content::Empty => None,
+            Content::Snapshot(id) => Some(Source::Snapshot(id.to_string())),
+            Content::Volume(id) => Some(Source::Volume(id.to_string())),
+        };
+        Self { source }
+    }
+}
+
+impl TryFrom<Option<pb::Content>> for Content {
+    type Error = Malformed;
+    fn try_from(content: Option<pb::Content>) -> Result<Self, Malformed> {
+        use pb::content::Source;
+        Ok(match content.and_then(|c| c.source) {
+            None => Self::Empty,
+            Some(Source::Snapshot(id)) => Self::Snapshot(text("content.snapshot", &id)?),
+            Some(Source::Volume(id)) => Self::Volume(text("content.volume", &id)?),
+        })
+    }
+}
+
+/// A protocol's name in messages, parameters and on the command line.
+pub fn protocol_name(protocol: Protocol) -> &'static str {
+    match protocol {
+        Protocol::NvmeTcp => "nvme-tcp",
+    }
+}
+
+/// Reads a protocol's name; empty means NVMe/TCP.
+///
+/// # Errors
+/// When there is no such protocol.
+pub fn protocol(field: &'static str, name: &str) -> Result<Protocol, Malformed> {
+    match name {
+        "" | "nvme-tcp" => Ok(Protocol::NvmeTcp),
+        other => {
+            let why = format!("{other:?} is no protocol that drover serves; nvme-tcp is");
+            Err(Malformed { field, why })
+        }
+    }
+}
+
+impl From<&ExportRequest> for pb::ExportRequest {
+    fn from(request: &ExportRequest) -> Self {
+        Self {
+            volume: request.volume.to_string(),
+            epoch: request.epoch.0,
+            node: request.node.to_string(),
+            host: Some((&request.host).into()),
+            read_only: request.read_only,
+        }
+    }
+}
+
+impl TryFrom<pb::ExportRequest> for ExportRequest {
+    type Error = Malformed;
+    fn try_from(request: pb::ExportRequest) -> Result<Self, Malformed> {
+        Ok(Self {
+            volume: text("volume", &request.volume)?,
+            epoch: Epoch(request.epoch),
+            node: text("node", &request.node)?,
+            host: set("host", request.host)?.try_into()?,
+            read_only: request.read_only,
+        })
+    }
+}
+
+impl From<&Exported> for pb::ExportAnswer {
+    fn from(exported: &Exported) -> Self {
+        Self {
+            epoch: exported.epoch.0,
+            subsystem_nqn: exported.target.subsystem.clone(),
+            namespace_uuid: exported.target.namespace.to_string(),
+            address: exported.target.address.to_string(),
+            ever_written: exported.ever_written,
+        }
+    }
+}
+
+impl TryFrom<pb::ExportAnswer> for Exported {
+    type Error = Malformed;
+    fn try_from(answer: pb::ExportAnswer) -> Result<Self, Malformed> {
+        Ok(Self {
+            epoch: Epoch(answer.epoch),
+            target: Target {
+                subsystem: answer.subsystem_nqn,
+                namespace: text("namespace_uuid", &answer.namespace_uuid)?,
+                address: text("address", &answer.address)?,
+            },
+            ever_written: answer.ever_written,
+        })
+    }
+}
+
+impl From<&FenceRequest> for pb::FenceRequest {
+    fn from(request: &FenceRequest) -> Self {
+        Self {
+            volume: request.volume.to_string(),
+            epoch: request.epoch.0,
+            granted: request.granted,
+        }
+    }
+}
+
+impl TryFrom<pb::FenceRequest> for FenceRequest {
+    type Error = Malformed;
+    fn try_from(request: pb::FenceRequest) -> Result<Self, Malformed> {
+        Ok(Self {
+            volume: text("volume", &request.volume)?,
+            epoch: Epoch(request.epoch),
+            granted: request.granted,
+        })
+    }
+}
+
+impl From<&Settlement> for pb::FenceAnswer {
+    fn from(settlement: &Settlement) -> Self {
+        use pb::fence_answer::SettledBy as Wire;
+        let settled_by = match settlement.settled_by {
+            SettledBy::NothingOpen => Wire::NothingOpen,
+            SettledBy::Drained => Wire::Drained,
+            SettledBy::ExitBarrier => Wire::ExitBarrier,
+        };
+        Self {
+            volume: settlement.volume.to_string(),
+            epoch: settlement.epoch.0,
+            node: settlement.node.as_ref().map(ToString::to_string).unwrap_or_default(),
+            sessions_ended: settlement.sessions_ended,
+            inside_at_close: settlement.inside_at_close,
+            settled_by: settled_by.into(),
+            settle_time: Some(span_message(settlement.settle_time)),
+            late_refused: settlement.late_refused,
+            last_write: settlement.last_write.map(Into::into),
+        }
+    }
+}
+
+impl TryFrom<pb::FenceAnswer> for Settlement {
+    type Error = Malformed;
+    fn try_from(answer: pb::FenceAnswer) -> Result<Self, Malformed> {
+        use pb::fence_answer::SettledBy as Wire;
+        let settled_by = match Wire::try_from(answer.settled_by) {
+            Ok(Wire::NothingOpen) => SettledBy::NothingOpen,
+            Ok(Wire::Drained) => SettledBy::Drained,
+            Ok(Wire::ExitBarrier) => SettledBy::ExitBarrier,
+            Err(unknown) => {
+                return Err(Malformed { field: "settled_by", why: unknown.to_string() });
+            }
+        };
+        Ok(Self {
+            volume: text("volume", &answer.volume)?,
+            epoch: Epoch(answer.epoch),
+            node: optional("node", &answer.node)?,
+            sessions_ended: answer.sessions_ended,
+            inside_at_close: answer.inside_at_close,
+            settled_by,
+            settle_time: span("settle_time", answer.settle_time)?,
+            late_refused: answer.late_refused,
+            last_write: answer.last_write.map(|t| moment("last_write", Some(t))).transpose()?,
+        })
+    }
+}
+
+impl From<&SnapshotInfo> for pb::SnapshotAnswer {
+    fn from(info: &SnapshotInfo) -> Self {
+        Self {
+            snapshot: info.id.to_string(),
+            volume: info.volume.to_string(),
+            size: info.size.0,
+            taken: Some(info.taken.into()),
+            ready: true,
+            ..Self::default()
+        }
+    }
+}
+
+impl TryFrom<pb::SnapshotAnswer> for SnapshotInfo {
+    type Error = Malformed;
+    fn try_from(answer: pb::SnapshotAnswer) -> Result<Self, Malformed> {
+        Ok(Self {
+            id: text("snapshot", &answer.snapshot)?,
+            volume: text("volume", &answer.volume)?,
+            size: Bytes(answer.size),
+            taken: moment("taken", answer.taken)?,
+        })
+    }
+}
+
+impl From<&SnapshotRecord> for pb::SnapshotAnswer {
+    fn from(record: &SnapshotRecord) -> Self {
+        Self {
+            name: record.name.clone(),
+            home: record.home.to_string(),
+            ready: record.ready,
+            ..(&record.info).into()
+        }
+    }
+}
+
+impl From<&Attachment> for pb::AttachmentAnswer {
+    fn from(attachment: &Attachment) -> Self {
+        Self {
+            volume: attachment.volume.to_string(),
+            size: attachment.size.0,
+            export: Some((&attachment.exported).into()),
+            read_only: attachment.read_only,
+            busy_deadline: Some(span_message(attachment.busy_deadline)),
+        }
+    }
+}
+
+impl TryFrom<pb::AttachmentAnswer> for Attachment {
+    type Error = Malformed;
+    fn try_from(answer: pb::AttachmentAnswer) -> Result<Self, Malformed> {
+        Ok(Self {
+            volume: text("volume", &answer.volume)?,
+            size: Bytes(answer.size),
+            exported: set("export", answer.export)?.try_into()?,
+            read_only: answer.read_only,
+            busy_deadline: span("busy_deadline", answer.busy_deadline)?,
+        })
+    }
+}
+
+impl From<&Note> for pb::Note {
+    fn from(note: &Note) -> Self {
+        Self {
+            time: Some(note.time.into()),
+            volume: note.volume.as_ref().map(ToString::to_string).unwrap_or_default(),
+            node: note.node.as_ref().map(ToString::to_string).unwrap_or_default(),
+            kind: note.kind.clone(),
+            text: note.text.clone(),
+            detail: note.detail.to_string(),
+        }
+    }
+}
+
+impl TryFrom<pb::Note> for Note {
+    type Error = Malformed;
+    fn try_from(note: pb::Note) -> Result<Self, Malformed> {
+        Ok(Self {
+            time: moment("time", note.time)?,
+            volume: optional("volume", &note.volume)?,
+            node: optional("node", &note.node)?,
+            kind: note.kind,
+            text: note.text,
+            detail: optional("detail", &note.detail)?.unwrap_or_default(),
+        })
+    }
+}
+
+impl From<&Registration> for pb::RegisterRequest {
+    fn from(registration: &Registration) -> Self {
+        let attached = registration.attached.iter();
+        Self {
+            node: registration.node.to_string(),
+            incarnation: registration.incarnation.clone(),
+            host: Some((&registration.host).into()),
+            agent: registration.agent.to_string(),
+            has_pool: registration.has_pool,
+            attached: attached
+                .map(|(volume, epoch)| pb::VolumeEpoch { volume: volume.to_string(), epoch: epoch.0 })
+                .collect(),
+        }
+    }
+}
+
+impl TryFrom<pb::RegisterRequest> for Registration {
+    type Error = Malformed;
+    fn try_from(request: pb::RegisterRequest) -> Result<Self, Malformed> {
+        if request.incarnation.is_empty() {
+            return Err(Malformed { field: "incarnation", why: "is empty".into() });
+        }
+        let attached = request.attached.iter();
+        Ok(Self {
+            node: text("node", &request.node)?,
+            incarnation: request.incarnation,
+            host: set("host", request.host)?.try_into()?,
+            agent: text("agent", &request.agent)?,
+            has_pool: request.has_pool,
+            attached: attached
+                .map(|a| Ok((text("attached.volume", &a.volume)?, Epoch(a.epoch))))
+                .collect::<Result<_, Malformed>>()?,
+        })
+    }
+}
+
+fn ticket_kind(kind: TicketKind) -> &'static str {
+    match kind {
+        TicketKind::Workload => "workload",
+        TicketKind::Backup => "backup",
+        TicketKind::Restore => "restore",
+        TicketKind::Maintenance => "maintenance",
+    }
+}
+
+impl From<&Ticket> for pb::Ticket {
+    fn from(ticket: &Ticket) -> Self {
+        let left = |end: SystemTime| end.duration_since(SystemTime::now()).unwrap_or_default();
+        Self {
+            ticket: ticket.id.to_string(),
+            kind: ticket_kind(ticket.kind).into(),
+            node: ticket.node.to_string(),
+            owner: ticket.owner.clone(),
+            interruptible: ticket.interruptible,
+            home_side: ticket.home_side,
+            lease: ticket.lease_ends.map(|end| span_message(left(end))),
+        }
+    }
+}
+
+impl TryFrom<pb::Ticket> for Ticket {
+    type Error = Malformed;
+    fn try_from(ticket: pb::Ticket) -> Result<Self, Malformed> {
+        let kinds = [
+            TicketKind::Workload,
+            TicketKind::Backup,
+            TicketKind::Restore,
+            TicketKind::Maintenance,
+        ];
+        let kind = kinds.into_iter().find(|kind| ticket_kind(*kind) == ticket.kind);
+        let lease = ticket.lease.map(|lease| span("lease", Some(lease))).transpose()?;
+        Ok(Self {
+            id: text("ticket", &ticket.ticket)?,
+            kind: kind.ok_or_else(|| Malformed {
+                field: "kind",
+                why: format!("{:?} is none of workload, backup, restore, maintenance", ticket.kind),
+            })?,
+            node: text("node", &ticket.node)?,
+            owner: ticket.owner,
+            interruptible: ticket.interruptible,
+            home_side: ticket.home_side,
+            lease_ends: lease.map(|lease| SystemTime::now() + lease),
+        })
+    }
+}
+
+impl From<&VolumeView> for pb::Volume {
+    fn from(view: &VolumeView) -> Self {
+        Self {
+            volume: view.spec.id.to_string(),
+            name: view.spec.name.clone(),
+            size: view.spec.size.0,
+            home: view.spec.home.to_string(),
+            epoch: view.epoch.0,
+            protocol: protocol_name(view.spec.protocol).into(),
+            tickets: view.tickets.iter().map(Into::into).collect(),
+        }
+    }
+}
+
+impl From<&NodeRecord> for pb::NodeView {
+    fn from(record: &NodeRecord) -> Self {
+        Self {
+            node: record.node.to_string(),
+            incarnation: record.incarnation.clone(),
+            agent: record.agent.to_string(),
+            has_pool: record.has_pool,
+            seen: Some(record.seen.into()),
+            lost: record.lost.is_some(),
+        }
+    }
+}
+
+/// A verdict's name, as its JSON form has it.
+pub fn verdict_name(verdict: Verdict) -> &'static str {
+    match verdict {
+        Verdict::Live => "live",
+        Verdict::BackupRunning => "backup-running",
+        Verdict::BackupStale => "backup-stale",
+        Verdict::Quiet => "quiet",
+        Verdict::Unknown => "unknown",
+    }
+}
+
+impl From<&Holder> for pb::Holder {
+    fn from(holder: &Holder) -> Self {
+        Self {
+            pid: holder.pid,
+            name: holder.name.clone(),
+            cgroup: holder.cgroup.clone(),
+            writable: holder.writable,
+            registered: holder.registered,
+            last_read_ms: holder.last_read_ms,
+            last_write_ms: holder.last_write_ms,
+            read_bytes: holder.read_bytes,
+            written_bytes: holder.written_bytes,
+        }
+    }
+}
+
+/// A judgement about the disk named `disk`.
+pub fn judgement_message(judgement: &Judgement, disk: &str) -> pb::JudgeAnswer {
+    pb::JudgeAnswer {
+        verdict: verdict_name(judgement.verdict).into(),
+        reason: judgement.reason.clone(),
+        holders: judgement.holders.iter().map(Into::into).collect(),
+        disk: disk.into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_settlement_comes_back_as_itself() {
+        let settlement = Settlement {
+            volume: "vol-1".parse().unwrap(),
+            epoch: Epoch(4),
+            node: Some("a".parse().unwrap()),
+            sessions_ended: 3,
+            inside_at_close: 32,
+            settled_by: SettledBy::Drained,
+            settle_time: Duration::from_micros(1234),
+            late_refused: 5,
+            last_write: Some(SystemTime::UNIX_EPOCH + Duration::from_secs(9)),
+        };
+        let back = Settlement::try_from(pb::FenceAnswer::from(&settlement)).unwrap();
+        assert_eq!(back, settlement);
+    }
+
+    #[test]
+    fn a_bad_field_is_named() {
+        let request = pb::ExportRequest { volume: "../x".into(), ..Default::default() };
+        let error = ExportRequest::try_from(request).unwrap_err().to_string();
+        assert!(error.contains("volume") && error.contains("../x"), "{error}");
+        let error = protocol("protocol", "fibre").unwrap_err().to_string();
+        assert!(error.contains("fibre") && error.contains("nvme-tcp"), "{error}");
+        let request = pb::RegisterRequest { incarnation: "x".into(), node: "a".into(), ..Default::default() };
+        assert!(Registration::try_from(request).unwrap_err().to_string().contains("host"));
+    }
+}

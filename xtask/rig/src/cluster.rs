@@ -1,0 +1,363 @@
+//! drover's processes on one kernel: a controller, and agents with host
+//! identities of their own; the volumes live on agent a, on XFS in a loop device.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File, OpenOptions};
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, anyhow, bail, ensure};
+
+use crate::Place;
+use crate::csi;
+
+/// A process of drover's is ready within this, emulated kernels included.
+const READY: Duration = Duration::from_secs(90);
+/// The node whose pool holds every volume.
+pub const HOME: &str = "a";
+/// The password of the rig's repositories.
+pub const PASSWORD: &str = "rig";
+
+/// A running drover.
+pub struct Cluster {
+    place: Place,
+    controller: Option<Child>,
+    agents: BTreeMap<&'static str, Option<Child>>,
+}
+
+/// A folder in which something is mounted until it is dropped.
+fn mount_pool(scratch: &Path) -> anyhow::Result<()> {
+    let (image, pool) = (scratch.join("pool.img"), scratch.join("pool"));
+    fs::create_dir_all(&pool)?;
+    File::create(&image)?.set_len(1536 << 20)?;
+    run("mkfs.xfs", ["-q", "-m", "reflink=1"], [&image])?;
+    run("mount", ["-o", "loop"], [&image, &pool])?;
+    Ok(())
+}
+
+/// Runs a tool to its end and returns what it printed.
+///
+/// # Errors
+/// When it cannot be run or fails, with its words.
+pub fn run<const N: usize, const P: usize>(
+    tool: &str,
+    words: [&str; N],
+    paths: [&PathBuf; P],
+) -> anyhow::Result<String> {
+    let output = Command::new(tool)
+        .args(words)
+        .args(paths)
+        .stdin(Stdio::null())
+        .output();
+    checked(tool, output.with_context(|| format!("run {tool}"))?)
+}
+
+fn checked(what: &str, output: Output) -> anyhow::Result<String> {
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    ensure!(
+        output.status.success(),
+        "{what}: {}: {}",
+        output.status,
+        stderr.trim()
+    );
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+impl Cluster {
+    /// Makes the pool and starts a controller and the agents a and b.
+    ///
+    /// # Errors
+    /// When a part does not become ready.
+    pub async fn start(place: &Place) -> anyhow::Result<Self> {
+        fs::create_dir_all(place.scratch.join("logs"))?;
+        mount_pool(&place.scratch)?;
+        fs::write(place.scratch.join("password"), PASSWORD)?;
+        let mut cluster = Self {
+            place: place.clone(),
+            controller: None,
+            agents: BTreeMap::new(),
+        };
+        cluster.start_controller().await?;
+        for node in ["a", "b"] {
+            cluster.start_agent(node).await?;
+        }
+        Ok(cluster)
+    }
+
+    /// Starts the controller and waits until it is ready.
+    ///
+    /// # Errors
+    /// When it does not become ready.
+    pub async fn start_controller(&mut self) -> anyhow::Result<()> {
+        let words = self.controller_words();
+        self.controller = Some(self.spawn("controller", &words)?);
+        self.ready("controller", metrics("controller")).await
+    }
+
+    fn controller_words(&self) -> Vec<String> {
+        let path = |name: &str| self.path(name).to_string_lossy().into_owned();
+        [
+            "controller",
+            "--node",
+            "controller",
+            "--state",
+            &path("controller.redb"),
+        ]
+        .into_iter()
+        .map(String::from)
+        .chain(["--csi-socket".into(), path("controller.sock")])
+        .chain([
+            "--metrics-address".into(),
+            metrics("controller").to_string(),
+        ])
+        .collect()
+    }
+
+    /// Starts an agent and waits until it is ready.
+    ///
+    /// # Errors
+    /// When it does not become ready.
+    pub async fn start_agent(&mut self, node: &'static str) -> anyhow::Result<()> {
+        let child = self.spawn(node, &self.agent_words(node))?;
+        self.agents.insert(node, Some(child));
+        self.ready(node, metrics(node)).await
+    }
+
+    fn agent_words(&self, node: &str) -> Vec<String> {
+        let path = |name: &str| self.path(name).to_string_lossy().into_owned();
+        let mut words: Vec<String> = vec!["agent".into(), "--node".into(), node.into()];
+        words.extend(["--state-dir".into(), path(&format!("state-{node}"))]);
+        words.extend(["--agent-address".into(), agent(node).to_string()]);
+        words.extend(["--csi-socket".into(), path(&format!("{node}.sock"))]);
+        words.extend(["--metrics-address".into(), metrics(node).to_string()]);
+        words.extend(["--progress-window".into(), "3s".into()]);
+        if node == HOME {
+            words.extend(["--pool".into(), path("pool/drover")]);
+        }
+        words
+    }
+
+    fn spawn(&self, name: &str, words: &[String]) -> anyhow::Result<Child> {
+        fs::create_dir_all(self.path("pool/drover"))?;
+        let log = self.path(&format!("logs/{name}.log"));
+        let log = OpenOptions::new().create(true).append(true).open(&log)?;
+        Command::new(&self.place.drover)
+            .args(words)
+            .env("DROVER_LOG", "info,drover=debug")
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .spawn()
+            .with_context(|| format!("start {}", self.place.drover.display()))
+    }
+
+    async fn ready(&mut self, name: &str, address: SocketAddr) -> anyhow::Result<()> {
+        let start = Instant::now();
+        loop {
+            let report = http(address, "/readyz");
+            if report
+                .as_ref()
+                .is_ok_and(|text| text.starts_with("HTTP/1.1 200"))
+            {
+                return Ok(());
+            }
+            let child = match name {
+                "controller" => self.controller.as_mut(),
+                node => self.agents.get_mut(node).and_then(Option::as_mut),
+            };
+            let ended = child
+                .and_then(|child| child.try_wait().transpose())
+                .transpose()?;
+            if let Some(status) = ended {
+                bail!("{name} ended: {status}\n{}", self.log(name));
+            }
+            if start.elapsed() > READY {
+                bail!("{name} is not ready: {report:?}\n{}", self.log(name));
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// Ends the controller as a crash would, by SIGKILL.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn kill_controller(&mut self) -> anyhow::Result<()> {
+        end(self
+            .controller
+            .take()
+            .ok_or_else(|| anyhow!("no controller runs"))?)
+    }
+
+    /// Ends an agent as a crash would, by SIGKILL.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn kill_agent(&mut self, node: &'static str) -> anyhow::Result<()> {
+        let child = self.agents.get_mut(node).and_then(Option::take);
+        end(child.ok_or_else(|| anyhow!("no agent {node} runs"))?)
+    }
+
+    /// The CSI Controller.
+    ///
+    /// # Errors
+    /// When its socket makes no endpoint.
+    pub fn controller(&self) -> anyhow::Result<csi::Controller> {
+        csi::Controller::at(&self.path("controller.sock"))
+    }
+
+    /// The CSI Node of an agent.
+    ///
+    /// # Errors
+    /// When its socket makes no endpoint.
+    pub fn node(&self, node: &str) -> anyhow::Result<csi::Node> {
+        csi::Node::at(&self.path(&format!("{node}.sock")))
+    }
+
+    /// The drover binary.
+    pub fn drover(&self) -> &Path {
+        &self.place.drover
+    }
+
+    /// A path in the scratch folder.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.place.scratch.join(name)
+    }
+
+    /// Where kubelet on `node` would stage a volume.
+    ///
+    /// # Errors
+    /// When its folder cannot be made.
+    pub fn staging(&self, node: &str, volume: &str) -> anyhow::Result<PathBuf> {
+        let path = self.path(&format!("kubelet-{node}/{volume}/globalmount"));
+        fs::create_dir_all(&path)?;
+        Ok(path)
+    }
+
+    /// Where kubelet on `node` would publish a volume to its pod.
+    ///
+    /// # Errors
+    /// When its folder cannot be made.
+    pub fn target(&self, node: &str, volume: &str) -> anyhow::Result<PathBuf> {
+        let folder = self.path(&format!("kubelet-{node}/{volume}"));
+        fs::create_dir_all(&folder)?;
+        Ok(folder.join("mount"))
+    }
+
+    /// Runs a verb of drover's command line and returns what it printed.
+    ///
+    /// # Errors
+    /// When it fails, with its words.
+    pub fn cli<const N: usize>(&self, words: [&str; N]) -> anyhow::Result<String> {
+        let output = Command::new(&self.place.drover)
+            .args(words)
+            .env("RESTIC_PASSWORD", PASSWORD)
+            .env("DROVER_LOG", "warn")
+            .stdin(Stdio::null())
+            .output()
+            .context("run drover")?;
+        checked(&format!("drover {}", words.join(" ")), output)
+    }
+
+    /// Runs stock restic on a repository.
+    ///
+    /// # Errors
+    /// When it fails, with its words.
+    pub fn restic<const N: usize>(
+        &self,
+        repository: &Path,
+        words: [&str; N],
+    ) -> anyhow::Result<String> {
+        let output = Command::new("restic")
+            .arg("--no-cache")
+            .arg("--repo")
+            .arg(repository)
+            .args(words)
+            .env("RESTIC_PASSWORD", PASSWORD)
+            .stdin(Stdio::null())
+            .output()
+            .context("run restic")?;
+        checked(&format!("restic {}", words.join(" ")), output)
+    }
+
+    /// A metric of a process, summed over its labels.
+    ///
+    /// # Errors
+    /// When the process does not answer.
+    pub fn metric(&self, process: &str, name: &str) -> anyhow::Result<f64> {
+        let text = http(metrics(process), "/metrics")?;
+        let lines = text.lines().filter(|line| {
+            line.strip_prefix(name)
+                .is_some_and(|rest| rest.starts_with([' ', '{']))
+        });
+        Ok(lines
+            .filter_map(|line| line.rsplit(' ').next()?.trim().parse::<f64>().ok())
+            .sum())
+    }
+
+    /// The end of a process' log.
+    pub fn log(&self, name: &str) -> String {
+        let text = fs::read_to_string(self.path(&format!("logs/{name}.log"))).unwrap_or_default();
+        let lines: Vec<&str> = text.lines().collect();
+        lines[lines.len().saturating_sub(60)..].join("\n")
+    }
+
+    /// The ends of all logs, for a failure.
+    pub fn logs(&self) -> String {
+        ["controller", "a", "b"]
+            .map(|name| format!("--- {name}\n{}", self.log(name)))
+            .join("\n")
+    }
+}
+
+impl Drop for Cluster {
+    /// Ends every process it started, and takes the pool off. What cannot be
+    /// taken off (a dead device's mount) goes with the VM.
+    fn drop(&mut self) {
+        let agents = std::mem::take(&mut self.agents);
+        let children = agents.into_values().flatten().chain(self.controller.take());
+        for child in children {
+            if let Err(error) = end(child) {
+                eprintln!("rig: {error:#}");
+            }
+        }
+        if let Err(error) = run("umount", ["-l"], [&self.path("pool")]) {
+            eprintln!("rig: {error:#}");
+        }
+    }
+}
+
+fn end(mut child: Child) -> anyhow::Result<()> {
+    child.kill().context("kill")?;
+    child.wait().context("wait for a killed process")?;
+    Ok(())
+}
+
+/// Where an agent listens for the controller.
+pub fn agent(node: &str) -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], if node == HOME { 9761 } else { 9771 }))
+}
+
+fn metrics(process: &str) -> SocketAddr {
+    let port = match process {
+        "controller" => 9753,
+        HOME => 9762,
+        _ => 9772,
+    };
+    SocketAddr::from(([127, 0, 0, 1], port))
+}
+
+fn http(address: SocketAddr, path: &str) -> anyhow::Result<String> {
+    let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(1))?;
+    stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+    write!(
+        stream,
+        "GET {path} HTTP/1.1\r\nHost: drover\r\nConnection: close\r\n\r\n"
+    )?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text)?;
+    Ok(text)
+}

@@ -1,0 +1,257 @@
+//! Regular moves: a volume goes back and forth, with snapshots, growth,
+//! backups and restarts of agents and controller thrown in at random. The data
+//! is checked at every stop.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, anyhow, ensure};
+
+use crate::Place;
+use crate::cluster::Cluster;
+use crate::csi::{Use, v1};
+use crate::flow::{Attached, attach, await_phase, create, detach};
+use crate::roles::{Dice, Playing, checksum};
+use crate::timeline::{Timeline, ms};
+
+const DATA_MIB: u64 = 4;
+const FIRST_MIB: i64 = 320;
+const GROWTH_MIB: i64 = 32;
+
+/// Tells the story.
+///
+/// # Errors
+/// When a move fails, data differs, or a workload met an error.
+pub async fn tell(place: &Place, moves: u32, seed: Option<u64>) -> anyhow::Result<()> {
+    let seed = match seed {
+        Some(seed) => seed,
+        None => SystemTime::now()
+            .duration_since(UNIX_EPOCH)?
+            .subsec_nanos()
+            .into(),
+    };
+    let mut cluster = Cluster::start(place).await?;
+    let line = Timeline::begin(&format!("{moves} moves with seed {seed}"));
+    let mut tour = Tour {
+        dice: Dice(seed),
+        volume: String::new(),
+        mib: FIRST_MIB,
+        use_as: if seed % 2 == 0 {
+            Use::Fs("ext4")
+        } else {
+            Use::Fs("xfs")
+        },
+        snapshots: Vec::new(),
+        backups: Vec::new(),
+        repository: cluster.path("repository"),
+    };
+    let told = tour.travel(&mut cluster, moves, &line).await;
+    told.map_err(|error| {
+        eprintln!("{}", cluster.logs());
+        error.context(format!("seed {seed}"))
+    })
+}
+
+struct Tour {
+    dice: Dice,
+    volume: String,
+    mib: i64,
+    use_as: Use,
+    /// Snapshots and the checksum of the data in each, where it was quiet.
+    snapshots: Vec<(String, String)>,
+    backups: Vec<String>,
+    repository: PathBuf,
+}
+
+impl Tour {
+    async fn travel(
+        &mut self,
+        cluster: &mut Cluster,
+        moves: u32,
+        line: &Timeline,
+    ) -> anyhow::Result<()> {
+        self.volume = create(cluster, "pvc-moves", self.mib, self.use_as, None).await?;
+        let mut expected: Option<String> = None;
+        for round in 0..moves {
+            let node = if round % 2 == 0 { "a" } else { "b" };
+            let begun = Instant::now();
+            let attached = attach(cluster, &self.volume, node, self.use_as).await?;
+            let came = begun.elapsed();
+            let data = attached.target.join("data.bin");
+            if let Some(expected) = &expected {
+                let found = checksum(&data)?;
+                ensure!(
+                    &found == expected,
+                    "round {round}: the data on {node} is not what was written"
+                );
+            }
+            let workload = Playing::workload(&data, DATA_MIB, self.dice.roll())?;
+            let thrown = self.throw_in(cluster, &attached).await;
+            let thrown = thrown.with_context(|| format!("round {round} on {node}"))?;
+            let work = workload
+                .finish()
+                .with_context(|| format!("round {round}: {thrown}"))?;
+            let unpublish = detach(cluster, &attached).await?;
+            let text = format!(
+                "{thrown}; {} writes, came in {:.0} ms, unpublished in",
+                work.written,
+                ms(came)
+            );
+            line.step(node, &text, unpublish);
+            expected = Some(work.sha256);
+        }
+        self.check_snapshots(cluster, line).await?;
+        self.check_backups(cluster, line).await
+    }
+
+    async fn throw_in(
+        &mut self,
+        cluster: &mut Cluster,
+        attached: &Attached,
+    ) -> anyhow::Result<String> {
+        match self.dice.below(7) {
+            0 => self.take_snapshot(cluster).await,
+            1 => self.grow(cluster, attached).await,
+            2 => self.begin_backup(cluster),
+            3 => {
+                cluster.kill_agent("a")?;
+                cluster.start_agent("a").await?;
+                Ok("home's agent killed and back".into())
+            }
+            4 => {
+                cluster.kill_agent("b")?;
+                cluster.start_agent("b").await?;
+                Ok("b's agent killed and back".into())
+            }
+            5 => {
+                cluster.kill_controller()?;
+                cluster.start_controller().await?;
+                Ok("controller killed and back".into())
+            }
+            _ => {
+                tokio::time::sleep(Duration::from_millis(500)).await;
+                Ok("nothing thrown in".into())
+            }
+        }
+    }
+
+    async fn take_snapshot(&mut self, cluster: &Cluster) -> anyhow::Result<String> {
+        let name = format!("snapshot-{}", self.snapshots.len());
+        let taken = cluster.controller()?.snapshot(&self.volume, &name).await;
+        let (answer, _) = taken.ok("CreateSnapshot")?;
+        let snapshot = answer
+            .snapshot
+            .ok_or_else(|| anyhow!("CreateSnapshot answered none"))?;
+        ensure!(snapshot.ready_to_use, "{name} is not ready");
+        self.snapshots.push((snapshot.snapshot_id, name));
+        Ok("snapshot".into())
+    }
+
+    async fn grow(&mut self, cluster: &Cluster, attached: &Attached) -> anyhow::Result<String> {
+        self.mib += GROWTH_MIB;
+        let bytes = self.mib << 20;
+        let grown = cluster
+            .controller()?
+            .expand(&self.volume, bytes, self.use_as)
+            .await;
+        grown.ok("ControllerExpandVolume")?;
+        let node = cluster.node(attached.node)?;
+        let grown = node
+            .expand(
+                &self.volume,
+                &attached.target,
+                &attached.staging,
+                bytes,
+                self.use_as,
+            )
+            .await;
+        grown.ok("NodeExpandVolume")?;
+        let found = nix::sys::statvfs::statvfs(&attached.target)?;
+        let size = found.blocks() * found.fragment_size();
+        // A file system keeps up to a tenth of its device for itself.
+        ensure!(
+            size > u64::try_from(bytes)? / 10 * 9,
+            "the file system has {size} of {bytes} bytes"
+        );
+        Ok(format!("grown to {} MiB", self.mib))
+    }
+
+    fn begin_backup(&mut self, cluster: &Cluster) -> anyhow::Result<String> {
+        let repository = self.repository.to_string_lossy();
+        let words = [
+            "backup",
+            "create",
+            &self.volume,
+            "--repo",
+            &repository,
+            "--detach",
+        ];
+        self.backups.push(cluster.cli(words)?.trim().to_owned());
+        Ok("backup begun".into())
+    }
+
+    /// Every snapshot becomes a volume that mounts and has the data file.
+    async fn check_snapshots(&self, cluster: &Cluster, line: &Timeline) -> anyhow::Result<()> {
+        for (snapshot, name) in &self.snapshots {
+            let source = v1::volume_content_source::SnapshotSource {
+                snapshot_id: snapshot.clone(),
+            };
+            let source = v1::volume_content_source::Type::Snapshot(source);
+            let clone = create(
+                cluster,
+                &format!("clone-of-{name}"),
+                self.mib,
+                self.use_as,
+                Some(source),
+            )
+            .await?;
+            let attached = attach(cluster, &clone, "b", self.use_as).await?;
+            checksum(&attached.target.join("data.bin"))
+                .with_context(|| format!("clone of {name}"))?;
+            detach(cluster, &attached).await?;
+            cluster
+                .controller()?
+                .delete(&clone)
+                .await
+                .ok("DeleteVolume of the clone")?;
+            cluster
+                .controller()?
+                .delete_snapshot(snapshot)
+                .await
+                .ok("DeleteSnapshot")?;
+            line.note("b", &format!("{name} became a volume, mounted, and went"));
+        }
+        Ok(())
+    }
+
+    /// Every backup ends whole, and the newest is restored, mounted and read.
+    async fn check_backups(&self, cluster: &Cluster, line: &Timeline) -> anyhow::Result<()> {
+        for ticket in &self.backups {
+            await_phase(cluster, ticket, &["done"], Duration::from_secs(180)).await?;
+        }
+        if self.backups.is_empty() {
+            return Ok(());
+        }
+        cluster.restic(&self.repository, ["check", "--read-data"])?;
+        let repository = self.repository.to_string_lossy();
+        cluster.cli(["restore", "pvc-restored", "--repo", &repository])?;
+        let volumes = cluster.cli(["volume", "list", "--json"])?;
+        let mut volumes = volumes
+            .lines()
+            .filter_map(|l| serde_json::from_str::<serde_json::Value>(l).ok());
+        let restored = volumes.find(|v| v["name"] == "pvc-restored");
+        let restored = restored.ok_or_else(|| anyhow!("the restored volume is not listed"))?;
+        let restored = restored["volume"].as_str().unwrap_or_default().to_owned();
+        let attached = attach(cluster, &restored, "b", self.use_as).await?;
+        checksum(&attached.target.join("data.bin")).context("the restored volume")?;
+        detach(cluster, &attached).await?;
+        line.note(
+            "b",
+            &format!(
+                "{} backups whole; the newest restored, mounted and read",
+                self.backups.len()
+            ),
+        );
+        Ok(())
+    }
+}
