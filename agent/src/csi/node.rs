@@ -209,4 +209,4 @@ impl node_server::Node for Node {
 
 #[cfg(test)]
 #[path = "node_tests.rs"]
-mod tests;
+pub(super) mod tests;

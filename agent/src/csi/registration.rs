@@ -93,7 +93,16 @@ pub async fn register(
     endpoint: &Path,
     stop: watch::Receiver<bool>,
 ) -> Result<(), CsiError> {
-    let path = folder.join(format!("{}-reg.sock", driver.as_str()));
+    register_every(LOOK, folder, driver, endpoint, stop).await
+}
+
+async fn register_every(
+    every: Duration,
+    folder: &Path,
+    driver: &DriverName,
+    endpoint: &Path,
+    stop: watch::Receiver<bool>,
+) -> Result<(), CsiError> {
     let endpoint = socket::bare(endpoint);
     let Some(text) = endpoint.to_str().filter(|_| endpoint.is_absolute()) else {
         let why = "is not an absolute path in UTF-8, so kubelet cannot be told of it";
@@ -102,60 +111,78 @@ pub async fn register(
             why,
         });
     };
+    let offer = Offer {
+        every,
+        folder,
+        path: folder.join(format!("{}-reg.sock", driver.as_str())),
+        driver,
+        endpoint: text,
+    };
     tokio::select! {
         () = stopped(stop) => Ok(()),
-        ended = keep(folder, &path, driver, text) => ended,
+        ended = offer.keep() => ended,
     }
 }
 
-async fn keep(
-    folder: &Path,
-    path: &PathBuf,
-    driver: &DriverName,
-    endpoint: &str,
-) -> Result<(), CsiError> {
-    let mut silent = false;
-    loop {
-        // Kubelet calls the endpoint as soon as it has seen the socket.
-        if folder.is_dir() && Path::new(endpoint).exists() {
-            silent = false;
-            match once(path, driver, endpoint).await {
-                Ok(()) => {}
-                Err(error @ (CsiError::Path { .. } | CsiError::InUse(_))) => return Err(error),
-                Err(error) => warn!(%error, "registration with kubelet is interrupted"),
+/// What is offered to kubelet, and where.
+struct Offer<'a> {
+    /// How often the socket is looked after.
+    every: Duration,
+    folder: &'a Path,
+    /// The registration's own socket.
+    path: PathBuf,
+    driver: &'a DriverName,
+    endpoint: &'a str,
+}
+
+impl Offer<'_> {
+    async fn keep(&self) -> Result<(), CsiError> {
+        let mut silent = false;
+        loop {
+            // Kubelet calls the endpoint as soon as it has seen the socket.
+            if self.folder.is_dir() && Path::new(self.endpoint).exists() {
+                silent = false;
+                match self.once().await {
+                    Ok(()) => {}
+                    Err(error @ (CsiError::Path { .. } | CsiError::InUse(_))) => return Err(error),
+                    Err(error) => warn!(%error, "registration with kubelet is interrupted"),
+                }
+            } else if !silent {
+                let (folder, endpoint) = (self.folder.display(), self.endpoint);
+                info!(%folder, endpoint, "waiting for kubelet's folder and CSI's socket");
+                silent = true;
             }
-        } else if !silent {
-            info!(folder = %folder.display(), endpoint, "waiting for kubelet's folder and CSI's socket");
-            silent = true;
+            sleep(self.every).await;
         }
-        sleep(LOOK).await;
     }
-}
 
-/// Listens until the socket is gone or kubelet says that it did not register.
-async fn once(path: &PathBuf, driver: &DriverName, endpoint: &str) -> Result<(), CsiError> {
-    let (listener, claim) = socket::listen(path).await?;
-    let failed = Arc::new(Notify::new());
-    let registration = Registration {
-        driver: driver.clone(),
-        endpoint: endpoint.to_owned(),
-        failed: Arc::clone(&failed),
-    };
-    let service = registration_server::RegistrationServer::new(registration);
-    let server = Server::builder()
-        .add_service(service)
-        .serve_with_incoming(UnixListenerStream::new(listener));
-    let gone = async {
-        while claim.stands() {
-            sleep(LOOK).await;
+    /// Listens until the socket is gone or kubelet says that it did not register.
+    async fn once(&self) -> Result<(), CsiError> {
+        let (listener, claim) = socket::listen(&self.path).await?;
+        let failed = Arc::new(Notify::new());
+        let registration = Registration {
+            driver: self.driver.clone(),
+            endpoint: self.endpoint.to_owned(),
+            failed: Arc::clone(&failed),
+        };
+        let service = registration_server::RegistrationServer::new(registration);
+        let server = Server::builder()
+            .add_service(service)
+            .serve_with_incoming(UnixListenerStream::new(listener));
+        let gone = async {
+            while claim.stands() {
+                sleep(self.every).await;
+            }
+        };
+        debug!(socket = %self.path.display(), "registration with kubelet offered");
+        tokio::select! {
+            ended = server => {
+                ended.map_err(|source| CsiError::Serve { path: self.path.clone(), source })
+            }
+            () = gone => Ok(()),
+            // A little later, so that kubelet has our answer first.
+            () = async { failed.notified().await; sleep(self.every).await } => Ok(()),
         }
-    };
-    debug!(socket = %path.display(), "registration with kubelet offered");
-    tokio::select! {
-        ended = server => ended.map_err(|source| CsiError::Serve { path: path.clone(), source }),
-        () = gone => Ok(()),
-        // A little later, so that kubelet has our answer first.
-        () = async { failed.notified().await; sleep(LOOK).await } => Ok(()),
     }
 }
 

@@ -50,7 +50,8 @@ impl Drop for Claim {
     }
 }
 
-fn identity(path: &Path) -> Option<(u64, u64)> {
+/// A file's device and inode; none: it is not there.
+pub fn identity(path: &Path) -> Option<(u64, u64)> {
     fs::symlink_metadata(path)
         .ok()
         .map(|found| (found.dev(), found.ino()))
