@@ -1,2 +1,10 @@
 //! The `drover` binary.
-fn main() {}
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    match std::env::args().nth(1).as_deref() {
+        Some("backup-worker") => drover::backup::worker_main(),
+        _ => ExitCode::FAILURE,
+    }
+}
