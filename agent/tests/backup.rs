@@ -170,10 +170,11 @@ fn same(a: &Path, b: &Path) {
     );
 }
 
-/// Waits until a stream has done so many bytes for good and works on more.
+/// Waits until the cursor of a stream holds so many bytes, and at least something.
 async fn until_committed(stream: &Stream, bytes: u64) -> Progress {
     let mut progress = stream.progress();
-    let reached = progress.wait_for(|p| p.bytes_done > bytes || p.phase.ended());
+    let reached =
+        progress.wait_for(|p| p.bytes_held >= bytes && p.bytes_held > 0 || p.phase.ended());
     let reached = tokio::time::timeout(GRACE, reached).await.unwrap().unwrap();
     assert!(!reached.phase.ended(), "it ended: {reached:?}");
     reached.clone()
@@ -267,9 +268,14 @@ async fn an_interrupted_backup_resumes_and_uploads_nothing_twice() {
     for slice in [1, 4, 6] {
         let stream = bench.streams.start(spec.clone()).await.unwrap();
         until_committed(&stream, slice * SEGMENT).await;
+        if slice == 4 {
+            kill(&stream, "TERM");
+            assert_eq!(stream.ended().await, Outcome::Interrupted);
+        }
         assert_eq!(stream.interrupt(GRACE).await, Outcome::Interrupted);
         let progress = stream.progress().borrow().clone();
         assert_eq!(progress.phase, Phase::Interrupted);
+        assert!(progress.bytes_held >= slice * SEGMENT);
         assert_eq!(progress.bytes_uncommitted, 0, "all of it has a cursor");
         uploaded += progress.bytes_uploaded;
         resumed.push(progress.bytes_resumed);
@@ -308,6 +314,10 @@ async fn a_killed_worker_costs_at_most_its_slice() {
     spec.repo.limit_upload = Some(12 * MIB);
     let stream = bench.streams.start(spec.clone()).await.unwrap();
     until_committed(&stream, 5 * SEGMENT).await;
+    // A pack that a worker began long ago and never finished is swept up.
+    let left = bench.path("repo/data/00/abandoned-tmp-");
+    let began = std::time::SystemTime::now() - Duration::from_secs(25 * 3600);
+    File::create(&left).unwrap().set_modified(began).unwrap();
     kill(&stream, "KILL");
     let error = failure(stream.ended().await);
     assert!(matches!(error, BackupError::Worker { .. }), "{error}");
@@ -315,7 +325,7 @@ async fn a_killed_worker_costs_at_most_its_slice() {
     spec.repo.limit_upload = None;
     let (outcome, progress) = bench.back_up(spec).await;
     assert!(matches!(outcome, Outcome::Done(_)), "{outcome:?}");
-    assert!(progress.bytes_resumed >= 2 * SEGMENT, "{progress:?}");
+    assert!(progress.bytes_resumed >= 5 * SEGMENT, "{progress:?}");
     // Behind the cursor was one slice of two segments.
     let data = bench.size - SEGMENT;
     assert!(

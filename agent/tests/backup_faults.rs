@@ -189,7 +189,11 @@ impl Drop for Mounted {
             .arg(&self.0)
             .stderr(Stdio::null())
             .status();
-        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
+        let _ = Command::new("umount")
+            .arg("-l")
+            .arg(&self.0)
+            .stderr(Stdio::null())
+            .status();
     }
 }
 
@@ -322,6 +326,11 @@ async fn root_a_repository_that_cannot_be_written_or_read_says_so() {
     spec.id = "backup-2".parse().unwrap();
     let error = failure(bench.streams.start(spec).await.unwrap().ended().await);
     assert!(error.to_string().contains("Read-only"), "{error}");
+    // A restore and a listing need no more than to read.
+    let outcome = bench.restore().await;
+    assert!(matches!(outcome, Outcome::Done(_)), "{outcome:?}");
+    let listed = bench.streams.list_backups(bench.repository(), GRACE).await;
+    assert_eq!(listed.unwrap().len(), 1);
     remount("remount,rw");
     // Its index is not a folder any more: not an empty repository, but an error.
     std::fs::rename(bench.repo.join("index"), bench.repo.join("hidden")).unwrap();
@@ -362,6 +371,69 @@ async fn root_a_repository_that_hangs_in_the_kernel_is_left_behind_and_reaped() 
     reaped.await.expect("it is never reaped");
     bench.must_be_whole().await;
     drop(mounted);
+}
+
+#[tokio::test]
+async fn root_a_block_device_is_restored_into_unless_it_is_in_use() {
+    let bench = Bench::new(2 * SEGMENT + 512);
+    let outcome = bench.back_up().await;
+    assert!(matches!(outcome, Outcome::Done(_)), "{outcome:?}");
+    let image = bench.path("image");
+    File::create(&image).unwrap().set_len(320 * MIB).unwrap();
+    let device = Loop::over(&image);
+    run("mkfs.xfs", &[Path::new("-q"), &device.0]);
+    let at = bench.path("mnt");
+    std::fs::create_dir(&at).unwrap();
+    run("mount", &[&device.0, &at]);
+    let mounted = Mounted(at);
+    let spec = RestoreSpec {
+        id: "restore-1".parse().unwrap(),
+        volume: "vol-1".parse().unwrap(),
+        repo: bench.repository(),
+        which: Which::LatestOf("vol-1".parse().unwrap()),
+        target: device.0.clone(),
+        size: None,
+    };
+    let refused = bench
+        .streams
+        .restore(spec.clone())
+        .await
+        .unwrap()
+        .ended()
+        .await;
+    let error = failure(refused);
+    assert!(error.to_string().contains("busy"), "{error}");
+    run("umount", &[&mounted.0]);
+    let outcome = bench.streams.restore(spec).await.unwrap().ended().await;
+    assert!(matches!(outcome, Outcome::Done(_)), "{outcome:?}");
+    let restored = std::fs::read(&device.0).unwrap();
+    let source = std::fs::read(bench.path("snap-1")).unwrap();
+    assert!(restored[..source.len()] == source[..]);
+    assert!(
+        restored[source.len()..].iter().all(|byte| *byte == 0),
+        "the rest is zeroes"
+    );
+}
+
+/// A loop device; detached when dropped.
+struct Loop(PathBuf);
+
+impl Loop {
+    fn over(image: &Path) -> Self {
+        let output = Command::new("losetup")
+            .args(["-f", "--show"])
+            .arg(image)
+            .output()
+            .unwrap();
+        assert!(output.status.success());
+        Self(String::from_utf8(output.stdout).unwrap().trim().into())
+    }
+}
+
+impl Drop for Loop {
+    fn drop(&mut self) {
+        let _ = Command::new("losetup").arg("-d").arg(&self.0).status();
+    }
 }
 
 /// Waits until some thread of a process is in a state.

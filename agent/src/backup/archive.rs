@@ -24,7 +24,7 @@ use rustic_core::{
 use super::cursor::{Cursor, folder_of, head, segments_of};
 use super::error::BackupError;
 use super::layout::{Layout, Manifest, SegmentNumber};
-use super::repository::{Missing, Opened, open};
+use super::repository::{Opened, Purpose, open};
 use super::source::{Source, Stop};
 use super::spec::{SliceLimits, StreamSpec};
 use super::tally::Tally;
@@ -52,7 +52,7 @@ pub(super) fn run(spec: &StreamSpec, tally: &Tally, stop: &Stop) -> Result<Ended
         spec.size,
         source.identity().clone(),
     )?;
-    let (opened, repo) = open(&spec.repo, Missing::Create, stop)?;
+    let (opened, repo) = open(&spec.repo, Purpose::Backup, stop)?;
     tally.watch(&opened.meter);
     let repo = opened.index(repo)?;
     let cursor = Cursor::load(&opened, &repo, &spec.id, &manifest)?;
@@ -77,7 +77,7 @@ pub(super) fn run(spec: &StreamSpec, tally: &Tally, stop: &Stop) -> Result<Ended
 /// The snapshot is gone for good, so nothing can ever join its slices: removes
 /// them, as far as that can be done. Gives the error back.
 fn void(spec: &StreamSpec, gone: BackupError, stop: &Stop) -> BackupError {
-    if let Ok((_held, repo)) = open(&spec.repo, Missing::Refuse, stop)
+    if let Ok((_held, repo)) = open(&spec.repo, Purpose::Forget, stop)
         && let Ok(snaps) = repo.get_all_snapshots()
     {
         let slices: Vec<_> = snaps
@@ -210,7 +210,7 @@ impl Backup<'_> {
         self.verify(&repo, tree)?;
         // Our lock keeps others from deleting; without it what was just
         // verified may be on its way out.
-        if !self.opened.lock.held() {
+        if !self.opened.locked() {
             return Err(self.opened.not_whole(
                 "lock",
                 "somebody removed it while the backup ran; start the same backup again",
@@ -282,7 +282,9 @@ impl Backup<'_> {
         Ok(())
     }
 
+    /// The whole is saved: its slices go, and what dead writers left half written.
     fn remove_slices(&self, repo: &Indexed) -> Result<(), BackupError> {
+        self.opened.sweep();
         repo.delete_snapshots(&self.cursor.slices)
             .map_err(|error| self.opened.doing("remove the slices").failed(&error))
     }

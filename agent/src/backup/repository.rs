@@ -17,13 +17,17 @@ use super::sink::{Meter, Sink};
 use super::source::Stop;
 use super::spec::RepositorySpec;
 
-/// What to do where there is no repository.
+/// What a repository is opened for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Missing {
-    /// Make one.
-    Create,
-    /// Fail.
-    Refuse,
+pub(super) enum Purpose {
+    /// To write a backup: one that is not there is made, and it is locked.
+    Backup,
+    /// To remove slices: it is locked.
+    Forget,
+    /// To read a backup: it is locked, unless it cannot be written to.
+    Restore,
+    /// To read the list: a lock has no use.
+    List,
 }
 
 /// An open repository, locked against those who would delete from it.
@@ -33,13 +37,13 @@ pub(super) struct Opened {
     /// What was written.
     pub(super) meter: Arc<Meter>,
     /// Held until dropped.
-    pub(super) lock: Lock,
+    lock: Option<Lock>,
 }
 
 /// Opens the repository, or makes it.
 pub(super) fn open(
     spec: &RepositorySpec,
-    missing: Missing,
+    purpose: Purpose,
     stop: &Stop,
 ) -> Result<(Opened, Repository<OpenStatus>), BackupError> {
     let path = &spec.path;
@@ -58,7 +62,7 @@ pub(super) fn open(
         spec,
         doing: doing.into(),
     };
-    let exists = look(spec, missing)?;
+    let exists = look(spec, purpose)?;
     let meter = Arc::new(Meter::default());
     let local =
         LocalBackend::new(text, Vec::new()).map_err(|error| doing("open").failed(&error))?;
@@ -85,7 +89,11 @@ pub(super) fn open(
             .map_err(|error| doing("create").failed(&error))?
     };
     let key: MasterKey = repo.key();
-    let lock = Lock::take(path, &key)?;
+    let lock = match purpose {
+        Purpose::List => None,
+        Purpose::Restore if !writable(path) => None,
+        Purpose::Restore | Purpose::Backup | Purpose::Forget => Some(Lock::take(path, &key)?),
+    };
     let opened = Opened {
         spec: spec.clone(),
         sink,
@@ -119,6 +127,16 @@ impl Opened {
             repo: self.spec.path.clone(),
             wanted: wanted.into(),
         }
+    }
+
+    /// Whether the lock that was taken is still there.
+    pub(super) fn locked(&self) -> bool {
+        self.lock.as_ref().is_some_and(Lock::held)
+    }
+
+    /// Removes half-written packs that their writers will never finish.
+    pub(super) fn sweep(&self) {
+        self.sink.sweep();
     }
 
     /// Every pack in the repository, and its length.
@@ -155,7 +173,7 @@ impl Doing<'_> {
 
 /// Whether there is a repository. A folder that holds anything else is refused;
 /// one that was left half made, with nothing stored in it yet, is cleared of its keys.
-fn look(spec: &RepositorySpec, missing: Missing) -> Result<bool, BackupError> {
+fn look(spec: &RepositorySpec, purpose: Purpose) -> Result<bool, BackupError> {
     let path = &spec.path;
     let failed = |doing: &str, error: io::Error| BackupError::Repository {
         repo: path.clone(),
@@ -171,9 +189,9 @@ fn look(spec: &RepositorySpec, missing: Missing) -> Result<bool, BackupError> {
         Ok(meta) if !meta.is_dir() => return Err(not("it is not a folder".into())),
         Ok(_) => {}
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            return match missing {
-                Missing::Create => Ok(false),
-                Missing::Refuse => Err(absent()),
+            return match purpose {
+                Purpose::Backup => Ok(false),
+                Purpose::Forget | Purpose::Restore | Purpose::List => Err(absent()),
             };
         }
         Err(error) => return Err(failed("stat", error)),
@@ -204,7 +222,7 @@ fn look(spec: &RepositorySpec, missing: Missing) -> Result<bool, BackupError> {
             )));
         }
     }
-    if missing == Missing::Refuse {
+    if purpose != Purpose::Backup {
         return Err(not("it has no config file".into()));
     }
     for stored in ["data", "index", "snapshots"] {
@@ -216,6 +234,11 @@ fn look(spec: &RepositorySpec, missing: Missing) -> Result<bool, BackupError> {
     }
     clear_keys(&path.join("keys")).map_err(|error| failed("clear half-made keys", error))?;
     Ok(false)
+}
+
+/// Whether the repository's file system and rights let a lock be written.
+fn writable(path: &Path) -> bool {
+    nix::unistd::access(path, nix::unistd::AccessFlags::W_OK).is_ok()
 }
 
 /// A regular file somewhere below a folder, one level of folders deep.

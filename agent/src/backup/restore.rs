@@ -20,18 +20,18 @@ use super::archive::Ended;
 use super::cursor::{Tags, folder_of, hex, segments_of};
 use super::error::BackupError;
 use super::layout::{MANIFEST, Manifest, SegmentNumber};
-use super::repository::{Missing, Opened, open};
+use super::repository::{Opened, Purpose, open};
 use super::source::Stop;
 use super::spec::{BackupInfo, RepositorySpec, RestoreSpec, Which};
 use super::tally::Tally;
 use crate::ids::Bytes;
 
 /// Zeroes are written so many at a time where they cannot be punched.
-const ZEROES: [u8; 1 << 16] = [0; 1 << 16];
+static ZEROES: [u8; 1 << 16] = [0; 1 << 16];
 
 /// Lists drover's backups, oldest first.
 pub(super) fn list(spec: &RepositorySpec, stop: &Stop) -> Result<Vec<BackupInfo>, BackupError> {
-    let (opened, repo) = open(spec, Missing::Refuse, stop)?;
+    let (opened, repo) = open(spec, Purpose::List, stop)?;
     let snaps = repo
         .get_all_snapshots()
         .map_err(|error| opened.doing("list snapshots").failed(&error))?;
@@ -45,7 +45,7 @@ pub(super) fn list(spec: &RepositorySpec, stop: &Stop) -> Result<Vec<BackupInfo>
 
 /// Restores a backup.
 pub(super) fn run(spec: &RestoreSpec, tally: &Tally, stop: &Stop) -> Result<Ended, BackupError> {
-    let (opened, repo) = open(&spec.repo, Missing::Refuse, stop)?;
+    let (opened, repo) = open(&spec.repo, Purpose::Restore, stop)?;
     let (snap, info) = choose(&opened, &repo, &spec.which)?;
     let repo = opened.index(repo)?;
     let (manifest, folder) = read_manifest(&opened, &repo, &snap, &info)?;

@@ -24,6 +24,9 @@ use super::source::Stop;
 /// How long a paced upload sleeps before it looks whether it was stopped.
 const NAP: Duration = Duration::from_millis(50);
 
+/// A half-written file this old has no writer any more.
+const ABANDONED: Duration = Duration::from_secs(24 * 3600);
+
 /// What was written, for progress and for proofs.
 #[derive(Debug, Default)]
 pub(super) struct Meter {
@@ -112,6 +115,27 @@ impl Sink {
             FileType::Config => self.root.clone(),
             FileType::Pack => self.root.join("data").join(&id.to_hex()[..2]),
             other => self.root.join(other.dirname()),
+        }
+    }
+
+    /// Removes files that a writer began and left for longer than any writer
+    /// takes. What cannot be removed is left: it is only room.
+    pub(super) fn sweep(&self) {
+        let folders = std::fs::read_dir(self.root.join("data"));
+        let files = folders
+            .into_iter()
+            .flatten()
+            .filter_map(|folder| std::fs::read_dir(folder.ok()?.path()).ok())
+            .flatten()
+            .flatten();
+        for file in files.filter(|f| f.file_name().to_string_lossy().ends_with("-tmp-")) {
+            let age = file
+                .metadata()
+                .and_then(|meta| meta.modified())
+                .map(|modified| modified.elapsed().unwrap_or_default());
+            if age.is_ok_and(|age| age > ABANDONED) {
+                let _ = std::fs::remove_file(file.path());
+            }
         }
     }
 

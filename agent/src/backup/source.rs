@@ -172,6 +172,8 @@ fn identify(file: &File, meta: &std::fs::Metadata) -> Identity {
 pub(super) struct Given {
     /// Segments.
     pub(super) segments: AtomicU64,
+    /// Bytes of the volume.
+    pub(super) volume: AtomicU64,
     /// Bytes in all files, the manifest's too.
     pub(super) bytes: AtomicU64,
     /// The first error of a reader.
@@ -293,6 +295,7 @@ impl Iterator for Entries {
             let length = self.layout.length(number);
             let given = &self.reader.given;
             given.segments.fetch_add(1, Ordering::Relaxed);
+            given.volume.fetch_add(length, Ordering::Relaxed);
             given.bytes.fetch_add(length, Ordering::Relaxed);
             let content = Content::Segment(SegmentReader {
                 reader: self.reader.clone(),

@@ -199,8 +199,11 @@ pub struct Progress {
     pub phase: Phase,
     /// All there is to do.
     pub bytes_total: u64,
-    /// Done, with what a cursor already held.
+    /// Done, with what the slice in work has read; at an end that is no
+    /// success, what the cursor holds.
     pub bytes_done: u64,
+    /// Held by the cursor now: what a resume skips.
+    pub bytes_held: u64,
     /// Skipped, since a cursor held them when this run began.
     pub bytes_resumed: u64,
     /// Read from the snapshot's file by this run (holes are not read).
@@ -227,6 +230,7 @@ impl Progress {
             phase: Phase::Starting,
             bytes_total: total.0,
             bytes_done: 0,
+            bytes_held: 0,
             bytes_resumed: 0,
             bytes_read: 0,
             bytes_uploaded: 0,
@@ -273,6 +277,7 @@ pub(super) enum Job {
 pub(super) struct Counts {
     pub(super) total: u64,
     pub(super) done: u64,
+    pub(super) held: u64,
     pub(super) resumed: u64,
     pub(super) read: u64,
     pub(super) uploaded: u64,

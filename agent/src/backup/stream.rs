@@ -152,13 +152,13 @@ impl Streams {
         size: Bytes,
         job: Job,
     ) -> Result<Arc<Stream>, BackupError> {
-        if let Some(running) = self.running(&id, &job)? {
+        if let Some(running) = Self::running(&self.lock(), &id, &job)? {
             return Ok(running);
         }
         let (wish, wished) = watch::channel(Wish::Run);
         let worker = Worker::start(&self.program, &job, wished).await?;
         let stream = Arc::new(Stream {
-            id: id.clone(),
+            id,
             volume,
             job,
             began: Instant::now(),
@@ -169,28 +169,41 @@ impl Streams {
             meters: self.meters.clone(),
         });
         // Two calls may have got here at once: the first stays.
-        if let Some(first) = self.running(&id, &stream.job)? {
+        let admitted = self.admit(&stream);
+        if matches!(&admitted, Ok(first) if Arc::ptr_eq(first, &stream)) {
+            tokio::spawn(stream.follow(worker));
+        } else {
             stream.wish.send_replace(Wish::Kill);
             tokio::spawn(async move {
                 worker.reaped().await;
                 drop(stream);
             });
-            return Ok(first);
+        }
+        admitted
+    }
+
+    /// Lists a new stream, unless one of its id is running; gives the one that is listed then.
+    fn admit(&self, stream: &Arc<Stream>) -> Result<Arc<Stream>, BackupError> {
+        let mut streams = self.lock();
+        if let Some(running) = Self::running(&streams, &stream.id, &stream.job)? {
+            return Ok(running);
         }
         self.meters.entered(Phase::Starting);
-        let mut streams = self.lock();
-        if let Some(before) = streams.insert(id, stream.clone()) {
+        if let Some(before) = streams.insert(stream.id.clone(), stream.clone()) {
             self.meters.left(before.phase());
         }
         self.forget_oldest(&mut streams);
-        drop(streams);
-        tokio::spawn(stream.clone().follow(worker));
-        Ok(stream)
+        Ok(stream.clone())
     }
 
     /// The running stream of this id, if there is one and it does the same.
-    fn running(&self, id: &TicketId, job: &Job) -> Result<Option<Arc<Stream>>, BackupError> {
-        match self.get(id).filter(|stream| !stream.phase().ended()) {
+    fn running(
+        streams: &BTreeMap<TicketId, Arc<Stream>>,
+        id: &TicketId,
+        job: &Job,
+    ) -> Result<Option<Arc<Stream>>, BackupError> {
+        let running = streams.get(id).filter(|stream| !stream.phase().ended());
+        match running.cloned() {
             Some(stream) if stream.does(job) => Ok(Some(stream)),
             Some(stream) => Err(BackupError::Busy {
                 id: id.clone(),
@@ -326,6 +339,7 @@ impl Stream {
                 progress.bytes_total = counts.total;
             }
             progress.bytes_done = counts.done;
+            progress.bytes_held = counts.held;
             progress.bytes_resumed = counts.resumed;
             progress.bytes_read = counts.read;
             progress.bytes_uploaded = counts.uploaded;
@@ -356,9 +370,11 @@ impl Stream {
             self.progress.send_modify(|progress| {
                 progress.rate = 0;
                 progress.eta_seconds = None;
+                progress.bytes_done = progress.bytes_held;
                 match &outcome {
                     Outcome::Done(id) => {
                         progress.bytes_done = progress.bytes_total;
+                        progress.bytes_held = progress.bytes_total;
                         progress.restic_snapshot = Some(id.clone());
                         self.enter(progress, Phase::Done);
                     }

@@ -57,16 +57,18 @@ impl Tally {
         let slice = self.slice.lock().unwrap_or_else(PoisonError::into_inner);
         let in_work = slice
             .as_ref()
-            .map_or(0, |given| given.bytes.load(Ordering::Relaxed));
+            .map_or(0, |given| given.volume.load(Ordering::Relaxed));
         let meter = self.meter.lock().unwrap_or_else(PoisonError::into_inner);
         let (committed, uploaded) = meter.as_ref().map_or((0, 0), |meter| {
             let committed = meter.committed.load(Ordering::SeqCst);
             (committed, meter.uploaded.load(Ordering::SeqCst))
         });
         let total = self.total.load(Ordering::SeqCst);
+        let held = self.done.load(Ordering::SeqCst);
         Counts {
             total,
-            done: (self.done.load(Ordering::SeqCst) + in_work).min(total),
+            done: (held + in_work).min(total),
+            held,
             resumed: self.resumed.load(Ordering::SeqCst),
             read: self.read.load(Ordering::SeqCst),
             uploaded,
