@@ -3,6 +3,7 @@
 //! Only a volume that was never written may be formatted, so before the first
 //! write is let through to the file, the record says on disk that there was one.
 
+use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -20,12 +21,13 @@ use crate::ids::{Bytes, Lba, VolumeId};
 /// A device over a file of the pool's, which can grow.
 pub trait Backing: BlockDevice {
     /// Takes note of the file's new size; it never shrinks.
-    fn grow(&self, size: Bytes) -> Result<(), DeviceError>;
+    fn grow(&self, size: Bytes);
 }
 
-/// Opens the device over a volume's file.
+/// Makes the device over a volume's file, which is open for reading and
+/// writing. The path only names it.
 pub type OpenBacking =
-    Arc<dyn Fn(&Path, Bytes) -> Result<Arc<dyn Backing>, DeviceError> + Send + Sync>;
+    Arc<dyn Fn(File, &Path, Bytes) -> Result<Arc<dyn Backing>, DeviceError> + Send + Sync>;
 
 /// A volume's device: every write after the first goes straight through.
 pub struct FirstWrite {
@@ -39,14 +41,14 @@ impl Pool {
     /// Opens a volume's device.
     pub fn device(&self, id: &VolumeId, open: &OpenBacking) -> Result<Arc<FirstWrite>, PoolError> {
         let volume = self.volume(id)?;
-        // The path is opened again by its name: what stands there must be the file itself.
         let relative = Path::new(VOLUMES).join(id.as_str()).join("data");
-        self.root.file(&relative, nix::fcntl::OFlag::O_RDWR)?;
-        let backing = open(volume.path(), volume.size()).map_err(|error| PoolError::Call {
-            call: "open device on",
-            path: volume.path().to_owned(),
-            source: std::io::Error::other(error.to_string()),
-        })?;
+        let file = self.root.file(&relative, nix::fcntl::OFlag::O_RDWR)?;
+        let backing =
+            open(file, volume.path(), volume.size()).map_err(|error| PoolError::Call {
+                call: "open device on",
+                path: volume.path().to_owned(),
+                source: std::io::Error::other(error.to_string()),
+            })?;
         Ok(Arc::new(FirstWrite {
             backing,
             written: Arc::new(AtomicBool::new(volume.record().get().ever_written)),
@@ -58,8 +60,8 @@ impl Pool {
 
 impl FirstWrite {
     /// Takes note of the volume's new size.
-    pub fn grow(&self, size: Bytes) -> Result<(), DeviceError> {
-        self.backing.grow(size)
+    pub fn grow(&self, size: Bytes) {
+        self.backing.grow(size);
     }
 
     /// Returns when the record says on disk that the volume was written.
