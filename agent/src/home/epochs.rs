@@ -397,8 +397,8 @@ pub(super) fn being_restored(volume: &VolumeId) -> HomeError {
 
 fn lost_gate(volume: &VolumeId) -> HomeError {
     HomeError::Failed(format!(
-        "volume {volume}: an earlier fence ended unexpectedly with the gate in hand; the gate is \
-         closed, and only a restart of the agent can tell that nothing is inside"
+        "volume {volume}: its gate is out of reach, so nobody can tell whether commands are inside; \
+         only a restart of the agent ends them for sure"
     ))
 }
 

@@ -34,7 +34,8 @@ pub enum InHand {
     Gate(Box<dyn ClosedGate>),
     /// What its closing came to, to be recorded.
     Ended(Settlement),
-    /// Its gate was taken by a fence that never came to an end.
+    /// Its gate is out of reach: taken by a fence that never came to an end,
+    /// or unknown to the target. Nobody can tell what is inside.
     Lost,
 }
 
@@ -89,13 +90,11 @@ impl Site {
         } = &now.serving
             && *open <= epoch
         {
-            now.serving = match frontend.close(subsystem) {
-                Some(gate) => Serving::Closing(Some(gate)),
-                None => {
-                    tracing::error!(subsystem, "the target did not know an open export");
-                    Serving::Nothing
-                }
-            };
+            let gate = frontend.close(subsystem);
+            if gate.is_none() {
+                tracing::error!(subsystem, "the target did not know an open export");
+            }
+            now.serving = Serving::Closing(gate);
         }
     }
 

@@ -71,8 +71,13 @@ impl Root {
         Ok(())
     }
 
-    /// Makes durable which names a folder holds.
+    /// Makes durable which names a folder holds; the empty path is the pool's own.
     pub fn sync_folder(&self, relative: &Path) -> Result<(), PoolError> {
+        let relative = if relative.as_os_str().is_empty() {
+            Path::new(".")
+        } else {
+            relative
+        };
         let folder = self.file(relative, OFlag::O_RDONLY | OFlag::O_DIRECTORY)?;
         folder
             .sync_all()
@@ -83,7 +88,7 @@ impl Root {
     pub fn rename(&self, from: &Path, to: &Path) -> Result<(), PoolError> {
         fs::rename(self.path(from), self.path(to))
             .map_err(PoolError::call("rename", &self.path(from)))?;
-        self.sync_folder(to.parent().unwrap_or(Path::new(".")))
+        self.sync_folder(to.parent().unwrap_or(Path::new("")))
     }
 
     /// Removes a folder and what is in it; none is fine.
@@ -106,7 +111,7 @@ impl Root {
             }
             _ => {}
         }
-        self.sync_folder(gone.parent().unwrap_or(Path::new(".")))
+        self.sync_folder(gone.parent().unwrap_or(Path::new("")))
     }
 
     /// Writes a new file with a value as JSON, durably.

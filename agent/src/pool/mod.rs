@@ -186,7 +186,7 @@ impl Pool {
         for folder in [VOLUMES, SNAPSHOTS] {
             root.folder(Path::new(folder))?;
         }
-        root.sync_folder(Path::new("."))?;
+        root.sync_folder(Path::new(""))?;
         superblock.reflink = probe_reflink(&root, superblock.reflink)?;
         superblock.incarnation += 1;
         file.put(&superblock)?;
