@@ -56,6 +56,10 @@ impl Exports {
     pub fn resized(&self, volume: &VolumeId) {
         todo!()
     }
+    /// Commands refused since a closed export's gate closed; 0 for an unknown one.
+    pub fn late_refused(&self, subsystem: &str) -> u64 {
+        todo!()
+    }
     /// When the volume's live export saw its last write.
     pub fn last_write(&self, volume: &VolumeId) -> Option<SystemTime> {
         todo!()

@@ -1,1 +1,0 @@
-//! The home side of volumes: pool and exports under the record.

@@ -1,0 +1,151 @@
+//! What a home's record allows: pure decisions, acted on elsewhere.
+//!
+//! | Record | Export of a lower epoch | of the same | of a higher |
+//! |---|---|---|---|
+//! | closed | stale | stale | open it |
+//! | open | stale | repeat for the same holder, else refused | refused: fence first |
+//! | closing | stale | stale | refused: fence first |
+//! | behind | record behind | record behind | record behind |
+//!
+//! | Record | Fence of a lower epoch | of the same | of a higher, not granted | of a higher, granted |
+//! |---|---|---|---|---|
+//! | closed | stale | the same answer again | moves there, nothing open | behind |
+//! | open, closing | stale | close | close, moves there | behind |
+//! | behind | behind | behind | behind | behind |
+//!
+//! An epoch that a fence named and whose closing is not on disk yet counts as
+//! closed for exports: that is the floor.
+
+use crate::attach::ports::{ExportRequest, FenceRequest, HomeError, Settlement};
+use crate::ids::Epoch;
+use crate::pool::record::{ExportState, OpenExport, Record};
+
+/// What to do with an Export.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ExportMove {
+    /// Make an identity, record it, open.
+    Open,
+    /// It is open already under this identity.
+    Repeat(OpenExport),
+    /// Refuse.
+    Refuse(HomeError),
+}
+
+/// What to do with a Fence.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum FenceMove {
+    /// End what is open, and record that with `highest`.
+    Close {
+        /// What is open or closing.
+        export: OpenExport,
+        /// Commands inside when the gate closed, where the record knows.
+        inside: u32,
+        /// The epoch that the record stands at afterwards.
+        highest: Epoch,
+    },
+    /// Nothing is open: record `highest` as closed.
+    Note {
+        /// The epoch that the record stands at afterwards.
+        highest: Epoch,
+    },
+    /// It is closed already; this came of it.
+    Repeat(Settlement),
+    /// The record has lost a granted epoch: mark it, serve nothing, refuse.
+    Behind {
+        /// The epoch that was granted.
+        granted: Epoch,
+    },
+    /// Refuse.
+    Refuse(HomeError),
+}
+
+/// What to do with an Export when fences so far have named epochs up to `floor`.
+pub fn export(record: &Record, floor: Epoch, request: &ExportRequest) -> ExportMove {
+    if let Some(error) = behind(record) {
+        return ExportMove::Refuse(error);
+    }
+    let stale = HomeError::StaleEpoch {
+        home: record.highest.max(floor),
+    };
+    if request.epoch <= floor || request.epoch < record.highest {
+        return ExportMove::Refuse(stale);
+    }
+    match &record.export {
+        ExportState::Closed | ExportState::Closing { .. } if request.epoch == record.highest => {
+            ExportMove::Refuse(stale)
+        }
+        ExportState::Closed => ExportMove::Open,
+        ExportState::Open { export } if request.epoch == record.highest => {
+            let same = export.node == request.node
+                && export.host == request.host
+                && export.read_only == request.read_only;
+            if same {
+                ExportMove::Repeat(export.clone())
+            } else {
+                ExportMove::Refuse(HomeError::Failed(format!(
+                    "volume {}: epoch {} is open for node {} already, and an epoch has one holder",
+                    request.volume, request.epoch, export.node
+                )))
+            }
+        }
+        ExportState::Open { export } | ExportState::Closing { export, .. } => {
+            ExportMove::Refuse(HomeError::Failed(format!(
+                "volume {}: epoch {} of node {} has not ended; fence it before epoch {} is opened",
+                request.volume, export.epoch, export.node, request.epoch
+            )))
+        }
+    }
+}
+
+/// What to do with a Fence.
+pub fn fence(record: &Record, request: &FenceRequest) -> FenceMove {
+    if let Some(granted) = record.behind {
+        let more = if request.granted {
+            request.epoch
+        } else {
+            granted
+        };
+        return FenceMove::Behind {
+            granted: granted.max(more),
+        };
+    }
+    if request.epoch < record.highest {
+        return FenceMove::Refuse(HomeError::StaleEpoch {
+            home: record.highest,
+        });
+    }
+    if request.granted && request.epoch > record.highest {
+        return FenceMove::Behind {
+            granted: request.epoch,
+        };
+    }
+    let highest = request.epoch;
+    match &record.export {
+        ExportState::Open { export } => FenceMove::Close {
+            export: export.clone(),
+            inside: 0,
+            highest,
+        },
+        ExportState::Closing { export, inside } => FenceMove::Close {
+            export: export.clone(),
+            inside: *inside,
+            highest,
+        },
+        ExportState::Closed => match &record.settlement {
+            Some(settlement) if highest == record.highest => FenceMove::Repeat(settlement.clone()),
+            _ => FenceMove::Note { highest },
+        },
+    }
+}
+
+/// The refusal of a record that is an old copy.
+pub fn behind(record: &Record) -> Option<HomeError> {
+    record.behind.map(|granted| HomeError::RecordBehind {
+        home: record.highest,
+        granted,
+    })
+}
+
+#[cfg(test)]
+#[path = "decide_tests.rs"]
+mod tests;

@@ -1,0 +1,194 @@
+//! Every cell of the two tables.
+
+use std::time::Duration;
+
+use uuid::Uuid;
+
+use super::*;
+use crate::attach::ports::{HostIdentity, SettledBy};
+use crate::ids::NodeId;
+
+fn node(name: &str) -> NodeId {
+    name.parse().unwrap()
+}
+
+fn host() -> HostIdentity {
+    HostIdentity {
+        nqn: "nqn.2014-08.org.nvmexpress:uuid:a".into(),
+        id: Uuid::nil(),
+    }
+}
+
+fn open_at(epoch: u64) -> OpenExport {
+    OpenExport {
+        epoch: Epoch(epoch),
+        node: node("a"),
+        host: host(),
+        subsystem: "nqn.x".into(),
+        namespace: Uuid::nil(),
+        read_only: false,
+    }
+}
+
+fn settlement() -> Settlement {
+    Settlement {
+        volume: "vol-1".parse().unwrap(),
+        epoch: Epoch(5),
+        node: Some(node("a")),
+        sessions_ended: 3,
+        inside_at_close: 2,
+        settled_by: SettledBy::Drained,
+        settle_time: Duration::from_millis(3),
+        late_refused: 1,
+        last_write: None,
+    }
+}
+
+/// Records at epoch 5: closed, open, closing, behind 9.
+fn records() -> [Record; 4] {
+    let mut closed = Record::new("vol-1".parse().unwrap(), true);
+    closed.highest = Epoch(5);
+    closed.settlement = Some(settlement());
+    let mut open = closed.clone();
+    open.settlement = None;
+    open.export = ExportState::Open { export: open_at(5) };
+    let mut closing = open.clone();
+    closing.export = ExportState::Closing {
+        export: open_at(5),
+        inside: 4,
+    };
+    let mut old_copy = open.clone();
+    old_copy.behind = Some(Epoch(9));
+    [closed, open, closing, old_copy]
+}
+
+fn ask(epoch: u64) -> ExportRequest {
+    ExportRequest {
+        volume: "vol-1".parse().unwrap(),
+        epoch: Epoch(epoch),
+        node: node("a"),
+        host: host(),
+        read_only: false,
+    }
+}
+
+fn end(epoch: u64, granted: bool) -> FenceRequest {
+    FenceRequest {
+        volume: "vol-1".parse().unwrap(),
+        epoch: Epoch(epoch),
+        granted,
+    }
+}
+
+fn stale(home: u64) -> HomeError {
+    HomeError::StaleEpoch { home: Epoch(home) }
+}
+
+#[test]
+fn every_export() {
+    let none = Epoch(0);
+    let refuse = ExportMove::Refuse;
+    let [closed, open, closing, old_copy] = records();
+    for record in [&closed, &open, &closing] {
+        assert_eq!(export(record, none, &ask(4)), refuse(stale(5)));
+    }
+    assert_eq!(export(&closed, none, &ask(5)), refuse(stale(5)));
+    assert_eq!(export(&closing, none, &ask(5)), refuse(stale(5)));
+    assert_eq!(export(&open, none, &ask(5)), ExportMove::Repeat(open_at(5)));
+    assert_eq!(export(&closed, none, &ask(6)), ExportMove::Open);
+    assert_eq!(export(&closed, none, &ask(60)), ExportMove::Open);
+    for record in [&open, &closing] {
+        let ExportMove::Refuse(HomeError::Failed(why)) = export(record, none, &ask(6)) else {
+            panic!("an export while another has not ended");
+        };
+        assert!(why.contains("fence it"), "{why}");
+    }
+    for epoch in [4, 5, 6, 10] {
+        let behind = HomeError::RecordBehind {
+            home: Epoch(5),
+            granted: Epoch(9),
+        };
+        assert_eq!(export(&old_copy, none, &ask(epoch)), refuse(behind));
+    }
+}
+
+#[test]
+fn an_epoch_has_one_holder() {
+    let [_, open, ..] = records();
+    let mut other_node = ask(5);
+    other_node.node = node("b");
+    let mut other_host = ask(5);
+    other_host.host.id = Uuid::max();
+    let mut other_right = ask(5);
+    other_right.read_only = true;
+    for request in [other_node, other_host, other_right] {
+        let moved = export(&open, Epoch(0), &request);
+        assert!(
+            matches!(moved, ExportMove::Refuse(HomeError::Failed(_))),
+            "{moved:?}"
+        );
+    }
+}
+
+#[test]
+fn an_epoch_that_a_fence_has_named_is_not_opened() {
+    let [closed, open, ..] = records();
+    let refuse = ExportMove::Refuse;
+    assert_eq!(export(&closed, Epoch(7), &ask(6)), refuse(stale(7)));
+    assert_eq!(export(&closed, Epoch(7), &ask(7)), refuse(stale(7)));
+    assert_eq!(export(&closed, Epoch(7), &ask(8)), ExportMove::Open);
+    assert_eq!(export(&open, Epoch(5), &ask(5)), refuse(stale(5)));
+}
+
+#[test]
+fn every_fence() {
+    let [closed, open, closing, old_copy] = records();
+    for record in [&closed, &open, &closing] {
+        for granted in [false, true] {
+            assert_eq!(fence(record, &end(4, granted)), FenceMove::Refuse(stale(5)));
+        }
+        assert_eq!(
+            fence(record, &end(6, true)),
+            FenceMove::Behind { granted: Epoch(6) }
+        );
+    }
+    for granted in [false, true] {
+        assert_eq!(
+            fence(&closed, &end(5, granted)),
+            FenceMove::Repeat(settlement())
+        );
+    }
+    assert_eq!(
+        fence(&closed, &end(6, false)),
+        FenceMove::Note { highest: Epoch(6) }
+    );
+    for (record, inside) in [(&open, 0), (&closing, 4)] {
+        for (epoch, granted) in [(5, true), (5, false), (6, false)] {
+            assert_eq!(
+                fence(record, &end(epoch, granted)),
+                FenceMove::Close {
+                    export: open_at(5),
+                    inside,
+                    highest: Epoch(epoch)
+                }
+            );
+        }
+    }
+    for (epoch, granted, known) in [(4, true, 9), (5, false, 9), (12, false, 9), (12, true, 12)] {
+        assert_eq!(
+            fence(&old_copy, &end(epoch, granted)),
+            FenceMove::Behind {
+                granted: Epoch(known)
+            }
+        );
+    }
+}
+
+#[test]
+fn a_volume_that_was_never_exported_is_fenced_with_nothing_open() {
+    let fresh = Record::new("vol-1".parse().unwrap(), false);
+    assert_eq!(
+        fence(&fresh, &end(0, true)),
+        FenceMove::Note { highest: Epoch(0) }
+    );
+}

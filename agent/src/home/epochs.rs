@@ -1,0 +1,417 @@
+//! Exports opened and fenced. Every function here runs under the volume's
+//! `epochs` lock.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use uuid::Uuid;
+
+use super::Inner;
+use super::decide::{self, ExportMove, FenceMove};
+use super::frontend::ClosedGate;
+use super::site::{InHand, Serving, Site};
+use crate::attach::ports::{
+    ExportRequest, Exported, FenceRequest, HomeError, SettledBy, Settlement, Target,
+};
+use crate::block::BlockDevice;
+use crate::export::{Ended, ExportSpec};
+use crate::ids::{Epoch, VolumeId};
+use crate::pool::Volume;
+use crate::pool::record::{ExportState, OpenExport, Record};
+
+/// What an NQN may be long (NVMe base specification 2.0, section 4.5).
+const NQN_MAX: usize = 223;
+
+/// A subsystem NQN that no other export has or had.
+fn new_subsystem(volume: &VolumeId, epoch: Epoch) -> String {
+    let once = Uuid::new_v4().simple();
+    format!("nqn.2026-11.io.drover:{volume}:{epoch}:{once}")
+}
+
+/// A settlement of an epoch at which nothing was open.
+pub(super) fn nothing_open(volume: &VolumeId, epoch: Epoch) -> Settlement {
+    Settlement {
+        volume: volume.clone(),
+        epoch,
+        node: None,
+        sessions_ended: 0,
+        inside_at_close: 0,
+        settled_by: SettledBy::NothingOpen,
+        settle_time: Duration::ZERO,
+        late_refused: 0,
+        last_write: None,
+    }
+}
+
+impl Inner {
+    /// Opens an export, or answers as it did before.
+    pub(super) async fn export(
+        self: &Arc<Self>,
+        request: &ExportRequest,
+    ) -> Result<Exported, HomeError> {
+        let (volume, site) = self.both(&request.volume)?;
+        let (floor, restoring) = {
+            let now = site.now();
+            (now.floor, now.restoring)
+        };
+        if request.epoch == Epoch(0) {
+            return Err(HomeError::Failed(format!(
+                "volume {}: epoch 0 is before the first and is never exported",
+                request.volume
+            )));
+        }
+        if request.host.nqn.is_empty() || request.host.nqn.len() > NQN_MAX {
+            return Err(HomeError::Failed(format!(
+                "volume {}: the host NQN of node {} must have 1 to {NQN_MAX} bytes",
+                request.volume, request.node
+            )));
+        }
+        let export = match decide::export(&volume.record().get(), floor, request) {
+            ExportMove::Refuse(error) => return Err(error),
+            ExportMove::Repeat(export) => {
+                self.serve(&volume, &site, &export).await?;
+                export
+            }
+            ExportMove::Open => {
+                if restoring {
+                    return Err(being_restored(&request.volume));
+                }
+                self.open_new(&volume, &site, request).await?
+            }
+        };
+        Ok(Exported {
+            epoch: export.epoch,
+            target: Target {
+                subsystem: export.subsystem,
+                namespace: export.namespace,
+                address: self.config.address,
+            },
+            ever_written: volume.record().get().ever_written,
+        })
+    }
+
+    async fn open_new(
+        self: &Arc<Self>,
+        volume: &Arc<Volume>,
+        site: &Arc<Site>,
+        request: &ExportRequest,
+    ) -> Result<OpenExport, HomeError> {
+        let export = OpenExport {
+            epoch: request.epoch,
+            node: request.node.clone(),
+            host: request.host.clone(),
+            subsystem: new_subsystem(&request.volume, request.epoch),
+            namespace: Uuid::new_v4(),
+            read_only: request.read_only,
+        };
+        let noted = export.clone();
+        self.change(volume, move |record| {
+            record.highest = noted.epoch;
+            record.settlement = None;
+            record.export = ExportState::Open { export: noted };
+        })
+        .await?;
+        self.serve(volume, site, &export).await?;
+        Ok(export)
+    }
+
+    /// Lets the hosts of a recorded export in, unless a fence was quicker.
+    async fn serve(
+        self: &Arc<Self>,
+        volume: &Arc<Volume>,
+        site: &Arc<Site>,
+        export: &OpenExport,
+    ) -> Result<(), HomeError> {
+        if matches!(site.now().serving, Serving::Open { .. }) {
+            return Ok(());
+        }
+        let id = volume.id().clone();
+        let device = self
+            .blocking(move |inner| inner.pool.device(&id, &inner.open))
+            .await?;
+        {
+            let mut now = site.now();
+            if now.floor >= export.epoch || !matches!(now.serving, Serving::Nothing) {
+                if matches!(now.serving, Serving::Nothing) {
+                    // Recorded as open, never opened: the fence that waits for
+                    // this call must not look for a dead process's commands.
+                    let mut settlement = nothing_open(volume.id(), export.epoch);
+                    settlement.node = Some(export.node.clone());
+                    now.serving = Serving::Ended(settlement);
+                }
+                return Err(HomeError::StaleEpoch { home: now.floor });
+            }
+            let spec = ExportSpec {
+                volume: volume.id().clone(),
+                epoch: export.epoch,
+                subsystem: export.subsystem.clone(),
+                namespace: export.namespace,
+                host: export.host.clone(),
+                read_only: export.read_only,
+            };
+            self.frontend.open(spec, Arc::clone(&device) as _);
+            now.serving = Serving::Open {
+                epoch: export.epoch,
+                subsystem: export.subsystem.clone(),
+                device: Arc::clone(&device),
+            };
+        }
+        // The volume may have grown between the device's opening and now.
+        if device.size() < volume.size() {
+            device.grow(volume.size());
+            self.frontend.resized(volume.id());
+        }
+        Ok(())
+    }
+
+    /// Ends what is open up to an epoch, or answers as it did before. The gate
+    /// is closed already.
+    pub(super) async fn fence(
+        self: &Arc<Self>,
+        request: &FenceRequest,
+    ) -> Result<Settlement, HomeError> {
+        let (volume, site) = self.both(&request.volume)?;
+        let record = volume.record().get();
+        match decide::fence(&record, request) {
+            FenceMove::Refuse(error) => Err(error),
+            FenceMove::Repeat(mut settlement) => {
+                if settlement.settled_by != SettledBy::NothingOpen {
+                    settlement.late_refused = self.late_refused(&record, settlement.late_refused);
+                }
+                Ok(settlement)
+            }
+            FenceMove::Note { highest } => {
+                let settlement = nothing_open(volume.id(), highest);
+                self.record_closed(&volume, &site, None, settlement).await
+            }
+            FenceMove::Close {
+                export,
+                inside,
+                highest,
+            } => self.close(&volume, &site, export, inside, highest).await,
+            FenceMove::Behind { granted } => {
+                self.change(&volume, move |record| record.behind = Some(granted))
+                    .await?;
+                tracing::error!(
+                    volume = %volume.id(), home = %record.highest, %granted,
+                    "the record is behind a granted epoch: the pool is an old copy; the volume is not served"
+                );
+                self.end_behind(&volume, &site, record.clone()).await;
+                Err(HomeError::RecordBehind {
+                    home: record.highest,
+                    granted,
+                })
+            }
+        }
+    }
+
+    /// Ends what an old copy had open. The mark in the record keeps it from
+    /// opening again, whatever comes of this.
+    async fn end_behind(self: &Arc<Self>, volume: &Arc<Volume>, site: &Arc<Site>, record: Record) {
+        let (export, inside) = match record.export {
+            ExportState::Closed => return,
+            ExportState::Open { export } => (export, 0),
+            ExportState::Closing { export, inside } => (export, inside),
+        };
+        let ended = self
+            .close(volume, site, export, inside, record.highest)
+            .await;
+        if let Err(error) = ended {
+            tracing::warn!(volume = %volume.id(), %error, "an old copy's export has not ended yet");
+        }
+    }
+
+    /// Settles a closed gate and records the closing, in the order of DESIGN 5.
+    async fn close(
+        self: &Arc<Self>,
+        volume: &Arc<Volume>,
+        site: &Arc<Site>,
+        export: OpenExport,
+        inside_noted: u32,
+        highest: Epoch,
+    ) -> Result<Settlement, HomeError> {
+        let mut settlement = nothing_open(volume.id(), highest);
+        settlement.node = Some(export.node.clone());
+        let gate = match site.take_closing() {
+            InHand::Gate(gate) => gate,
+            InHand::Ended(mut ended) => {
+                ended.epoch = highest;
+                return self.record_closed(volume, site, Some(export), ended).await;
+            }
+            InHand::Nothing => {
+                // Its process is dead, and this one got the pool's lock only
+                // when the last of that one's commands had ended.
+                self.frontend.remember_closed(&export.subsystem);
+                settlement.settled_by = SettledBy::ExitBarrier;
+                settlement.inside_at_close = inside_noted;
+                settlement.late_refused = self.frontend.late_refused(&export.subsystem);
+                return self
+                    .record_closed(volume, site, Some(export), settlement)
+                    .await;
+            }
+            InHand::Lost => return Err(lost_gate(volume.id())),
+        };
+        settlement.settled_by = SettledBy::Drained;
+        settlement.inside_at_close = gate.inside_at_close();
+        let ended = self.settle(volume, site, &export, gate, highest).await?;
+        settlement.settle_time = ended.0;
+        settlement.sessions_ended = ended.1.sessions;
+        settlement.late_refused = ended.1.late_refused;
+        settlement.last_write = ended.1.last_write;
+        site.now().serving = Serving::Ended(settlement.clone());
+        self.metrics.settled(settlement.settle_time);
+        self.record_closed(volume, site, Some(export), settlement)
+            .await
+    }
+
+    /// Records the closing and waits for the commands inside, in parallel; then
+    /// tells the hosts. On failure the closed gate goes back to its place.
+    async fn settle(
+        self: &Arc<Self>,
+        volume: &Arc<Volume>,
+        site: &Arc<Site>,
+        export: &OpenExport,
+        gate: Box<dyn ClosedGate>,
+        highest: Epoch,
+    ) -> Result<(Duration, Ended), HomeError> {
+        let closing = ExportState::Closing {
+            export: export.clone(),
+            inside: gate.inside_at_close(),
+        };
+        let note = self.change(volume, move |record| {
+            record.highest = highest;
+            record.export = closing;
+        });
+        let (noted, settled) = tokio::join!(note, gate.settled(self.config.settle));
+        let unfinished = match (noted, settled) {
+            (Ok(_), Ok(time)) => {
+                let ended = gate.end().await;
+                self.frontend.remember_closed(&export.subsystem);
+                return Ok((time, ended));
+            }
+            (Err(error), _) => error,
+            (Ok(_), Err(inside)) => HomeError::Unsettled { inside },
+        };
+        site.now().serving = Serving::Closing(Some(gate));
+        Err(unfinished)
+    }
+
+    /// Records that nothing is open up to the settlement's epoch. Only then is
+    /// there a settlement to show.
+    async fn record_closed(
+        self: &Arc<Self>,
+        volume: &Arc<Volume>,
+        site: &Arc<Site>,
+        export: Option<OpenExport>,
+        settlement: Settlement,
+    ) -> Result<Settlement, HomeError> {
+        let kept = settlement.clone();
+        self.change(volume, move |record| {
+            record.highest = kept.epoch;
+            record.export = ExportState::Closed;
+            if let Some(export) = export {
+                record.remember_closed(&export.subsystem);
+            }
+            record.settlement = Some(kept);
+        })
+        .await?;
+        site.now().serving = Serving::Nothing;
+        Ok(settlement)
+    }
+
+    /// Takes up one volume's exports as its record holds them: whether one is
+    /// open now, and how many identities are remembered as closed.
+    pub(super) async fn take_up(
+        self: &Arc<Self>,
+        volume: &VolumeId,
+    ) -> Result<(bool, u32), HomeError> {
+        let (volume, site) = self.both(volume)?;
+        let record = volume.record().get();
+        for subsystem in &record.closed {
+            self.frontend.remember_closed(subsystem);
+        }
+        let closed = u32::try_from(record.closed.len()).unwrap_or(u32::MAX);
+        if let Some(error) = decide::behind(&record) {
+            return Err(error);
+        }
+        match &record.export {
+            ExportState::Closed => Ok((false, closed)),
+            ExportState::Closing { export, .. } => {
+                self.frontend.remember_closed(&export.subsystem);
+                Ok((false, closed + 1))
+            }
+            ExportState::Open { export } => {
+                self.serve(&volume, &site, export).await?;
+                Ok((true, closed))
+            }
+        }
+    }
+
+    /// Makes an old copy the one that counts.
+    pub(super) async fn accept(self: &Arc<Self>, volume: &VolumeId) -> Result<Epoch, HomeError> {
+        let (volume, site) = self.both(volume)?;
+        let record = volume.record().get();
+        let Some(granted) = record.behind else {
+            return Ok(record.highest);
+        };
+        self.end_behind(&volume, &site, record).await;
+        if volume.record().get().export != ExportState::Closed {
+            return Err(HomeError::Failed(format!(
+                "volume {}: the old copy's own export has not ended; ask again",
+                volume.id()
+            )));
+        }
+        let settlement = nothing_open(volume.id(), granted);
+        self.change(&volume, move |record| {
+            record.behind = None;
+            record.highest = granted;
+            record.settlement = Some(settlement);
+        })
+        .await?;
+        Ok(granted)
+    }
+
+    /// Changes a volume's record; on disk when this returns.
+    pub(super) async fn change(
+        self: &Arc<Self>,
+        volume: &Arc<Volume>,
+        change: impl FnOnce(&mut Record) + Send + 'static,
+    ) -> Result<Record, HomeError> {
+        let volume = Arc::clone(volume);
+        self.blocking(move |_| volume.record().update(change)).await
+    }
+
+    /// How many commands came late for the identity closed last, by now.
+    fn late_refused(&self, record: &Record, before: u64) -> u64 {
+        let last = record.closed.last();
+        last.map_or(before, |last| self.frontend.late_refused(last).max(before))
+    }
+}
+
+/// The refusal while a restore writes.
+pub(super) fn being_restored(volume: &VolumeId) -> HomeError {
+    HomeError::Failed(format!(
+        "volume {volume} is being restored; wait for the restore's end, or interrupt it"
+    ))
+}
+
+fn lost_gate(volume: &VolumeId) -> HomeError {
+    HomeError::Failed(format!(
+        "volume {volume}: its gate is out of reach, so nobody can tell whether commands are inside; \
+         only a restart of the agent ends them for sure"
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_longest_identity_is_a_valid_nqn_and_never_the_same() {
+        let volume: VolumeId = "v".repeat(63).parse().unwrap();
+        let one = new_subsystem(&volume, Epoch(u64::MAX));
+        assert!(one.len() <= NQN_MAX, "{} bytes", one.len());
+        assert!(one.starts_with(&format!("nqn.2026-11.io.drover:{volume}:{}:", u64::MAX)));
+        assert_ne!(one, new_subsystem(&volume, Epoch(u64::MAX)));
+    }
+}

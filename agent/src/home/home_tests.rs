@@ -1,0 +1,663 @@
+//! The home over real pools, with a scripted target.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::SystemTime;
+
+use tokio::sync::watch;
+use uuid::Uuid;
+
+use super::*;
+use crate::attach::ports::{Home as _, HostIdentity, SettledBy};
+use crate::block::{BLOCK, BlockDevice};
+use crate::export::{Ended, ExportSpec};
+use crate::ids::{Lba, NodeId};
+use crate::pool::record::ExportState;
+use crate::pool::testing::{MIB, Mounted, open as open_pool, plain};
+
+type Live = (ExportSpec, Arc<dyn BlockDevice>, watch::Sender<u32>);
+
+/// A target without hosts: a test says how many commands are inside a gate.
+#[derive(Default)]
+struct Target {
+    live: Mutex<BTreeMap<String, Live>>,
+    closed: Mutex<BTreeSet<String>>,
+    resized: Mutex<Vec<VolumeId>>,
+    late: Mutex<u64>,
+}
+
+impl Target {
+    /// Puts `count` commands inside the gate of the volume's export.
+    fn inside(&self, volume: &str, count: u32) -> watch::Sender<u32> {
+        let live = self.live.lock().unwrap();
+        let (_, _, inside) = live
+            .values()
+            .find(|(spec, ..)| spec.volume.as_str() == volume)
+            .expect("a live export");
+        inside.send_replace(count);
+        inside.clone()
+    }
+
+    fn device(&self, volume: &str) -> Arc<dyn BlockDevice> {
+        let live = self.live.lock().unwrap();
+        let found = live
+            .values()
+            .find(|(spec, ..)| spec.volume.as_str() == volume);
+        Arc::clone(&found.expect("a live export").1)
+    }
+
+    fn live(&self) -> Vec<String> {
+        self.live.lock().unwrap().keys().cloned().collect()
+    }
+
+    fn is_closed(&self, subsystem: &str) -> bool {
+        self.closed.lock().unwrap().contains(subsystem)
+    }
+}
+
+impl Frontend for Target {
+    fn open(&self, spec: ExportSpec, device: Arc<dyn BlockDevice>) {
+        let mut live = self.live.lock().unwrap();
+        assert!(live.values().all(|(other, ..)| other.volume != spec.volume));
+        assert!(!self.is_closed(&spec.subsystem));
+        live.insert(
+            spec.subsystem.clone(),
+            (spec, device, watch::Sender::new(0)),
+        );
+    }
+    fn remember_closed(&self, subsystem: &str) {
+        self.closed.lock().unwrap().insert(subsystem.to_owned());
+    }
+    fn close(&self, subsystem: &str) -> Option<Box<dyn ClosedGate>> {
+        let (_, _, inside) = self.live.lock().unwrap().remove(subsystem)?;
+        let at_close = *inside.borrow();
+        Some(Box::new(Gate { at_close, inside }))
+    }
+    fn resized(&self, volume: &VolumeId) {
+        self.resized.lock().unwrap().push(volume.clone());
+    }
+    fn late_refused(&self, _subsystem: &str) -> u64 {
+        *self.late.lock().unwrap()
+    }
+}
+
+struct Gate {
+    at_close: u32,
+    inside: watch::Sender<u32>,
+}
+
+#[async_trait]
+impl ClosedGate for Gate {
+    fn inside_at_close(&self) -> u32 {
+        self.at_close
+    }
+    async fn settled(&self, deadline: Duration) -> Result<Duration, u32> {
+        let mut inside = self.inside.subscribe();
+        let none = tokio::time::timeout(deadline, inside.wait_for(|inside| *inside == 0)).await;
+        match none {
+            Ok(_) => Ok(Duration::from_millis(5)),
+            Err(_) => Err(*self.inside.borrow()),
+        }
+    }
+    async fn end(self: Box<Self>) -> Ended {
+        assert_eq!(*self.inside.borrow(), 0, "ended with commands inside");
+        Ended {
+            sessions: 3,
+            late_refused: 1,
+            last_write: Some(SystemTime::UNIX_EPOCH),
+        }
+    }
+}
+
+struct Bench {
+    folder: tempfile::TempDir,
+    target: Arc<Target>,
+    home: Home,
+}
+
+fn home_over(pool: Arc<Pool>, target: &Arc<Target>) -> Home {
+    let mut config = HomeConfig::at("127.0.0.1:4420".parse().unwrap());
+    config.settle = Duration::from_millis(20);
+    Home::new(pool, Arc::clone(target) as _, plain(), config)
+}
+
+impl Bench {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let target = Arc::new(Target::default());
+        let home = home_over(open_pool(folder.path()).unwrap(), &target);
+        Self {
+            folder,
+            target,
+            home,
+        }
+    }
+
+    /// With volume `vol-1` of 1 MiB.
+    async fn with_volume() -> Self {
+        let bench = Self::new();
+        let made = bench
+            .home
+            .create(&vol("vol-1"), Bytes(MIB), &Content::Empty)
+            .await;
+        made.unwrap();
+        bench
+    }
+
+    /// A kill -9 and a new process over the same pool.
+    fn restart(self) -> Self {
+        let Self {
+            folder,
+            home,
+            target,
+        } = self;
+        drop((home, target));
+        let target = Arc::new(Target::default());
+        let home = home_over(open_pool(folder.path()).unwrap(), &target);
+        Self {
+            folder,
+            target,
+            home,
+        }
+    }
+
+    async fn export(&self, node: &str, epoch: u64) -> Result<Exported, HomeError> {
+        self.home.export(&request(node, epoch)).await
+    }
+
+    async fn fence(&self, epoch: u64, granted: bool) -> Result<Settlement, HomeError> {
+        let request = FenceRequest {
+            volume: vol("vol-1"),
+            epoch: Epoch(epoch),
+            granted,
+        };
+        self.home.fence(&request).await
+    }
+
+    fn record(&self) -> crate::pool::record::Record {
+        let volume = self.home.pool().volume(&vol("vol-1")).unwrap();
+        volume.record().get()
+    }
+}
+
+fn vol(id: &str) -> VolumeId {
+    id.parse().unwrap()
+}
+
+fn request(node: &str, epoch: u64) -> ExportRequest {
+    ExportRequest {
+        volume: vol("vol-1"),
+        epoch: Epoch(epoch),
+        node: node.parse::<NodeId>().unwrap(),
+        host: HostIdentity {
+            nqn: format!("nqn.2014-08.org.nvmexpress:uuid:{node}"),
+            id: Uuid::nil(),
+        },
+        read_only: false,
+    }
+}
+
+fn stale(home: u64) -> HomeError {
+    HomeError::StaleEpoch { home: Epoch(home) }
+}
+
+#[tokio::test]
+async fn a_volume_moves_by_fence_and_export() {
+    let bench = Bench::with_volume().await;
+    let first = bench.export("a", 1).await.unwrap();
+    assert!(!first.ever_written);
+    assert_eq!(bench.export("a", 1).await.unwrap(), first, "a repeat");
+    assert_eq!(bench.target.live(), [first.target.subsystem.clone()]);
+    let device = bench.target.device("vol-1");
+    device
+        .write(Lba(0), &[1; BLOCK as usize], true)
+        .await
+        .unwrap();
+
+    let refused = bench.export("b", 2).await.unwrap_err();
+    assert!(refused.to_string().contains("fence it"), "{refused}");
+    let settled = bench.fence(1, true).await.unwrap();
+    assert_eq!(settled.node, Some("a".parse().unwrap()));
+    assert_eq!(settled.settled_by, SettledBy::Drained);
+    assert_eq!((settled.sessions_ended, settled.inside_at_close), (3, 0));
+    assert!(bench.target.is_closed(&first.target.subsystem));
+    assert!(bench.target.live().is_empty());
+    assert_eq!(
+        bench.export("a", 1).await.unwrap_err(),
+        stale(1),
+        "a late export"
+    );
+
+    let second = bench.export("b", 2).await.unwrap();
+    assert!(second.ever_written);
+    assert_ne!(second.target.subsystem, first.target.subsystem);
+    assert_ne!(second.target.namespace, first.target.namespace);
+    assert_eq!(
+        bench.fence(1, true).await.unwrap_err(),
+        stale(2),
+        "a late fence"
+    );
+    assert_eq!(bench.target.live(), [second.target.subsystem]);
+}
+
+#[tokio::test]
+async fn a_repeated_fence_has_the_same_answer_but_for_late_commands() {
+    let bench = Bench::with_volume().await;
+    bench.export("a", 1).await.unwrap();
+    let settled = bench.fence(1, true).await.unwrap();
+    *bench.target.late.lock().unwrap() = 17;
+    let mut again = bench.fence(1, true).await.unwrap();
+    assert_eq!(again.late_refused, 17);
+    again.late_refused = settled.late_refused;
+    assert_eq!(again, settled);
+    // And after a restart, from the record.
+    let bench = bench.restart();
+    bench.home.restore().await;
+    assert_eq!(bench.fence(1, true).await.unwrap(), settled);
+}
+
+#[tokio::test]
+async fn no_settlement_while_a_command_is_inside() {
+    let bench = Bench::with_volume().await;
+    let exported = bench.export("a", 1).await.unwrap();
+    let inside = bench.target.inside("vol-1", 2);
+    let unsettled = HomeError::Unsettled { inside: 2 };
+    assert_eq!(bench.fence(1, true).await.unwrap_err(), unsettled);
+    assert!(bench.target.live().is_empty(), "the gate is closed at once");
+    assert!(matches!(
+        bench.record().export,
+        ExportState::Closing { inside: 2, .. }
+    ));
+    assert!(bench.record().settlement.is_none());
+    assert!(bench.export("b", 2).await.is_err());
+    assert_eq!(bench.export("a", 1).await.unwrap_err(), stale(1));
+    assert!(bench.home.delete(&vol("vol-1")).await.is_err());
+    inside.send_replace(1);
+    let unsettled = HomeError::Unsettled { inside: 1 };
+    assert_eq!(bench.fence(1, true).await.unwrap_err(), unsettled);
+    inside.send_replace(0);
+    let settled = bench.fence(1, true).await.unwrap();
+    assert_eq!(
+        settled.inside_at_close, 2,
+        "the number at the closing stays"
+    );
+    assert!(bench.target.is_closed(&exported.target.subsystem));
+    bench.export("b", 2).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_fence_of_an_epoch_never_opened_keeps_it_closed() {
+    let bench = Bench::with_volume().await;
+    let settled = bench.fence(4, false).await.unwrap();
+    assert_eq!(settled.settled_by, SettledBy::NothingOpen);
+    assert_eq!((settled.epoch, settled.node.clone()), (Epoch(4), None));
+    assert_eq!(bench.export("a", 4).await.unwrap_err(), stale(4));
+    assert_eq!(bench.fence(4, false).await.unwrap(), settled);
+    let bench = bench.restart();
+    assert_eq!(bench.export("a", 4).await.unwrap_err(), stale(4));
+    bench.export("a", 5).await.unwrap();
+    // A higher fence ends what is open below it, and moves the record there.
+    let settled = bench.fence(8, false).await.unwrap();
+    assert_eq!(
+        (settled.epoch, settled.node),
+        (Epoch(8), Some("a".parse().unwrap()))
+    );
+    assert_eq!(bench.export("a", 8).await.unwrap_err(), stale(8));
+    bench.export("a", 9).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_record_behind_a_granted_epoch_serves_nothing_until_accepted() {
+    let bench = Bench::with_volume().await;
+    bench.export("a", 1).await.unwrap();
+    let behind = HomeError::RecordBehind {
+        home: Epoch(1),
+        granted: Epoch(5),
+    };
+    assert_eq!(bench.fence(5, true).await.unwrap_err(), behind);
+    assert!(bench.target.live().is_empty());
+    let bench = bench.restart();
+    let restored = bench.home.restore().await;
+    assert_eq!(restored.failed, [(vol("vol-1"), behind.clone())]);
+    assert!(bench.target.live().is_empty());
+    assert_eq!(bench.export("a", 6).await.unwrap_err(), behind);
+    assert_eq!(bench.fence(5, true).await.unwrap_err(), behind);
+    assert_eq!(
+        bench
+            .home
+            .restore_target(&vol("vol-1"))
+            .await
+            .map(drop)
+            .unwrap_err(),
+        behind
+    );
+    let snapshot = bench
+        .home
+        .snapshot(&vol("vol-1"), &"snap-1".parse().unwrap())
+        .await;
+    assert_eq!(snapshot.unwrap_err(), behind);
+
+    assert_eq!(
+        bench.home.accept_old_copy(&vol("vol-1")).await.unwrap(),
+        Epoch(5)
+    );
+    assert_eq!(
+        bench.home.accept_old_copy(&vol("vol-1")).await.unwrap(),
+        Epoch(5)
+    );
+    assert_eq!(bench.export("a", 5).await.unwrap_err(), stale(5));
+    assert_eq!(bench.fence(5, true).await.unwrap().epoch, Epoch(5));
+    bench.export("a", 6).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_volume_behind_can_be_deleted() {
+    let bench = Bench::with_volume().await;
+    bench.export("a", 1).await.unwrap();
+    let inside = bench.target.inside("vol-1", 1);
+    bench.fence(5, true).await.unwrap_err();
+    assert!(
+        bench.home.accept_old_copy(&vol("vol-1")).await.is_err(),
+        "a command is inside"
+    );
+    assert!(bench.home.delete(&vol("vol-1")).await.is_err());
+    inside.send_replace(0);
+    bench.fence(5, true).await.unwrap_err();
+    bench.home.delete(&vol("vol-1")).await.unwrap();
+}
+
+#[tokio::test]
+async fn after_a_crash_exports_are_as_the_record_says() {
+    let bench = Bench::with_volume().await;
+    let first = bench.export("a", 1).await.unwrap();
+    bench.fence(1, true).await.unwrap();
+    let second = bench.export("b", 2).await.unwrap();
+
+    let bench = bench.restart();
+    let restored = bench.home.restore().await;
+    assert_eq!((restored.open, restored.closed), (1, 1));
+    assert_eq!(bench.target.live(), [second.target.subsystem.clone()]);
+    assert!(bench.target.is_closed(&first.target.subsystem));
+    assert_eq!(
+        bench.export("b", 2).await.unwrap(),
+        second,
+        "the same identity"
+    );
+
+    // Killed while closing: never opened again, and settled by the lock.
+    bench.target.inside("vol-1", 4);
+    bench.fence(2, true).await.unwrap_err();
+    let bench = bench.restart();
+    let restored = bench.home.restore().await;
+    assert_eq!((restored.open, restored.closed), (0, 2));
+    assert!(bench.target.live().is_empty());
+    assert!(bench.export("b", 3).await.is_err(), "no receipt yet");
+    let settled = bench.fence(2, true).await.unwrap();
+    assert_eq!(settled.settled_by, SettledBy::ExitBarrier);
+    assert_eq!(
+        (settled.inside_at_close, settled.node),
+        (4, Some("b".parse().unwrap()))
+    );
+    bench.export("b", 3).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_fence_before_the_restore_settles_by_the_dead_owners_end() {
+    let bench = Bench::with_volume().await;
+    let exported = bench.export("a", 1).await.unwrap();
+    let bench = bench.restart();
+    let settled = bench.fence(1, true).await.unwrap();
+    assert_eq!(settled.settled_by, SettledBy::ExitBarrier);
+    assert!(bench.target.is_closed(&exported.target.subsystem));
+    assert_eq!(bench.home.restore().await.open, 0);
+}
+
+#[tokio::test]
+async fn an_epochs_fence_and_export_at_once_never_leave_it_open() {
+    for _ in 0..30 {
+        let bench = Arc::new(Bench::with_volume().await);
+        let opening = {
+            let bench = Arc::clone(&bench);
+            tokio::spawn(async move { bench.export("a", 1).await })
+        };
+        tokio::task::yield_now().await;
+        let settled = bench.fence(1, false).await.unwrap();
+        assert_eq!(settled.epoch, Epoch(1));
+        let opened = opening.await.unwrap();
+        assert!(opened.is_ok() || opened == Err(stale(1)), "{opened:?}");
+        assert!(bench.target.live().is_empty());
+        assert_eq!(bench.record().export, ExportState::Closed);
+        assert_eq!(bench.export("a", 1).await.unwrap_err(), stale(1));
+    }
+}
+
+#[tokio::test]
+async fn a_call_goes_on_when_its_caller_has_gone() {
+    let bench = Bench::with_volume().await;
+    bench.export("a", 1).await.unwrap();
+    let inside = bench.target.inside("vol-1", 1);
+    let gone = tokio::time::timeout(Duration::ZERO, bench.fence(1, true)).await;
+    assert!(gone.is_err());
+    assert!(bench.target.live().is_empty(), "closed before any wait");
+    inside.send_replace(0);
+    assert_eq!(bench.fence(1, true).await.unwrap().inside_at_close, 1);
+}
+
+#[tokio::test]
+async fn a_fence_waits_for_no_snapshot_and_closes_before_it_waits() {
+    let bench = Bench::with_volume().await;
+    bench.export("a", 1).await.unwrap();
+    let site = bench.home.inner.known(&vol("vol-1")).unwrap();
+    let snapshot_under_way = site.data.clone().lock_owned().await;
+    bench.fence(1, true).await.unwrap();
+    drop(snapshot_under_way);
+
+    bench.export("a", 2).await.unwrap();
+    let stuck = site.epochs.clone().lock_owned().await;
+    let gone = tokio::time::timeout(Duration::from_millis(1), bench.fence(2, true)).await;
+    assert!(gone.is_err());
+    assert!(bench.target.live().is_empty(), "the gate closes first");
+    drop(stuck);
+}
+
+#[tokio::test]
+async fn a_restore_has_the_file_to_itself() {
+    let bench = Bench::with_volume().await;
+    bench.export("a", 1).await.unwrap();
+    let open = bench.home.restore_target(&vol("vol-1")).await.map(drop);
+    assert!(open.unwrap_err().to_string().contains("unpublish"));
+    bench.fence(1, true).await.unwrap();
+
+    let claim = bench.home.restore_target(&vol("vol-1")).await.unwrap();
+    assert!(bench.record().ever_written);
+    assert_eq!(claim.size(), Bytes(MIB));
+    assert_eq!(std::fs::metadata(claim.path()).unwrap().len(), MIB);
+    let busy = [
+        bench.export("a", 2).await.map(drop),
+        bench.home.restore_target(&vol("vol-1")).await.map(drop),
+        bench.home.delete(&vol("vol-1")).await,
+        bench
+            .home
+            .expand(&vol("vol-1"), Bytes(2 * MIB))
+            .await
+            .map(drop),
+        bench
+            .home
+            .create(&vol("vol-2"), Bytes(MIB), &Content::Volume(vol("vol-1")))
+            .await,
+        bench
+            .home
+            .snapshot(&vol("vol-1"), &"s".parse().unwrap())
+            .await
+            .map(drop),
+    ];
+    for refused in busy {
+        let error = refused.unwrap_err().to_string();
+        assert!(error.contains("being restored"), "{error}");
+    }
+    bench.fence(1, true).await.unwrap();
+    drop(claim);
+    assert!(bench.export("a", 2).await.unwrap().ever_written);
+}
+
+#[tokio::test]
+async fn a_live_volume_grows_and_its_hosts_are_told() {
+    let bench = Bench::with_volume().await;
+    bench.export("a", 1).await.unwrap();
+    let device = bench.target.device("vol-1");
+    for _ in 0..2 {
+        let size = bench.home.expand(&vol("vol-1"), Bytes(4 * MIB)).await;
+        assert_eq!(size.unwrap(), Bytes(4 * MIB));
+    }
+    assert_eq!(device.size(), Bytes(4 * MIB));
+    assert_eq!(*bench.target.resized.lock().unwrap(), [vol("vol-1")]);
+    let last = Lba(4 * MIB / BLOCK - 1);
+    device
+        .write(last, &[1; BLOCK as usize], true)
+        .await
+        .unwrap();
+}
+
+#[tokio::test]
+async fn what_is_open_is_not_deleted_and_what_is_gone_is_no_error() {
+    let bench = Bench::with_volume().await;
+    bench.export("a", 1).await.unwrap();
+    let error = bench.home.delete(&vol("vol-1")).await.unwrap_err();
+    assert!(error.to_string().contains("node a"), "{error}");
+    bench.fence(1, true).await.unwrap();
+    bench.home.delete(&vol("vol-1")).await.unwrap();
+    bench.home.delete(&vol("vol-1")).await.unwrap();
+    let none = HomeError::NoVolume(vol("vol-1"));
+    assert_eq!(bench.export("a", 2).await.unwrap_err(), none);
+    assert_eq!(bench.fence(1, true).await.unwrap_err(), none);
+    assert_eq!(
+        bench
+            .home
+            .restore_target(&vol("vol-1"))
+            .await
+            .map(drop)
+            .unwrap_err(),
+        none
+    );
+    assert_eq!(
+        bench
+            .home
+            .expand(&vol("vol-1"), Bytes(MIB))
+            .await
+            .unwrap_err(),
+        none
+    );
+}
+
+#[tokio::test]
+async fn nonsense_is_refused() {
+    let bench = Bench::with_volume().await;
+    assert!(bench.export("a", 0).await.is_err());
+    let mut long = request("a", 1);
+    long.host.nqn = "n".repeat(224);
+    assert!(bench.home.export(&long).await.is_err());
+    assert_eq!(bench.record().highest, Epoch(0));
+}
+
+#[tokio::test]
+async fn a_device_that_does_not_open_opens_no_export() {
+    let bench = Bench::with_volume().await;
+    let works = Arc::new(AtomicBool::new(false));
+    let open: OpenBacking = {
+        let works = Arc::clone(&works);
+        Arc::new(move |file, path, size| {
+            if !works.load(Ordering::Relaxed) {
+                return Err(crate::block::DeviceError::FlushFailed("no".into()));
+            }
+            plain()(file, path, size)
+        })
+    };
+    let config = HomeConfig::at("127.0.0.1:4420".parse().unwrap());
+    let pool = Arc::clone(bench.home.pool());
+    let home = Home::new(pool, Arc::clone(&bench.target) as _, open, config);
+    assert!(home.export(&request("a", 1)).await.is_err());
+    assert!(bench.target.live().is_empty());
+    works.store(true, Ordering::Relaxed);
+    let exported = home.export(&request("a", 1)).await.unwrap();
+    assert_eq!(bench.target.live(), [exported.target.subsystem]);
+}
+
+#[tokio::test]
+async fn metrics_tell_the_pool_and_the_fences() {
+    let bench = Bench::with_volume().await;
+    let mut registry = Registry::default();
+    bench.home.register_metrics(&mut registry);
+    bench.export("a", 1).await.unwrap();
+    bench.fence(1, true).await.unwrap();
+    bench.fence(0, true).await.unwrap_err();
+    let mut text = String::new();
+    prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+    for line in [
+        "drover_fences_total{result=\"settled\"} 1",
+        "drover_fences_total{result=\"stale\"} 1",
+        "drover_fence_settle_seconds_count 1",
+        "drover_pool_provisioned_bytes 1048576",
+        "drover_pool_volumes 1",
+        "drover_pool_snapshots 0",
+    ] {
+        assert!(text.contains(line), "{line} is not in\n{text}");
+    }
+}
+
+#[tokio::test]
+async fn a_full_pool_keeps_no_gate_open_needs_root() {
+    let fs = Mounted::xfs();
+    let target = Arc::new(Target::default());
+    let home = home_over(open_pool(&fs.pool()).unwrap(), &target);
+    let id = vol("vol-1");
+    home.create(&id, Bytes(8 * MIB), &Content::Empty)
+        .await
+        .unwrap();
+    home.export(&request("a", 1)).await.unwrap();
+    let device = target.device("vol-1");
+    device
+        .write(Lba(0), &[1; BLOCK as usize], true)
+        .await
+        .unwrap();
+    home.snapshot(&id, &"snap-1".parse().unwrap())
+        .await
+        .unwrap();
+    device
+        .write(Lba(0), &[2; BLOCK as usize], true)
+        .await
+        .unwrap();
+    let _filling = fs.fill();
+    let fence = FenceRequest {
+        volume: id.clone(),
+        epoch: Epoch(1),
+        granted: true,
+    };
+    let settled = home.fence(&fence).await.unwrap();
+    assert_eq!(settled.settled_by, SettledBy::Drained);
+    home.export(&request("b", 2)).await.unwrap();
+    let error = home
+        .create(&vol("vol-2"), Bytes(MIB), &Content::Empty)
+        .await;
+    assert!(matches!(error, Err(HomeError::NoSpace { .. })), "{error:?}");
+    let clone = home
+        .pool()
+        .snapshot_path(&"snap-1".parse().unwrap())
+        .unwrap();
+    assert_eq!(std::fs::read(clone).unwrap()[0], 1);
+}
+
+#[tokio::test]
+async fn without_reflink_snapshots_are_unsupported_needs_root() {
+    let fs = Mounted::ext4();
+    let home = home_over(open_pool(&fs.pool()).unwrap(), &Arc::default());
+    home.create(&vol("vol-1"), Bytes(MIB), &Content::Empty)
+        .await
+        .unwrap();
+    let refused = home
+        .snapshot(&vol("vol-1"), &"snap-1".parse().unwrap())
+        .await;
+    assert!(
+        matches!(refused, Err(HomeError::Unsupported(_))),
+        "{refused:?}"
+    );
+}

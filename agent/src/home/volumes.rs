@@ -1,0 +1,182 @@
+//! Volumes made, grown, copied and deleted, and claimed for restores.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::epochs::being_restored;
+use super::site::{Serving, Site};
+use super::{Inner, decide, exclusively};
+use crate::attach::ports::{Content, HomeError, SnapshotInfo};
+use crate::block::BlockDevice;
+use crate::ids::{Bytes, SnapshotId, VolumeId};
+use crate::pool::lock::PoolLock;
+use crate::pool::record::ExportState;
+
+/// A claim on a volume's file. The restore that holds it must have ended its
+/// last write before it drops it.
+#[must_use]
+pub struct RestoreTarget {
+    path: PathBuf,
+    size: Bytes,
+    site: Arc<Site>,
+    _lock: PoolLock,
+}
+
+impl RestoreTarget {
+    /// The file to write.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The volume's size; the file is that long and must stay so.
+    pub fn size(&self) -> Bytes {
+        self.size
+    }
+}
+
+impl Drop for RestoreTarget {
+    fn drop(&mut self) {
+        self.site.now().restoring = false;
+    }
+}
+
+impl Inner {
+    pub(super) async fn create(
+        self: &Arc<Self>,
+        id: VolumeId,
+        size: Bytes,
+        content: Content,
+    ) -> Result<(), HomeError> {
+        if let Content::Volume(source) = &content {
+            self.must_be_whole(source)?;
+        }
+        self.blocking(move |inner| inner.pool.create(&id, size, &content))
+            .await
+    }
+
+    /// Refuses to copy what a restore writes, and what is an old copy.
+    fn must_be_whole(&self, volume: &VolumeId) -> Result<(), HomeError> {
+        let (of, site) = self.both(volume)?;
+        if let Some(error) = decide::behind(&of.record().get()) {
+            return Err(error);
+        }
+        if site.now().restoring {
+            return Err(being_restored(volume));
+        }
+        Ok(())
+    }
+
+    pub(super) async fn snapshot(
+        self: &Arc<Self>,
+        volume: VolumeId,
+        id: SnapshotId,
+    ) -> Result<SnapshotInfo, HomeError> {
+        self.must_be_whole(&volume)?;
+        self.blocking(move |inner| inner.pool.snapshot(&volume, &id))
+            .await
+    }
+
+    pub(super) async fn expand(
+        self: &Arc<Self>,
+        volume: VolumeId,
+        size: Bytes,
+    ) -> Result<Bytes, HomeError> {
+        let (_, site) = self.both(&volume)?;
+        if site.now().restoring {
+            return Err(being_restored(&volume));
+        }
+        let id = volume.clone();
+        let size = self
+            .blocking(move |inner| inner.pool.expand(&id, size))
+            .await?;
+        let device = match &site.now().serving {
+            Serving::Open { device, .. } => Some(Arc::clone(device)),
+            Serving::Nothing | Serving::Closing(_) | Serving::Ended(_) => None,
+        };
+        if let Some(device) = device
+            && device.size() < size
+        {
+            device.grow(size);
+            self.frontend.resized(&volume);
+        }
+        Ok(size)
+    }
+
+    pub(super) async fn delete(self: &Arc<Self>, volume: &VolumeId) -> Result<(), HomeError> {
+        let site = self.known(volume)?;
+        let inner = Arc::clone(self);
+        let id = volume.clone();
+        let lock = Arc::clone(&site.epochs);
+        let what = format!("delete volume {volume}");
+        exclusively(lock, what, self.config.data_deadline, async move {
+            inner.delete_closed(&id).await
+        })
+        .await
+    }
+
+    async fn delete_closed(self: &Arc<Self>, id: &VolumeId) -> Result<(), HomeError> {
+        let (volume, site) = self.both(id)?;
+        let record = volume.record().get();
+        let refusal = match &record.export {
+            ExportState::Open { export } | ExportState::Closing { export, .. } => {
+                Some(HomeError::Failed(format!(
+                    "volume {id}: epoch {} of node {} has not ended; fence it before the volume is deleted",
+                    export.epoch, export.node
+                )))
+            }
+            ExportState::Closed => {
+                let now = site.now();
+                if now.restoring {
+                    Some(being_restored(id))
+                } else if matches!(now.serving, Serving::Nothing) {
+                    None
+                } else {
+                    Some(HomeError::Failed(format!(
+                        "volume {id}: its last export has not ended; ask again"
+                    )))
+                }
+            }
+        };
+        if let Some(refusal) = refusal {
+            return Err(refusal);
+        }
+        let gone = id.clone();
+        self.blocking(move |inner| inner.pool.delete(&gone)).await?;
+        self.sites
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+            .remove(id);
+        Ok(())
+    }
+
+    pub(super) async fn claim(self: &Arc<Self>, id: &VolumeId) -> Result<RestoreTarget, HomeError> {
+        let (volume, site) = self.both(id)?;
+        let record = volume.record().get();
+        if let Some(error) = decide::behind(&record) {
+            return Err(error);
+        }
+        if let ExportState::Open { export } | ExportState::Closing { export, .. } = &record.export {
+            return Err(HomeError::Failed(format!(
+                "volume {id}: epoch {} of node {} has not ended; unpublish the volume before it is restored",
+                export.epoch, export.node
+            )));
+        }
+        {
+            let mut now = site.now();
+            if now.restoring {
+                return Err(being_restored(id));
+            }
+            now.restoring = true;
+        }
+        // From here on the claim's own end takes the mark away, whatever happens.
+        let target = RestoreTarget {
+            path: volume.path().to_owned(),
+            size: volume.size(),
+            site,
+            _lock: self.pool.lock().clone(),
+        };
+        self.change(&volume, |record| record.ever_written = true)
+            .await?;
+        Ok(target)
+    }
+}

@@ -1,0 +1,166 @@
+//! Pools for tests: on a plain folder, and on real XFS and ext4 over a loop
+//! device (those need root).
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use nix::errno::Errno;
+
+use super::device::{Backing, OpenBacking};
+use super::{Pool, PoolConfig, PoolError};
+use crate::block::{BLOCK, BlockDevice, DeviceError};
+use crate::ids::{Bytes, Lba, NodeId};
+
+pub const MIB: u64 = 1 << 20;
+
+pub fn node(name: &str) -> NodeId {
+    name.parse().unwrap()
+}
+
+/// Limits under which small file systems hold small volumes.
+pub fn config() -> PoolConfig {
+    PoolConfig {
+        lock_wait: Duration::ZERO,
+        low_water: Bytes(MIB),
+        ..PoolConfig::default()
+    }
+}
+
+/// Opens the pool in `dir` as node `a`.
+pub fn open(dir: &Path) -> Result<Arc<Pool>, PoolError> {
+    Pool::open(dir, &node("a"), config())
+}
+
+/// A file system of its own on a loop device, gone when dropped. Needs root.
+pub struct Mounted {
+    folder: tempfile::TempDir,
+}
+
+impl Mounted {
+    pub fn xfs() -> Self {
+        Self::new(&["mkfs.xfs", "-q", "-m", "reflink=1"], 300)
+    }
+
+    pub fn ext4() -> Self {
+        Self::new(&["mkfs.ext4", "-q", "-F"], 32)
+    }
+
+    fn new(mkfs: &[&str], mib: u64) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let image = folder.path().join("image");
+        File::create(&image).unwrap().set_len(mib * MIB).unwrap();
+        std::fs::create_dir(folder.path().join("mnt")).unwrap();
+        let made = Self { folder };
+        run(Command::new(mkfs[0]).args(&mkfs[1..]).arg(&image));
+        run(Command::new("mount")
+            .args(["-o", "loop"])
+            .arg(&image)
+            .arg(made.dir()));
+        made
+    }
+
+    pub fn dir(&self) -> PathBuf {
+        self.folder.path().join("mnt")
+    }
+
+    /// The pool's folder in it.
+    pub fn pool(&self) -> PathBuf {
+        self.dir().join("pool")
+    }
+
+    /// Takes every free block.
+    pub fn fill(&self) -> File {
+        let file = File::create(self.dir().join("filling")).unwrap();
+        let (mut length, mut piece) = (0, 256 * MIB as i64);
+        while piece >= 4096 {
+            match nix::fcntl::posix_fallocate(&file, length, piece) {
+                Ok(()) => length += piece,
+                Err(Errno::ENOSPC) => piece /= 2,
+                Err(error) => panic!("fallocate {piece} at {length}: {error}"),
+            }
+        }
+        file
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        // The loop device goes with its mount. Busy (a test failed with a file
+        // open): detach lazily, so that it goes with that file.
+        for how in [&[][..], &["-l"][..]] {
+            let done = Command::new("umount").args(how).arg(self.dir()).output();
+            if done.is_ok_and(|done| done.status.success()) {
+                return;
+            }
+        }
+    }
+}
+
+fn run(command: &mut Command) {
+    let done = command.output().unwrap();
+    assert!(
+        done.status.success(),
+        "{command:?}: {}",
+        String::from_utf8_lossy(&done.stderr)
+    );
+}
+
+/// A device over an open file, by plain calls.
+pub struct PlainFile {
+    file: File,
+    size: AtomicU64,
+}
+
+/// Opens [`PlainFile`]s.
+pub fn plain() -> OpenBacking {
+    Arc::new(|file, _path, size| {
+        let size = AtomicU64::new(size.0);
+        Ok(Arc::new(PlainFile { file, size }) as Arc<dyn Backing>)
+    })
+}
+
+impl Backing for PlainFile {
+    fn grow(&self, size: Bytes) {
+        self.size.fetch_max(size.0, Ordering::AcqRel);
+    }
+}
+
+fn io(call: &str) -> impl FnOnce(std::io::Error) -> DeviceError {
+    move |error| DeviceError::Io {
+        call: call.to_owned(),
+        errno: Errno::from_raw(error.raw_os_error().unwrap_or(nix::libc::EIO)),
+    }
+}
+
+#[async_trait]
+impl BlockDevice for PlainFile {
+    fn size(&self) -> Bytes {
+        Bytes(self.size.load(Ordering::Acquire))
+    }
+    async fn read(&self, lba: Lba, buffer: &mut [u8]) -> Result<(), DeviceError> {
+        self.file
+            .read_exact_at(buffer, lba.0 * BLOCK)
+            .map_err(io("read"))
+    }
+    async fn write(&self, lba: Lba, data: &[u8], _fua: bool) -> Result<(), DeviceError> {
+        self.file
+            .write_all_at(data, lba.0 * BLOCK)
+            .map_err(io("write"))
+    }
+    async fn flush(&self) -> Result<(), DeviceError> {
+        self.file.sync_data().map_err(io("fdatasync"))
+    }
+    async fn write_zeroes(&self, lba: Lba, blocks: u64, _unmap: bool) -> Result<(), DeviceError> {
+        let zeroes = vec![0; (blocks * BLOCK) as usize];
+        self.write(lba, &zeroes, false).await
+    }
+    async fn deallocate(&self, lba: Lba, blocks: u64) -> Result<(), DeviceError> {
+        self.write_zeroes(lba, blocks, true).await
+    }
+}
