@@ -5,6 +5,10 @@
 //! expected version is not the current one, so two writers can never both
 //! believe that they decided.
 
+pub mod embedded;
+
+pub use embedded::EmbeddedStore;
+
 use std::fmt;
 
 use async_trait::async_trait;

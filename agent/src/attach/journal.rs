@@ -1,0 +1,275 @@
+//! The journal: what happened, and the receipts, in the store.
+//!
+//! Notes and receipts are records of their own under ids that sort by time.
+//! Each kind keeps its last [`KEPT`]; older ones are dropped as new ones come.
+//! A note is best effort: where the store cannot take it, it is logged and
+//! lost. A receipt is not: without it in the store the fence is repeated.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use tokio::sync::Mutex;
+
+use super::ports::{NodeAnswer, Note};
+use super::proof::Receipt;
+use crate::ids::VolumeId;
+use crate::store::{Key, Kind, StateStore, StoreError, Version};
+
+/// How many notes, and how many receipts, are kept.
+pub const KEPT: usize = 10_000;
+
+/// What happened, oldest first.
+pub struct Journal {
+    store: Arc<dyn StateStore>,
+    notes: Mutex<Shelf>,
+    receipts: Mutex<Shelf>,
+}
+
+/// The records of one kind, oldest first.
+struct Shelf {
+    kind: Kind,
+    kept: VecDeque<(String, Version)>,
+    most: usize,
+    next: u64,
+}
+
+impl Shelf {
+    async fn load(store: &dyn StateStore, kind: Kind, most: usize) -> Result<Self, StoreError> {
+        let kept: VecDeque<_> = store
+            .list(kind)
+            .await?
+            .into_iter()
+            .map(|(key, stored)| (key.id, stored.version))
+            .collect();
+        Ok(Self {
+            kind,
+            kept,
+            most,
+            next: 0,
+        })
+    }
+
+    fn key(&self, id: &str) -> Key {
+        Key {
+            kind: self.kind,
+            id: id.to_owned(),
+        }
+    }
+
+    async fn add(
+        &mut self,
+        store: &dyn StateStore,
+        id: String,
+        bytes: Vec<u8>,
+    ) -> Result<(), StoreError> {
+        let version = store.put(&self.key(&id), None, bytes).await?;
+        self.kept.push_back((id, version));
+        while self.kept.len() > self.most {
+            let Some((id, version)) = self.kept.pop_front() else {
+                break;
+            };
+            match store.delete(&self.key(&id), version).await {
+                // Changed or removed by another hand: no longer this shelf's to drop.
+                Ok(()) | Err(StoreError::Conflict(_)) => {}
+                Err(error) => {
+                    self.kept.push_front((id, version));
+                    return Err(error);
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Journal {
+    /// Reads which notes and receipts there are.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn load(store: Arc<dyn StateStore>) -> Result<Self, StoreError> {
+        Self::keeping(store, KEPT).await
+    }
+
+    async fn keeping(store: Arc<dyn StateStore>, most: usize) -> Result<Self, StoreError> {
+        let notes = Shelf::load(store.as_ref(), Kind::Note, most).await?;
+        let receipts = Shelf::load(store.as_ref(), Kind::Receipt, most).await?;
+        Ok(Self {
+            store,
+            notes: Mutex::new(notes),
+            receipts: Mutex::new(receipts),
+        })
+    }
+
+    /// Adds a note; where that fails, logs it.
+    pub async fn note(&self, note: &Note) {
+        tracing::info!(
+            kind = note.kind,
+            volume = note.volume.as_ref().map(VolumeId::as_str),
+            node = note.node.as_ref().map(crate::ids::NodeId::as_str),
+            "{}",
+            note.text
+        );
+        let mut shelf = self.notes.lock().await;
+        let stamp = micros(note.time);
+        shelf.next += 1;
+        // Two notes of one microsecond keep their order; two runs never share
+        // an id, since the random tail differs.
+        let tail = uuid::Uuid::new_v4().simple().to_string();
+        let id = format!("{stamp:020}-{:012}-{}", shelf.next, &tail[..8]);
+        let bytes = match serde_json::to_vec(note) {
+            Ok(bytes) => bytes,
+            Err(error) => {
+                tracing::warn!(%error, "a note cannot be written as JSON");
+                return;
+            }
+        };
+        if let Err(error) = shelf.add(self.store.as_ref(), id, bytes).await {
+            tracing::warn!(%error, "the journal could not take a note");
+        }
+    }
+
+    /// Keeps a receipt. Durable when this returns.
+    ///
+    /// # Errors
+    /// The store's: the receipt may or may not be there.
+    pub async fn keep(&self, receipt: &Receipt) -> Result<(), StoreError> {
+        let bytes = serde_json::to_vec(receipt)
+            .map_err(|error| StoreError::Unavailable(format!("receipt as JSON: {error}")))?;
+        let mut shelf = self.receipts.lock().await;
+        shelf
+            .add(self.store.as_ref(), receipt.id().to_owned(), bytes)
+            .await
+    }
+
+    /// Adds the old node's answer to a receipt that is kept. Best effort.
+    pub async fn answered(&self, receipt: Receipt, answer: NodeAnswer) {
+        let receipt = receipt.with_answer(answer);
+        let Ok(bytes) = serde_json::to_vec(&receipt) else {
+            return;
+        };
+        let mut shelf = self.receipts.lock().await;
+        let Some(place) = shelf.kept.iter().rposition(|(id, _)| id == receipt.id()) else {
+            return;
+        };
+        let key = shelf.key(receipt.id());
+        let expected = shelf.kept[place].1;
+        match self.store.put(&key, Some(expected), bytes).await {
+            Ok(version) => shelf.kept[place].1 = version,
+            Err(error) => tracing::warn!(%error, "a receipt could not take the node's answer"),
+        }
+    }
+
+    /// Notes and receipts, oldest first; of one volume, or all.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn list(&self, volume: Option<&VolumeId>) -> Result<Vec<Note>, StoreError> {
+        let notes = self.store.list(Kind::Note).await?;
+        let receipts = self.store.list(Kind::Receipt).await?;
+        let mut all = Vec::with_capacity(notes.len() + receipts.len());
+        for (key, stored) in notes {
+            match serde_json::from_slice::<Note>(&stored.bytes) {
+                Ok(note) => all.push((key.id, note)),
+                Err(error) => tracing::warn!(%key, %error, "a note cannot be read"),
+            }
+        }
+        for (key, stored) in receipts {
+            match serde_json::from_slice::<Receipt>(&stored.bytes) {
+                Ok(receipt) => all.push((key.id, receipt.to_note())),
+                Err(error) => tracing::warn!(%key, %error, "a receipt cannot be read"),
+            }
+        }
+        all.sort_by(|(a, _), (b, _)| a.cmp(b));
+        Ok(all
+            .into_iter()
+            .map(|(_, note)| note)
+            .filter(|note| volume.is_none() || note.volume.as_ref() == volume)
+            .collect())
+    }
+}
+
+fn micros(time: SystemTime) -> u128 {
+    time.duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap_or_default()
+        .as_micros()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::attach::ports::{FenceRequest, SettledBy, Settlement};
+    use crate::ids::Epoch;
+    use crate::store::EmbeddedStore;
+
+    fn note(volume: &str, text: &str, at: u64) -> Note {
+        Note {
+            time: SystemTime::UNIX_EPOCH + Duration::from_millis(at),
+            volume: Some(volume.parse().unwrap()),
+            node: None,
+            kind: "test".to_owned(),
+            text: text.to_owned(),
+            detail: serde_json::Value::Null,
+        }
+    }
+
+    fn receipt(at: u64) -> Receipt {
+        let asked = FenceRequest {
+            volume: "v".parse().unwrap(),
+            epoch: Epoch(3),
+            granted: true,
+        };
+        let settlement = Settlement {
+            volume: asked.volume.clone(),
+            epoch: asked.epoch,
+            node: None,
+            sessions_ended: 1,
+            inside_at_close: 0,
+            settled_by: SettledBy::Drained,
+            settle_time: Duration::ZERO,
+            late_refused: 0,
+            last_write: None,
+        };
+        let now = SystemTime::UNIX_EPOCH + Duration::from_millis(at);
+        Receipt::new(&asked, settlement, Duration::ZERO, now).unwrap()
+    }
+
+    #[tokio::test]
+    async fn it_lists_notes_and_receipts_by_time_and_keeps_the_last() {
+        let folder = tempfile::tempdir().unwrap();
+        let store: Arc<dyn StateStore> =
+            Arc::new(EmbeddedStore::open(folder.path().join("state")).unwrap());
+        let journal = Journal::keeping(Arc::clone(&store), 3).await.unwrap();
+        for (i, volume) in ["v", "w", "v", "v"].into_iter().enumerate() {
+            let i = i as u64;
+            journal
+                .note(&note(volume, &format!("note {i}"), i * 10))
+                .await;
+        }
+        let kept = receipt(25);
+        journal.keep(&kept).await.unwrap();
+        let texts = |notes: Vec<Note>| -> Vec<String> {
+            notes
+                .into_iter()
+                .map(|note| note.text.chars().take(7).collect())
+                .collect()
+        };
+        assert_eq!(
+            texts(journal.list(None).await.unwrap()),
+            ["note 1 ".trim(), "note 2", "epoch 3", "note 3"].map(|text| text.to_owned())
+        );
+        let of_v = Some("v".parse().unwrap());
+        assert_eq!(journal.list(of_v.as_ref()).await.unwrap().len(), 3);
+
+        // Loaded again, it goes on where it was: the answer finds its receipt,
+        // and the bound still holds.
+        let journal = Journal::keeping(store, 3).await.unwrap();
+        journal.answered(kept, NodeAnswer::Clean).await;
+        journal.note(&note("v", "note 4", 40)).await;
+        let all = journal.list(None).await.unwrap();
+        assert_eq!(all.len(), 4);
+        assert_eq!(all[1].detail["answer"], "clean");
+    }
+}

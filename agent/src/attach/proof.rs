@@ -1,0 +1,325 @@
+//! Proofs: a [`Receipt`] that an epoch has ended, and the [`Grant`] that needs one.
+//!
+//! Both can only be made here. A receipt is made of a home's [`Settlement`]
+//! that answers the very fence it was asked for; a grant is made of a receipt,
+//! or of the fact that no epoch came before. An export is asked for with a
+//! grant and nothing else, so "no receipt, no grant" holds by construction.
+//! A receipt may also be read back from where the arbiter kept it.
+
+use std::time::{Duration, SystemTime};
+
+use serde::{Deserialize, Serialize};
+
+use super::ports::{ExportRequest, FenceRequest, NodeAnswer, Note, SettledBy, Settlement, micros};
+use crate::ids::{Epoch, NodeId, VolumeId};
+
+/// The first epoch that is ever granted; before it nothing was exported.
+const FIRST: Epoch = Epoch(1);
+
+/// Why a settlement or a receipt proves nothing here.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NoProof {
+    /// The home answered for another volume or epoch than it was asked about.
+    #[error(
+        "fence of volume {volume} up to epoch {epoch} was answered for volume {answered_volume} epoch {answered_epoch}"
+    )]
+    OtherFence {
+        /// The volume asked about.
+        volume: VolumeId,
+        /// The epoch asked about.
+        epoch: Epoch,
+        /// The volume in the answer.
+        answered_volume: VolumeId,
+        /// The epoch in the answer.
+        answered_epoch: Epoch,
+    },
+    /// The receipt does not cover what came before the epoch to grant.
+    #[error("volume {volume} epoch {epoch}: no receipt for what came before it")]
+    NotCovered {
+        /// The volume.
+        volume: VolumeId,
+        /// The epoch that was to be granted.
+        epoch: Epoch,
+    },
+}
+
+/// The proof that an epoch of a volume, and all before it, has ended for good.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Receipt {
+    id: String,
+    time: SystemTime,
+    volume: VolumeId,
+    closed: Epoch,
+    node: Option<NodeId>,
+    sessions_ended: u32,
+    inside_at_close: u32,
+    settled_by: SettledBy,
+    #[serde(with = "micros")]
+    settle_time: Duration,
+    late_refused: u64,
+    last_write: Option<SystemTime>,
+    #[serde(with = "micros")]
+    asked_to_settled: Duration,
+    evidence: String,
+    answer: Option<NodeAnswer>,
+}
+
+impl Receipt {
+    /// Makes the receipt of a fence. `took` is the time from asking to the answer.
+    ///
+    /// # Errors
+    /// [`NoProof::OtherFence`] when the settlement is of something else.
+    pub fn new(
+        asked: &FenceRequest,
+        settlement: Settlement,
+        took: Duration,
+        now: SystemTime,
+    ) -> Result<Self, NoProof> {
+        if settlement.volume != asked.volume || settlement.epoch != asked.epoch {
+            return Err(NoProof::OtherFence {
+                volume: asked.volume.clone(),
+                epoch: asked.epoch,
+                answered_volume: settlement.volume,
+                answered_epoch: settlement.epoch,
+            });
+        }
+        let stamp = now
+            .duration_since(SystemTime::UNIX_EPOCH)
+            .unwrap_or_default()
+            .as_micros();
+        Ok(Self {
+            // By time first, so that ids sort as they came.
+            id: format!("{stamp:020}-{}-{}", settlement.volume, settlement.epoch),
+            time: now,
+            evidence: evidence(&settlement, now),
+            volume: settlement.volume,
+            closed: settlement.epoch,
+            node: settlement.node,
+            sessions_ended: settlement.sessions_ended,
+            inside_at_close: settlement.inside_at_close,
+            settled_by: settlement.settled_by,
+            settle_time: settlement.settle_time,
+            late_refused: settlement.late_refused,
+            last_write: settlement.last_write,
+            asked_to_settled: took,
+            answer: None,
+        })
+    }
+
+    /// Its id; ids sort by time.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// The volume.
+    pub fn volume(&self) -> &VolumeId {
+        &self.volume
+    }
+
+    /// The epoch that has ended, with all before it.
+    pub fn closed(&self) -> Epoch {
+        self.closed
+    }
+
+    /// From asking the home until its answer.
+    pub fn took(&self) -> Duration {
+        self.asked_to_settled
+    }
+
+    /// How the commands inside came to their end.
+    pub fn settled_by(&self) -> SettledBy {
+        self.settled_by
+    }
+
+    /// The same receipt with what the old node answered; nothing else depends on it.
+    #[must_use]
+    pub fn with_answer(self, answer: NodeAnswer) -> Self {
+        Self {
+            answer: Some(answer),
+            ..self
+        }
+    }
+
+    /// The receipt as a line of the journal. Its kind is `fenced`, or
+    /// `nothing-open` where there was no export to end.
+    pub fn to_note(&self) -> Note {
+        let held = match &self.node {
+            Some(node) => format!("node {node}"),
+            None => "nobody".to_owned(),
+        };
+        let (kind, how) = match self.settled_by {
+            SettledBy::NothingOpen => ("nothing-open", "no export was open".to_owned()),
+            SettledBy::Drained => ("fenced", self.settling("each ended by itself")),
+            SettledBy::ExitBarrier => (
+                "fenced",
+                self.settling("their process had died, and the pool's lock came free after them"),
+            ),
+        };
+        let answer = match &self.answer {
+            None => "the old node has not answered".to_owned(),
+            Some(NodeAnswer::Clean) => "the old node is clean".to_owned(),
+            Some(NodeAnswer::Held(by)) => format!("on the old node {by} holds the dead device"),
+            Some(NodeAnswer::Silent(why)) => format!("the old node was silent ({why})"),
+        };
+        Note {
+            time: self.time,
+            volume: Some(self.volume.clone()),
+            node: self.node.clone(),
+            kind: kind.to_owned(),
+            text: format!(
+                "epoch {} of {held} has ended: {how}; {} late commands refused; {answer}; {}",
+                self.closed, self.late_refused, self.evidence
+            ),
+            detail: serde_json::to_value(self).unwrap_or_default(),
+        }
+    }
+
+    fn settling(&self, how: &str) -> String {
+        format!(
+            "{} sessions ended, {} commands inside when the gate closed, {how}, in {:?}",
+            self.sessions_ended, self.inside_at_close, self.settle_time
+        )
+    }
+}
+
+fn evidence(settlement: &Settlement, now: SystemTime) -> String {
+    match settlement.last_write {
+        None => "the home saw no write of it".to_owned(),
+        Some(last) => match now.duration_since(last) {
+            Ok(ago) => format!("the home saw its last write {} ms before", ago.as_millis()),
+            Err(_) => "the home saw its last write just now".to_owned(),
+        },
+    }
+}
+
+/// Why the way to an epoch is clear.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Cleared {
+    /// No epoch came before: nothing was ever exported.
+    First,
+    /// All that came before has ended.
+    By(Receipt),
+}
+
+/// The right to ask a home for one export.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Grant {
+    request: ExportRequest,
+}
+
+impl Grant {
+    /// Grants what `request` says.
+    ///
+    /// # Errors
+    /// [`NoProof::NotCovered`] when `cleared` is of another volume, or does not
+    /// end before the epoch, or claims to be the first and is not.
+    pub fn new(cleared: &Cleared, request: ExportRequest) -> Result<Self, NoProof> {
+        let covered = match cleared {
+            Cleared::First => request.epoch == FIRST,
+            Cleared::By(receipt) => {
+                receipt.volume == request.volume && receipt.closed < request.epoch
+            }
+        };
+        if covered {
+            Ok(Self { request })
+        } else {
+            Err(NoProof::NotCovered {
+                volume: request.volume,
+                epoch: request.epoch,
+            })
+        }
+    }
+
+    /// What may be asked of the home.
+    pub fn request(&self) -> &ExportRequest {
+        &self.request
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::super::ports::HostIdentity;
+    use super::*;
+
+    fn asked(epoch: u64) -> FenceRequest {
+        FenceRequest {
+            volume: "v".parse().unwrap(),
+            epoch: Epoch(epoch),
+            granted: true,
+        }
+    }
+
+    fn settlement(volume: &str, epoch: u64) -> Settlement {
+        Settlement {
+            volume: volume.parse().unwrap(),
+            epoch: Epoch(epoch),
+            node: Some("a".parse().unwrap()),
+            sessions_ended: 3,
+            inside_at_close: 2,
+            settled_by: SettledBy::Drained,
+            settle_time: Duration::from_millis(4),
+            late_refused: 1,
+            last_write: None,
+        }
+    }
+
+    fn request(volume: &str, epoch: u64) -> ExportRequest {
+        ExportRequest {
+            volume: volume.parse().unwrap(),
+            epoch: Epoch(epoch),
+            node: "b".parse().unwrap(),
+            host: HostIdentity {
+                nqn: "nqn.b".to_owned(),
+                id: Uuid::nil(),
+            },
+            read_only: false,
+        }
+    }
+
+    fn receipt(epoch: u64) -> Receipt {
+        let took = Duration::from_millis(5);
+        Receipt::new(
+            &asked(epoch),
+            settlement("v", epoch),
+            took,
+            SystemTime::now(),
+        )
+        .unwrap()
+    }
+
+    #[test]
+    fn a_settlement_of_another_fence_is_no_receipt() {
+        for wrong in [settlement("v", 3), settlement("v", 5), settlement("w", 4)] {
+            let made = Receipt::new(&asked(4), wrong, Duration::ZERO, SystemTime::now());
+            assert!(matches!(made, Err(NoProof::OtherFence { .. })));
+        }
+    }
+
+    #[test]
+    fn a_grant_needs_what_came_before_it_to_have_ended() {
+        let by = Cleared::By(receipt(4));
+        assert!(Grant::new(&by, request("v", 5)).is_ok());
+        for wrong in [request("v", 4), request("v", 3), request("w", 5)] {
+            assert!(matches!(
+                Grant::new(&by, wrong),
+                Err(NoProof::NotCovered { .. })
+            ));
+        }
+        assert!(Grant::new(&Cleared::First, request("v", 1)).is_ok());
+        assert!(Grant::new(&Cleared::First, request("v", 2)).is_err());
+    }
+
+    #[test]
+    fn a_receipt_reads_back_as_it_was_and_says_who_answered() {
+        let receipt = receipt(4).with_answer(NodeAnswer::Silent("connect refused".to_owned()));
+        let text = serde_json::to_string(&receipt).unwrap();
+        assert_eq!(serde_json::from_str::<Receipt>(&text).unwrap(), receipt);
+        let note = receipt.to_note();
+        assert_eq!(note.kind, "fenced");
+        assert!(note.text.contains("connect refused"), "{}", note.text);
+        assert_eq!(note.detail["sessions_ended"], 3);
+    }
+}

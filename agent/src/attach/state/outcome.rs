@@ -1,0 +1,148 @@
+//! What follows from the result of an intent.
+
+use super::{Outcome, Phase, Then, Turn};
+use crate::attach::ports::{Exported, HomeError};
+use crate::attach::proof::{Cleared, Receipt};
+use crate::ids::{Bytes, Epoch};
+
+impl Turn {
+    /// The result of the pending intent.
+    pub(super) fn result(&mut self, outcome: Outcome) {
+        match (self.state.phase.clone(), outcome) {
+            (Phase::Creating, Outcome::Created) => {
+                let text = format!("made on {}, {}", self.state.spec.home, self.state.spec.size);
+                self.enter(Phase::Idle);
+                self.note("created", None, text);
+            }
+            (Phase::Fencing { closing, then, .. }, Outcome::Fenced(receipt)) => {
+                if receipt.closed() == closing && *receipt.volume() == self.state.spec.id {
+                    self.fenced(receipt, then);
+                }
+            }
+            (Phase::Exporting { holder, .. }, Outcome::Exported(exported)) => {
+                if exported.epoch == self.state.epoch {
+                    self.exported(holder, exported);
+                }
+            }
+            (Phase::Deleting { unmade }, Outcome::Deleted) => {
+                self.enter(Phase::Gone { unmade });
+                self.note("deleted", None, "deleted at its home".to_owned());
+            }
+            (_, Outcome::Refused(error)) => self.refused(error),
+            // A result of another kind than the intent's proves nothing.
+            _ => {}
+        }
+    }
+
+    fn fenced(&mut self, receipt: Receipt, then: Then) {
+        self.recorded(receipt.closed());
+        self.state.last_receipt = Some(receipt.id().to_owned());
+        match then {
+            Then::Rest => self.enter(Phase::Idle),
+            Then::Delete => self.enter(Phase::Deleting { unmade: None }),
+            Then::Export(holder) => {
+                self.state.offered = self.state.epoch;
+                self.enter(Phase::Exporting {
+                    holder,
+                    cleared: Cleared::By(receipt),
+                });
+            }
+        }
+    }
+
+    fn exported(&mut self, holder: super::Holder, exported: Exported) {
+        let node = holder.node.clone();
+        self.recorded(exported.epoch);
+        self.enter(Phase::Attached { holder, exported });
+        let text = format!("node {node} may use it from epoch {}", self.state.epoch);
+        self.note("published", Some(&node), text);
+    }
+
+    fn refused(&mut self, error: HomeError) {
+        match (self.state.phase.clone(), error) {
+            // What cannot be made is cleared away; its creator is told why.
+            (
+                Phase::Creating,
+                error @ (HomeError::NoSpace { .. }
+                | HomeError::Unsupported(_)
+                | HomeError::NoSnapshot(_)
+                | HomeError::NoVolume(_)
+                | HomeError::Failed(_)),
+            ) => {
+                let text = format!("could not be made: {error}");
+                self.enter(Phase::Deleting {
+                    unmade: Some(error),
+                });
+                self.note("create-failed", None, text);
+            }
+            // Nothing is there, so nothing can be open, and deleting it succeeds.
+            (
+                Phase::Fencing {
+                    then: Then::Delete, ..
+                },
+                HomeError::NoVolume(_),
+            ) => self.enter(Phase::Deleting { unmade: None }),
+            (
+                Phase::Fencing {
+                    closing,
+                    holder,
+                    then,
+                },
+                HomeError::StaleEpoch { home },
+            ) if home > closing => {
+                self.learn(home, matches!(then, Then::Export(_)));
+                self.enter(Phase::Fencing {
+                    closing: home,
+                    holder,
+                    then,
+                });
+            }
+            (Phase::Exporting { holder, .. }, HomeError::StaleEpoch { home })
+                if home >= self.state.epoch =>
+            {
+                self.learn(home, true);
+                self.enter(Phase::Fencing {
+                    closing: home,
+                    holder: None,
+                    then: Then::Export(holder),
+                });
+            }
+            (Phase::Deleting { .. }, HomeError::StaleEpoch { home })
+                if home > self.state.recorded =>
+            {
+                self.learn(home, false);
+                self.enter(Phase::Fencing {
+                    closing: home,
+                    holder: None,
+                    then: Then::Delete,
+                });
+            }
+            // The intent stands; whoever performs it asks again.
+            _ => {}
+        }
+    }
+
+    /// The home is further than the store thought: go on from there.
+    fn learn(&mut self, home: Epoch, wanted: bool) {
+        let was = self.state.epoch;
+        self.recorded(home);
+        self.state.offered = self.state.offered.max(home);
+        let least = if wanted { home.next() } else { home };
+        self.state.epoch = was.max(least);
+        let text =
+            format!("its home is at epoch {home}, the store was at {was}: gone on from there");
+        self.note("epoch-learned", None, text);
+    }
+
+    fn recorded(&mut self, epoch: Epoch) {
+        self.state.recorded = self.state.recorded.max(epoch);
+    }
+
+    pub(super) fn resized(&mut self, size: Bytes) {
+        if size > self.state.spec.size {
+            let text = format!("grown from {} to {size}", self.state.spec.size);
+            self.state.spec.size = size;
+            self.note("expanded", None, text);
+        }
+    }
+}
