@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
+use crate::csi::DriverName;
 use crate::ids::{Bytes, NodeId};
 
 /// Where the controller listens, and where the command line looks for it.
@@ -49,7 +50,9 @@ pub enum ConfigError {
         rule: &'static str,
     },
     /// A value that has no default is missing.
-    #[error("{key} is not set: give --{key}, {variable} or the key {key} in the configuration file")]
+    #[error(
+        "{key} is not set: give --{key}, {variable} or the key {key} in the configuration file"
+    )]
     Missing {
         /// The key.
         key: &'static str,
@@ -163,7 +166,7 @@ pub struct Config {
     pub nvme_address: SocketAddr,
     pub nvme_advertise: SocketAddr,
     pub csi_socket: PathBuf,
-    pub driver_name: String,
+    pub driver_name: DriverName,
     pub kubelet_registry: Option<PathBuf>,
     pub metrics_address: SocketAddr,
     pub progress_window: Duration,
@@ -175,8 +178,10 @@ impl Options {
     /// # Errors
     /// When it cannot be read, is not TOML, or has an unknown key.
     pub fn read(path: &Path) -> Result<Self, ConfigError> {
-        let text = std::fs::read_to_string(path)
-            .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read {
+            path: path.to_owned(),
+            source,
+        })?;
         toml::from_str(&text).map_err(|source| ConfigError::Parse {
             path: path.to_owned(),
             source: Box::new(source),
@@ -216,18 +221,28 @@ impl Config {
     pub fn resolve(options: Options, role: Role) -> Result<Self, ConfigError> {
         let local = |port: u16| SocketAddr::from(([127, 0, 0, 1], port));
         let controller_only = role == Role::Controller;
-        let default_socket = if controller_only { "controller.sock" } else { "csi.sock" };
+        let default_socket = if controller_only {
+            "controller.sock"
+        } else {
+            "csi.sock"
+        };
         let default_metrics = if controller_only { 9753 } else { 9752 };
         let agent_address = options.agent_address.unwrap_or(local(9751));
         let nvme_address = options.nvme_address.unwrap_or(local(4420));
         let config = Self {
             node: node_name(options.node)?,
-            state_dir: options.state_dir.unwrap_or_else(|| "/var/lib/drover/agent".into()),
-            state: options.state.unwrap_or_else(|| "/var/lib/drover/controller.redb".into()),
+            state_dir: options
+                .state_dir
+                .unwrap_or_else(|| "/var/lib/drover/agent".into()),
+            state: options
+                .state
+                .unwrap_or_else(|| "/var/lib/drover/controller.redb".into()),
             pool: options.pool,
             pool_low_water: Bytes(options.pool_low_water.unwrap_or(256 << 20)),
             pool_overcommit_percent: options.pool_overcommit.unwrap_or(200),
-            pool_lock_wait: options.pool_lock_wait.map_or(Duration::from_secs(60), |s| s.0),
+            pool_lock_wait: options
+                .pool_lock_wait
+                .map_or(Duration::from_secs(60), |s| s.0),
             controller: options.controller.unwrap_or(local(9750)),
             agent_address,
             agent_advertise: options.agent_advertise.unwrap_or(agent_address),
@@ -236,10 +251,12 @@ impl Config {
             csi_socket: options
                 .csi_socket
                 .unwrap_or_else(|| Path::new("/run/drover").join(default_socket)),
-            driver_name: options.driver_name.unwrap_or_else(|| "drover.io".into()),
+            driver_name: driver_name(options.driver_name)?,
             kubelet_registry: options.kubelet_registry,
             metrics_address: options.metrics_address.unwrap_or(local(default_metrics)),
-            progress_window: options.progress_window.map_or(Duration::from_secs(30), |s| s.0),
+            progress_window: options
+                .progress_window
+                .map_or(Duration::from_secs(30), |s| s.0),
         };
         config.check(role)?;
         Ok(config)
@@ -249,39 +266,55 @@ impl Config {
         let refuse = |key, value: String, rule| Err(ConfigError::Value { key, value, rule });
         if self.pool_overcommit_percent < 100 {
             let value = self.pool_overcommit_percent.to_string();
-            return refuse("pool-overcommit", value, "at least 100 (per cent): less would leave room unused");
+            return refuse(
+                "pool-overcommit",
+                value,
+                "at least 100 (per cent): less would leave room unused",
+            );
         }
         if self.pool_lock_wait > Duration::from_secs(3600) {
-            return refuse("pool-lock-wait", format!("{:?}", self.pool_lock_wait), "at most 1h");
+            return refuse(
+                "pool-lock-wait",
+                format!("{:?}", self.pool_lock_wait),
+                "at most 1h",
+            );
         }
         if self.progress_window < Duration::from_secs(1) {
-            return refuse("progress-window", format!("{:?}", self.progress_window), "at least 1s");
-        }
-        let driver_is_sound = !self.driver_name.is_empty()
-            && self.driver_name.len() <= 63
-            && self.driver_name.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '.'))
-            && self.driver_name.starts_with(|c: char| c.is_ascii_alphanumeric())
-            && self.driver_name.ends_with(|c: char| c.is_ascii_alphanumeric());
-        if !driver_is_sound {
-            let rule = "1 to 63 letters, digits, - and ., beginning and ending with a letter or digit (CSI GetPluginInfo)";
-            return refuse("driver-name", self.driver_name.clone(), rule);
+            return refuse(
+                "progress-window",
+                format!("{:?}", self.progress_window),
+                "at least 1s",
+            );
         }
         if role == Role::Controller {
             return Ok(());
         }
-        for (key, address) in
-            [("agent-advertise", self.agent_advertise), ("nvme-advertise", self.nvme_advertise)]
-        {
+        for (key, address) in [
+            ("agent-advertise", self.agent_advertise),
+            ("nvme-advertise", self.nvme_advertise),
+        ] {
             if address.ip().is_unspecified() || address.port() == 0 {
                 let rule = "an address and port that other nodes can connect to; 0.0.0.0 and port 0 are none";
                 return refuse(key, address.to_string(), rule);
             }
         }
         if role == Role::Standalone && self.pool.is_none() {
-            return Err(ConfigError::Missing { key: "pool", variable: "DROVER_POOL" });
+            return Err(ConfigError::Missing {
+                key: "pool",
+                variable: "DROVER_POOL",
+            });
         }
         Ok(())
     }
+}
+
+fn driver_name(given: Option<String>) -> Result<DriverName, ConfigError> {
+    let name = given.unwrap_or_else(|| "drover.io".into());
+    name.parse().map_err(|_| ConfigError::Value {
+        key: "driver-name",
+        value: name,
+        rule: "1 to 63 letters, digits, - and ., beginning and ending with a letter or digit (CSI GetPluginInfo)",
+    })
 }
 
 fn node_name(given: Option<String>) -> Result<NodeId, ConfigError> {
@@ -309,7 +342,13 @@ mod tests {
     }
 
     fn agent(options: Options) -> Result<Config, ConfigError> {
-        Config::resolve(Options { node: Some("n".into()), ..options }, Role::Agent)
+        Config::resolve(
+            Options {
+                node: Some("n".into()),
+                ..options
+            },
+            Role::Agent,
+        )
     }
 
     #[test]
@@ -331,18 +370,30 @@ mod tests {
             let error = agent(parse(text).unwrap()).unwrap_err().to_string();
             assert!(error.starts_with(key), "{text}: {error}");
         }
-        for (text, word) in [("controller = \"here\"", "controller"), ("progress-window = 3", "progress-window")] {
+        for (text, word) in [
+            ("controller = \"here\"", "controller"),
+            ("progress-window = 3", "progress-window"),
+        ] {
             let error = parse(text).unwrap_err().to_string();
             assert!(error.contains(word), "{text}: {error}");
         }
-        let error = Config::resolve(Options { node: Some("A B".into()), ..Options::default() }, Role::Agent);
+        let error = Config::resolve(
+            Options {
+                node: Some("A B".into()),
+                ..Options::default()
+            },
+            Role::Agent,
+        );
         assert!(error.unwrap_err().to_string().starts_with("node"));
     }
 
     #[test]
     fn flags_win_over_the_file() {
         let file = parse("node = \"file\"\npool = \"/pool\"").unwrap();
-        let flags = Options { node: Some("flag".into()), ..Options::default() };
+        let flags = Options {
+            node: Some("flag".into()),
+            ..Options::default()
+        };
         let config = Config::resolve(flags.over(file), Role::Standalone).unwrap();
         assert_eq!(config.node.as_str(), "flag");
         assert_eq!(config.pool.as_deref(), Some(Path::new("/pool")));
@@ -351,8 +402,13 @@ mod tests {
 
     #[test]
     fn standalone_needs_a_pool() {
-        let options = Options { node: Some("n".into()), ..Options::default() };
-        let error = Config::resolve(options, Role::Standalone).unwrap_err().to_string();
+        let options = Options {
+            node: Some("n".into()),
+            ..Options::default()
+        };
+        let error = Config::resolve(options, Role::Standalone)
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("DROVER_POOL"), "{error}");
     }
 }

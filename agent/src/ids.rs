@@ -172,7 +172,9 @@ impl FromStr for Bytes {
             text: text.chars().take(80).collect(),
             rule: "a whole number with an optional unit K, M, G or T (powers of 1024), as in 10G",
         };
-        let unit_at = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+        let unit_at = text
+            .find(|c: char| !c.is_ascii_digit())
+            .unwrap_or(text.len());
         let (number, unit) = text.split_at(unit_at);
         let shift = match unit.trim_end_matches('B').trim_end_matches('i') {
             "" if unit.is_empty() || unit == "B" => 0,

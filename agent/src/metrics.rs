@@ -38,7 +38,10 @@ impl Readiness {
             Ok(()) => format!("{part}: ok\n"),
             Err(why) => format!("{part}: {why}\n"),
         };
-        (parts.values().all(Result::is_ok), parts.iter().map(line).collect())
+        (
+            parts.values().all(Result::is_ok),
+            parts.iter().map(line).collect(),
+        )
     }
 }
 
@@ -70,9 +73,14 @@ pub async fn serve(
         .route("/metrics", get(metrics))
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
-        .with_state(Arc::new(Served { registry, readiness }));
+        .with_state(Arc::new(Served {
+            registry,
+            readiness,
+        }));
     let stopped = async move { drop(stop.wait_for(|stop| *stop).await) };
-    axum::serve(listener, router).with_graceful_shutdown(stopped).await
+    axum::serve(listener, router)
+        .with_graceful_shutdown(stopped)
+        .await
 }
 
 async fn metrics(State(served): State<Arc<Served>>) -> Response {
@@ -82,15 +90,21 @@ async fn metrics(State(served): State<Arc<Served>>) -> Response {
             let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
             ([(header::CONTENT_TYPE, kind)], text).into_response()
         }
-        Err(error) => {
-            (StatusCode::INTERNAL_SERVER_ERROR, format!("encode metrics: {error}\n")).into_response()
-        }
+        Err(error) => (
+            StatusCode::INTERNAL_SERVER_ERROR,
+            format!("encode metrics: {error}\n"),
+        )
+            .into_response(),
     }
 }
 
 async fn ready(State(served): State<Arc<Served>>) -> Response {
     let (ready, report) = served.readiness.report();
-    let code = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    let code = if ready {
+        StatusCode::OK
+    } else {
+        StatusCode::SERVICE_UNAVAILABLE
+    };
     (code, report).into_response()
 }
 
@@ -105,7 +119,9 @@ mod tests {
         assert!(readiness.report().0);
         readiness.note("controller", Err("does not answer".into()));
         let (ready, report) = readiness.report();
-        assert!(!ready && report.contains("controller: does not answer") && report.contains("pool: ok"));
+        assert!(
+            !ready && report.contains("controller: does not answer") && report.contains("pool: ok")
+        );
         readiness.note("controller", Ok(()));
         assert!(readiness.report().0);
     }

@@ -111,14 +111,17 @@ impl Keeper {
     /// # Errors
     /// When the folder cannot be read. A file that makes no sense is left
     /// where it is and logged.
-    pub fn open(folder: PathBuf, streams: Arc<Streams>) -> Result<Arc<Self>, KeeperError> {
+    pub async fn open(folder: PathBuf, streams: Arc<Streams>) -> Result<Arc<Self>, KeeperError> {
         let failed = |call, path: &Path| {
             let path = path.to_owned();
             move |source| KeeperError::Io { call, path, source }
         };
         fs::create_dir_all(&folder).map_err(failed("create", &folder))?;
-        let keeper =
-            Arc::new(Self { folder: folder.clone(), streams, entries: Mutex::default() });
+        let keeper = Arc::new(Self {
+            folder: folder.clone(),
+            streams,
+            entries: Mutex::default(),
+        });
         for file in fs::read_dir(&folder).map_err(failed("read", &folder))? {
             let path = file.map_err(failed("read", &folder))?.path();
             if path.extension().is_none_or(|e| e != "json") {
@@ -126,7 +129,7 @@ impl Keeper {
             }
             let bytes = fs::read(&path).map_err(failed("read", &path))?;
             match serde_json::from_slice::<Kept>(&bytes) {
-                Ok(kept) => keeper.take_up(kept),
+                Ok(kept) => keeper.take_up(kept).await,
                 Err(error) => {
                     tracing::error!(file = %path.display(), %error, "a stream's file makes no sense; it is left alone");
                 }
@@ -135,11 +138,17 @@ impl Keeper {
         Ok(keeper)
     }
 
-    fn take_up(&self, kept: Kept) {
+    /// A backup goes on where its cursor is. A restore does not: nothing kept
+    /// its target from other use while no agent ran.
+    async fn take_up(&self, kept: Kept) {
         let id = kept.job.id().clone();
-        let stream = if kept.stopped { None } else { self.launch(&kept.job).map_err(|error| {
-            tracing::error!(stream = %id, %error, "a stream did not go on");
-        }).ok() };
+        let mut stream = None;
+        if !kept.stopped && matches!(kept.job, Job::Backup(_)) {
+            match self.launch(&kept.job).await {
+                Ok(launched) => stream = Some(launched),
+                Err(error) => tracing::error!(stream = %id, %error, "a stream did not go on"),
+            }
+        }
         self.entries().insert(id, Entry { kept, stream });
     }
 
@@ -147,14 +156,22 @@ impl Keeper {
     ///
     /// # Errors
     /// When its file cannot be written or it does not start.
-    pub fn start(&self, job: Job) -> Result<Arc<Stream>, KeeperError> {
+    pub async fn start(&self, job: Job) -> Result<Arc<Stream>, KeeperError> {
         let id = job.id().clone();
-        let kept = Kept { job, stopped: false };
+        let kept = Kept {
+            job,
+            stopped: false,
+        };
         self.write(&kept)?;
-        let launched = self.launch(&kept.job);
-        match launched {
+        match self.launch(&kept.job).await {
             Ok(stream) => {
-                self.entries().insert(id, Entry { kept, stream: Some(Arc::clone(&stream)) });
+                self.entries().insert(
+                    id,
+                    Entry {
+                        kept,
+                        stream: Some(Arc::clone(&stream)),
+                    },
+                );
                 Ok(stream)
             }
             Err(error) => {
@@ -168,15 +185,18 @@ impl Keeper {
     ///
     /// # Errors
     /// When there is none, its file cannot be written, or it does not start.
-    pub fn resume(&self, id: &TicketId) -> Result<Arc<Stream>, KeeperError> {
+    pub async fn resume(&self, id: &TicketId) -> Result<Arc<Stream>, KeeperError> {
         let mut kept = self.kept(id)?;
         if let Some(stream) = self.running(id) {
             return Ok(stream);
         }
         kept.stopped = false;
         self.write(&kept)?;
-        let stream = self.launch(&kept.job)?;
-        let entry = Entry { kept, stream: Some(Arc::clone(&stream)) };
+        let stream = self.launch(&kept.job).await?;
+        let entry = Entry {
+            kept,
+            stream: Some(Arc::clone(&stream)),
+        };
         self.entries().insert(id.clone(), entry);
         Ok(stream)
     }
@@ -187,7 +207,10 @@ impl Keeper {
     /// When there is none or its file cannot be written.
     pub async fn interrupt(&self, id: &TicketId, grace: Duration) -> Result<Outcome, KeeperError> {
         self.mark_stopped(id)?;
-        let stream = self.entries().get(id).and_then(|entry| entry.stream.clone());
+        let stream = self
+            .entries()
+            .get(id)
+            .and_then(|entry| entry.stream.clone());
         match stream {
             Some(stream) => Ok(stream.interrupt(grace).await),
             None => Ok(Outcome::Interrupted),
@@ -222,14 +245,19 @@ impl Keeper {
         let entries = self.entries();
         let view = |entry: &Entry| KeptStream {
             job: entry.kept.job.clone(),
-            progress: entry.stream.as_ref().map(|stream| stream.progress().borrow().clone()),
+            progress: entry
+                .stream
+                .as_ref()
+                .map(|stream| stream.progress().borrow().clone()),
         };
         entries.values().map(view).collect()
     }
 
     fn kept(&self, id: &TicketId) -> Result<Kept, KeeperError> {
         let entries = self.entries();
-        let entry = entries.get(id).ok_or_else(|| KeeperError::NoStream(id.clone()))?;
+        let entry = entries
+            .get(id)
+            .ok_or_else(|| KeeperError::NoStream(id.clone()))?;
         Ok(entry.kept.clone())
     }
 
@@ -239,10 +267,10 @@ impl Keeper {
         (!ended).then_some(stream)
     }
 
-    fn launch(&self, job: &Job) -> Result<Arc<Stream>, BackupError> {
+    async fn launch(&self, job: &Job) -> Result<Arc<Stream>, BackupError> {
         match job {
-            Job::Backup(spec) => self.streams.start(spec.clone()),
-            Job::Restore(spec) => self.streams.restore(spec.clone()),
+            Job::Backup(spec) => self.streams.start(spec.clone()).await,
+            Job::Restore(spec) => self.streams.restore(spec.clone()).await,
         }
     }
 
@@ -259,21 +287,33 @@ impl Keeper {
         let fresh = path.with_extension("new");
         let written = (|| {
             let mut options = fs::OpenOptions::new();
-            let mut file =
-                options.write(true).create(true).truncate(true).mode(0o600).open(&fresh)?;
+            let mut file = options
+                .write(true)
+                .create(true)
+                .truncate(true)
+                .mode(0o600)
+                .open(&fresh)?;
             file.write_all(&serde_json::to_vec(kept)?)?;
             file.sync_all()?;
             fs::rename(&fresh, &path)?;
             fs::File::open(&self.folder)?.sync_all()
         })();
-        written.map_err(|source| KeeperError::Io { call: "write", path, source })
+        written.map_err(|source| KeeperError::Io {
+            call: "write",
+            path,
+            source,
+        })
     }
 
     fn remove_file(&self, id: &TicketId) -> Result<(), KeeperError> {
         let path = self.path(id);
         match fs::remove_file(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            removed => removed.map_err(|source| KeeperError::Io { call: "remove", path, source }),
+            removed => removed.map_err(|source| KeeperError::Io {
+                call: "remove",
+                path,
+                source,
+            }),
         }
     }
 }

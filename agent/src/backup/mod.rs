@@ -20,6 +20,7 @@ mod archive;
 mod child;
 mod cursor;
 mod error;
+pub mod keeper;
 mod layout;
 mod lock;
 mod meters;

@@ -34,9 +34,16 @@ impl Repository {
             })?,
         };
         if !self.repo.starts_with('/') {
-            bail!("--repo {}: give an absolute path on the home's host", self.repo);
+            bail!(
+                "--repo {}: give an absolute path on the home's host",
+                self.repo
+            );
         }
-        Ok(pb::Repository { path: self.repo.clone(), password, limit_upload })
+        Ok(pb::Repository {
+            path: self.repo.clone(),
+            password,
+            limit_upload,
+        })
     }
 }
 
@@ -46,27 +53,53 @@ impl Repository {
 /// When it is refused, or the backup it follows failed.
 pub async fn run(verb: Backup) -> anyhow::Result<()> {
     match verb {
-        Backup::Create { volume, repository, limit_upload, detach, controller } => {
+        Backup::Create {
+            volume,
+            repository,
+            limit_upload,
+            detach,
+            controller,
+        } => {
             let repository = Some(repository.message(limit_upload)?);
-            let request = pb::CreateBackupRequest { volume: volume.to_string(), repository };
+            let request = pb::CreateBackupRequest {
+                volume: volume.to_string(),
+                repository,
+            };
             let stream = controller.service().create_backup(request).await;
             let stream = controller.answer(stream)?;
-            if detach { announce(stream).await } else { follow(stream, &controller).await }
+            if detach {
+                announce(stream).await
+            } else {
+                follow(stream, &controller).await
+            }
         }
-        Backup::Resume { ticket, detach, controller } => {
-            let request = pb::ResumeBackupRequest { ticket: ticket.to_string() };
+        Backup::Resume {
+            ticket,
+            detach,
+            controller,
+        } => {
+            let request = pb::ResumeBackupRequest {
+                ticket: ticket.to_string(),
+            };
             let stream = controller.service().resume_backup(request).await;
             let stream = controller.answer(stream)?;
-            if detach { announce(stream).await } else { follow(stream, &controller).await }
+            if detach {
+                announce(stream).await
+            } else {
+                follow(stream, &controller).await
+            }
         }
         Backup::Stop { ticket, controller } => {
             println!("{}", stop(ticket.as_str(), &controller).await?);
             Ok(())
         }
         Backup::List { output, controller } => list(&output, &controller).await,
-        Backup::Register { volume, pid, cgroup, agent } => {
-            register(&volume, pid, cgroup, &agent).await
-        }
+        Backup::Register {
+            volume,
+            pid,
+            cgroup,
+            agent,
+        } => register(&volume, pid, cgroup, &agent).await,
     }
 }
 
@@ -87,7 +120,10 @@ pub async fn restore(verb: Restore) -> anyhow::Result<()> {
 
 /// Prints the ticket of a stream and leaves it to itself.
 async fn announce(mut stream: Streaming<pb::BackupProgress>) -> anyhow::Result<()> {
-    let first = stream.message().await.map_err(|status| anyhow!("{}", status.message()))?;
+    let first = stream
+        .message()
+        .await
+        .map_err(|status| anyhow!("{}", status.message()))?;
     let first = first.ok_or_else(|| anyhow!("the agent said nothing of the backup it started"))?;
     println!("{}", first.ticket);
     Ok(())
@@ -120,7 +156,9 @@ async fn follow(
             Err(status) => return Err(lost(&bar, last.as_ref(), &status)),
         }
     }
-    let Some(last) = last else { bail!("the agent said nothing of what it started") };
+    let Some(last) = last else {
+        bail!("the agent said nothing of what it started")
+    };
     finish(&bar, &last)
 }
 
@@ -143,9 +181,10 @@ fn show(bar: &ProgressBar, progress: &pb::BackupProgress, first: bool) {
     bar.set_position(progress.bytes_done);
     bar.set_message(progress.phase.clone());
     let eta = progress.eta.and_then(|eta| Duration::try_from(eta).ok());
-    let eta = eta.map_or_else(|| "-".into(), |eta| {
-        humantime::format_duration(Duration::from_secs(eta.as_secs())).to_string()
-    });
+    let eta = eta.map_or_else(
+        || "-".into(),
+        |eta| humantime::format_duration(Duration::from_secs(eta.as_secs())).to_string(),
+    );
     bar.set_prefix(format!("{}/s  ETA {eta}", size(progress.bytes_per_second)));
 }
 
@@ -178,43 +217,69 @@ fn lost(bar: &ProgressBar, last: Option<&pb::BackupProgress>, status: &Status) -
     match last {
         Some(last) => anyhow!(
             "lost sight of {}: {}; it goes on by itself, `drover backup resume {}` follows it again",
-            last.ticket, status.message(), last.ticket
+            last.ticket,
+            status.message(),
+            last.ticket
         ),
         None => anyhow!("{}", status.message()),
     }
 }
 
 async fn stop(ticket: &str, controller: &Controller) -> anyhow::Result<String> {
-    let request =
-        pb::InterruptBackupRequest { ticket: ticket.into(), grace: Some(span_message(GRACE)) };
-    let answer = controller.service().interrupt_backup(within(CALL, request)).await;
+    let request = pb::InterruptBackupRequest {
+        ticket: ticket.into(),
+        grace: Some(span_message(GRACE)),
+    };
+    let answer = controller
+        .service()
+        .interrupt_backup(within(CALL, request))
+        .await;
     Ok(controller.answer(answer)?.outcome)
 }
 
 async fn list(output: &Output, controller: &Controller) -> anyhow::Result<()> {
-    let answer = controller.service().list_streams(within(CALL, pb::Nothing {})).await;
+    let answer = controller
+        .service()
+        .list_streams(within(CALL, pb::Nothing {}))
+        .await;
     let streams = controller.answer(answer)?.streams;
     if output.json {
         for s in &streams {
-            let eta = s.eta.and_then(|eta| Duration::try_from(eta).ok()).map(|eta| eta.as_secs());
-            println!("{}", json!({
-                "ticket": s.ticket, "volume": s.volume, "snapshot": s.snapshot, "phase": s.phase,
-                "bytes_total": s.bytes_total, "bytes_done": s.bytes_done,
-                "bytes_resumed": s.bytes_resumed, "bytes_uploaded": s.bytes_uploaded,
-                "bytes_uncommitted": s.bytes_uncommitted,
-                "bytes_per_second": s.bytes_per_second, "eta_seconds": eta,
-                "repository_snapshot": s.repository_snapshot, "error": s.error,
-            }));
+            let eta = s
+                .eta
+                .and_then(|eta| Duration::try_from(eta).ok())
+                .map(|eta| eta.as_secs());
+            println!(
+                "{}",
+                json!({
+                    "ticket": s.ticket, "volume": s.volume, "snapshot": s.snapshot, "phase": s.phase,
+                    "bytes_total": s.bytes_total, "bytes_done": s.bytes_done,
+                    "bytes_resumed": s.bytes_resumed, "bytes_uploaded": s.bytes_uploaded,
+                    "bytes_uncommitted": s.bytes_uncommitted,
+                    "bytes_per_second": s.bytes_per_second, "eta_seconds": eta,
+                    "repository_snapshot": s.repository_snapshot, "error": s.error,
+                })
+            );
         }
         return Ok(());
     }
     let row = |s: &pb::BackupProgress| {
         let done = format!("{} of {}", size(s.bytes_done), size(s.bytes_total));
         let rate = format!("{}/s", size(s.bytes_per_second));
-        vec![s.ticket.clone(), s.volume.clone(), s.phase.clone(), done, rate, s.error.clone()]
+        vec![
+            s.ticket.clone(),
+            s.volume.clone(),
+            s.phase.clone(),
+            done,
+            rate,
+            s.error.clone(),
+        ]
     };
     let rows: Vec<_> = streams.iter().map(row).collect();
-    table(&["TICKET", "VOLUME", "PHASE", "DONE", "RATE", "ERROR"], &rows);
+    table(
+        &["TICKET", "VOLUME", "PHASE", "DONE", "RATE", "ERROR"],
+        &rows,
+    );
     Ok(())
 }
 
@@ -226,10 +291,14 @@ async fn register(
 ) -> anyhow::Result<()> {
     use pb::register_reader_request::Reader;
     let reader = pid.map(Reader::Pid).or(cgroup.map(Reader::Cgroup));
-    let request = pb::RegisterReaderRequest { volume: volume.to_string(), reader };
-    let answer = NodeClient::new(channel(agent.agent)).register_reader(within(CALL, request)).await;
+    let request = pb::RegisterReaderRequest {
+        volume: volume.to_string(),
+        reader,
+    };
+    let answer = NodeClient::new(channel(agent.agent))
+        .register_reader(within(CALL, request))
+        .await;
     let answer = answer.map_err(|status| refusal("agent", agent.agent, &status))?;
     println!("{}", answer.into_inner().ticket);
     Ok(())
 }
-

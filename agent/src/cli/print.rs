@@ -11,7 +11,10 @@ pub fn table(headings: &[&str], rows: &[Vec<String>]) {
         }
     }
     let line = |cells: Vec<&str>| {
-        let padded = cells.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}"));
+        let padded = cells
+            .iter()
+            .zip(&widths)
+            .map(|(cell, width)| format!("{cell:width$}"));
         println!("{}", padded.collect::<Vec<_>>().join("  ").trim_end());
     };
     line(headings.to_vec());
@@ -31,7 +34,11 @@ pub fn size(bytes: u64) -> String {
     }
     let whole = 1_u64 << (10 * unit);
     let tenths = bytes % whole * 10 / whole;
-    if tenths == 0 { format!("{scaled} {}", units[unit]) } else { format!("{scaled}.{tenths} {}", units[unit]) }
+    if tenths == 0 {
+        format!("{scaled} {}", units[unit])
+    } else {
+        format!("{scaled}.{tenths} {}", units[unit])
+    }
 }
 
 /// A moment in UTC, to the millisecond (RFC 3339).
@@ -42,7 +49,10 @@ pub fn moment(time: SystemTime) -> String {
 /// How long ago `time` was.
 pub fn ago(time: SystemTime) -> String {
     let ago = SystemTime::now().duration_since(time).unwrap_or_default();
-    format!("{} ago", humantime::format_duration(Duration::from_secs(ago.as_secs())))
+    format!(
+        "{} ago",
+        humantime::format_duration(Duration::from_secs(ago.as_secs()))
+    )
 }
 
 #[cfg(test)]

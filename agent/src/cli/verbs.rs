@@ -25,7 +25,11 @@ pub fn refusal(who: &str, address: SocketAddr, status: &Status) -> anyhow::Error
     match status.code() {
         tonic::Code::Unavailable if status.message().contains("connect") => anyhow!(
             "the {who} at {address} does not answer: is it running? (--{who} or DROVER_{} names another)",
-            if who == "agent" { "AGENT_ADDRESS" } else { "CONTROLLER" }
+            if who == "agent" {
+                "AGENT_ADDRESS"
+            } else {
+                "CONTROLLER"
+            }
         ),
         _ => anyhow!("{}", status.message()),
     }
@@ -57,33 +61,64 @@ pub async fn run(command: Command) -> anyhow::Result<()> {
         Command::Volume(verb) => volume(verb).await,
         Command::Snapshot(verb) => snapshot(verb).await,
         Command::Node(verb) => node(verb).await,
-        Command::Attach { volume, node, read_only, controller } => {
+        Command::Attach {
+            volume,
+            node,
+            read_only,
+            controller,
+        } => {
             let (volume, node) = (volume.to_string(), node.to_string());
-            let request = pb::AttachRequest { volume, node, read_only };
+            let request = pb::AttachRequest {
+                volume,
+                node,
+                read_only,
+            };
             let answer = controller.service().attach(within(LONG, request)).await;
             println!("epoch {}", controller.answer(answer)?.epoch);
             Ok(())
         }
-        Command::Detach { volume, node, controller } => {
+        Command::Detach {
+            volume,
+            node,
+            controller,
+        } => {
             let node = node.map(|n| n.to_string()).unwrap_or_default();
-            let request = pb::DetachRequest { volume: volume.to_string(), node };
+            let request = pb::DetachRequest {
+                volume: volume.to_string(),
+                node,
+            };
             let answer = controller.service().detach(within(CALL, request)).await;
             controller.answer(answer).map(drop)
         }
-        Command::Tickets { volume, output, controller } => {
-            tickets(volume.as_ref(), &output, &controller).await
-        }
-        Command::Events { volume, output, controller } => {
-            events(volume.as_ref(), &output, &controller).await
-        }
-        Command::Holders { volume, output, agent } => holders(&volume, &output, &agent).await,
+        Command::Tickets {
+            volume,
+            output,
+            controller,
+        } => tickets(volume.as_ref(), &output, &controller).await,
+        Command::Events {
+            volume,
+            output,
+            controller,
+        } => events(volume.as_ref(), &output, &controller).await,
+        Command::Holders {
+            volume,
+            output,
+            agent,
+        } => holders(&volume, &output, &agent).await,
         other => Err(anyhow!("{other:?} does not ask once")),
     }
 }
 
 async fn volume(verb: Volume) -> anyhow::Result<()> {
     match verb {
-        Volume::Create { name, size, home, from_snapshot, from_volume, controller } => {
+        Volume::Create {
+            name,
+            size,
+            home,
+            from_snapshot,
+            from_volume,
+            controller,
+        } => {
             use pb::content::Source;
             let source = match (from_snapshot, from_volume) {
                 (Some(snapshot), _) => Some(Source::Snapshot(snapshot.to_string())),
@@ -97,11 +132,17 @@ async fn volume(verb: Volume) -> anyhow::Result<()> {
                 home: home.map(|h| h.to_string()).unwrap_or_default(),
                 ..Default::default()
             };
-            let answer = controller.service().create_volume(within(LONG, request)).await;
+            let answer = controller
+                .service()
+                .create_volume(within(LONG, request))
+                .await;
             println!("{}", controller.answer(answer)?.volume);
         }
         Volume::List { output, controller } => {
-            let answer = controller.service().list_volumes(within(CALL, pb::Nothing {})).await;
+            let answer = controller
+                .service()
+                .list_volumes(within(CALL, pb::Nothing {}))
+                .await;
             let volumes = controller.answer(answer)?.volumes;
             let published = |v: &pb::Volume| {
                 let workloads = v.tickets.iter().filter(|t| t.kind == "workload");
@@ -109,28 +150,56 @@ async fn volume(verb: Volume) -> anyhow::Result<()> {
             };
             if output.json {
                 for v in &volumes {
-                    println!("{}", json!({
-                        "volume": v.volume, "name": v.name, "size": v.size, "home": v.home,
-                        "epoch": v.epoch, "protocol": v.protocol, "published": published(v),
-                    }));
+                    println!(
+                        "{}",
+                        json!({
+                            "volume": v.volume, "name": v.name, "size": v.size, "home": v.home,
+                            "epoch": v.epoch, "protocol": v.protocol, "published": published(v),
+                        })
+                    );
                 }
                 return Ok(());
             }
             let row = |v: &pb::Volume| {
                 let (size, epoch) = (size(v.size), v.epoch.to_string());
-                vec![v.volume.clone(), v.name.clone(), size, v.home.clone(), epoch, published(v).join(",")]
+                vec![
+                    v.volume.clone(),
+                    v.name.clone(),
+                    size,
+                    v.home.clone(),
+                    epoch,
+                    published(v).join(","),
+                ]
             };
             let rows: Vec<_> = volumes.iter().map(row).collect();
-            table(&["VOLUME", "NAME", "SIZE", "HOME", "EPOCH", "PUBLISHED"], &rows);
+            table(
+                &["VOLUME", "NAME", "SIZE", "HOME", "EPOCH", "PUBLISHED"],
+                &rows,
+            );
         }
-        Volume::Expand { volume, size, controller } => {
-            let request = pb::ExpandRequest { volume: volume.to_string(), size: size.0 };
-            let answer = controller.service().expand_volume(within(LONG, request)).await;
+        Volume::Expand {
+            volume,
+            size,
+            controller,
+        } => {
+            let request = pb::ExpandRequest {
+                volume: volume.to_string(),
+                size: size.0,
+            };
+            let answer = controller
+                .service()
+                .expand_volume(within(LONG, request))
+                .await;
             println!("{}", controller.answer(answer)?.size);
         }
         Volume::Delete { volume, controller } => {
-            let request = pb::VolumeName { volume: volume.to_string() };
-            let answer = controller.service().delete_volume(within(LONG, request)).await;
+            let request = pb::VolumeName {
+                volume: volume.to_string(),
+            };
+            let answer = controller
+                .service()
+                .delete_volume(within(LONG, request))
+                .await;
             controller.answer(answer)?;
         }
     }
@@ -139,35 +208,68 @@ async fn volume(verb: Volume) -> anyhow::Result<()> {
 
 async fn snapshot(verb: Snapshot) -> anyhow::Result<()> {
     match verb {
-        Snapshot::Create { volume, name, controller } => {
-            let request = pb::NewSnapshot { volume: volume.to_string(), name };
-            let answer = controller.service().create_snapshot(within(LONG, request)).await;
+        Snapshot::Create {
+            volume,
+            name,
+            controller,
+        } => {
+            let request = pb::NewSnapshot {
+                volume: volume.to_string(),
+                name,
+            };
+            let answer = controller
+                .service()
+                .create_snapshot(within(LONG, request))
+                .await;
             println!("{}", controller.answer(answer)?.snapshot);
         }
         Snapshot::List { output, controller } => {
-            let answer = controller.service().list_snapshots(within(CALL, pb::Nothing {})).await;
+            let answer = controller
+                .service()
+                .list_snapshots(within(CALL, pb::Nothing {}))
+                .await;
             let snapshots = controller.answer(answer)?.snapshots;
             let taken = |s: &pb::SnapshotAnswer| {
-                s.taken.and_then(|t| SystemTime::try_from(t).ok()).map(moment).unwrap_or_default()
+                s.taken
+                    .and_then(|t| SystemTime::try_from(t).ok())
+                    .map(moment)
+                    .unwrap_or_default()
             };
             if output.json {
                 for s in &snapshots {
-                    println!("{}", json!({
-                        "snapshot": s.snapshot, "name": s.name, "volume": s.volume,
-                        "size": s.size, "taken": taken(s), "home": s.home, "ready": s.ready,
-                    }));
+                    println!(
+                        "{}",
+                        json!({
+                            "snapshot": s.snapshot, "name": s.name, "volume": s.volume,
+                            "size": s.size, "taken": taken(s), "home": s.home, "ready": s.ready,
+                        })
+                    );
                 }
                 return Ok(());
             }
             let row = |s: &pb::SnapshotAnswer| {
-                vec![s.snapshot.clone(), s.name.clone(), s.volume.clone(), size(s.size), taken(s)]
+                vec![
+                    s.snapshot.clone(),
+                    s.name.clone(),
+                    s.volume.clone(),
+                    size(s.size),
+                    taken(s),
+                ]
             };
             let rows: Vec<_> = snapshots.iter().map(row).collect();
             table(&["SNAPSHOT", "NAME", "VOLUME", "SIZE", "TAKEN"], &rows);
         }
-        Snapshot::Delete { snapshot, controller } => {
-            let request = pb::SnapshotName { snapshot: snapshot.to_string() };
-            let answer = controller.service().delete_snapshot(within(LONG, request)).await;
+        Snapshot::Delete {
+            snapshot,
+            controller,
+        } => {
+            let request = pb::SnapshotName {
+                snapshot: snapshot.to_string(),
+            };
+            let answer = controller
+                .service()
+                .delete_snapshot(within(LONG, request))
+                .await;
             controller.answer(answer)?;
         }
     }
@@ -177,15 +279,21 @@ async fn snapshot(verb: Snapshot) -> anyhow::Result<()> {
 async fn node(verb: Node) -> anyhow::Result<()> {
     match verb {
         Node::List { output, controller } => {
-            let answer = controller.service().list_nodes(within(CALL, pb::Nothing {})).await;
+            let answer = controller
+                .service()
+                .list_nodes(within(CALL, pb::Nothing {}))
+                .await;
             let nodes = controller.answer(answer)?.nodes;
             let seen = |n: &pb::NodeView| n.seen.and_then(|t| SystemTime::try_from(t).ok());
             if output.json {
                 for n in &nodes {
-                    println!("{}", json!({
-                        "node": n.node, "agent": n.agent, "has_pool": n.has_pool,
-                        "incarnation": n.incarnation, "lost": n.lost, "seen": seen(n).map(moment),
-                    }));
+                    println!(
+                        "{}",
+                        json!({
+                            "node": n.node, "agent": n.agent, "has_pool": n.has_pool,
+                            "incarnation": n.incarnation, "lost": n.lost, "seen": seen(n).map(moment),
+                        })
+                    );
                 }
                 return Ok(());
             }
@@ -193,13 +301,21 @@ async fn node(verb: Node) -> anyhow::Result<()> {
                 let state = if n.lost { "lost" } else { "known" };
                 let pool = if n.has_pool { "yes" } else { "no" };
                 let seen = seen(n).map(ago).unwrap_or_default();
-                vec![n.node.clone(), state.into(), pool.into(), n.agent.clone(), seen]
+                vec![
+                    n.node.clone(),
+                    state.into(),
+                    pool.into(),
+                    n.agent.clone(),
+                    seen,
+                ]
             };
             let rows: Vec<_> = nodes.iter().map(row).collect();
             table(&["NODE", "STATE", "POOL", "AGENT", "SEEN"], &rows);
         }
         Node::Lost { node, controller } => {
-            let request = pb::NodeName { node: node.to_string() };
+            let request = pb::NodeName {
+                node: node.to_string(),
+            };
             let answer = controller.service().lose_node(within(LONG, request)).await;
             controller.answer(answer)?;
         }
@@ -212,7 +328,10 @@ async fn tickets(
     output: &Output,
     controller: &Controller,
 ) -> anyhow::Result<()> {
-    let answer = controller.service().list_volumes(within(CALL, pb::Nothing {})).await;
+    let answer = controller
+        .service()
+        .list_volumes(within(CALL, pb::Nothing {}))
+        .await;
     let mut rows = Vec::new();
     for v in controller.answer(answer)?.volumes {
         if volume.is_some_and(|wanted| wanted.as_str() != v.volume) {
@@ -221,19 +340,33 @@ async fn tickets(
         for t in v.tickets {
             let lease = t.lease.and_then(|lease| Duration::try_from(lease).ok());
             if output.json {
-                println!("{}", json!({
-                    "volume": v.volume, "ticket": t.ticket, "kind": t.kind, "node": t.node,
-                    "owner": t.owner, "interruptible": t.interruptible,
-                    "lease_seconds": lease.map(|l| l.as_secs()),
-                }));
+                println!(
+                    "{}",
+                    json!({
+                        "volume": v.volume, "ticket": t.ticket, "kind": t.kind, "node": t.node,
+                        "owner": t.owner, "interruptible": t.interruptible,
+                        "lease_seconds": lease.map(|l| l.as_secs()),
+                    })
+                );
                 continue;
             }
-            let lease = lease.map(|l| humantime::format_duration(Duration::from_secs(l.as_secs())).to_string());
-            rows.push(vec![v.volume.clone(), t.ticket, t.kind, t.node, t.owner, lease.unwrap_or_else(|| "-".into())]);
+            let lease = lease
+                .map(|l| humantime::format_duration(Duration::from_secs(l.as_secs())).to_string());
+            rows.push(vec![
+                v.volume.clone(),
+                t.ticket,
+                t.kind,
+                t.node,
+                t.owner,
+                lease.unwrap_or_else(|| "-".into()),
+            ]);
         }
     }
     if !output.json {
-        table(&["VOLUME", "TICKET", "KIND", "NODE", "OWNER", "LEASE"], &rows);
+        table(
+            &["VOLUME", "TICKET", "KIND", "NODE", "OWNER", "LEASE"],
+            &rows,
+        );
     }
     Ok(())
 }
@@ -244,17 +377,23 @@ async fn events(
     controller: &Controller,
 ) -> anyhow::Result<()> {
     let volume = volume.map(ToString::to_string).unwrap_or_default();
-    let answer = controller.service().list_notes(within(CALL, pb::ListNotesRequest { volume })).await;
+    let answer = controller
+        .service()
+        .list_notes(within(CALL, pb::ListNotesRequest { volume }))
+        .await;
     for note in controller.answer(answer)?.notes {
         let time = note.time.and_then(|t| SystemTime::try_from(t).ok());
         let time = moment(time.unwrap_or(SystemTime::UNIX_EPOCH));
         if output.json {
             let detail: Value =
                 serde_json::from_str(&note.detail).context("an event's detail is no JSON")?;
-            println!("{}", json!({
-                "time": time, "volume": note.volume, "node": note.node,
-                "kind": note.kind, "text": note.text, "detail": detail,
-            }));
+            println!(
+                "{}",
+                json!({
+                    "time": time, "volume": note.volume, "node": note.node,
+                    "kind": note.kind, "text": note.text, "detail": detail,
+                })
+            );
         } else {
             println!("{time}  {:16}  {}", note.kind, note.text);
         }
@@ -263,21 +402,31 @@ async fn events(
 }
 
 async fn holders(volume: &VolumeId, output: &Output, agent: &Agent) -> anyhow::Result<()> {
-    let request = pb::VolumeName { volume: volume.to_string() };
-    let answer = NodeClient::new(channel(agent.agent)).judge(within(CALL, request)).await;
-    let judged =
-        answer.map_err(|status| refusal("agent", agent.agent, &status))?.into_inner();
+    let request = pb::VolumeName {
+        volume: volume.to_string(),
+    };
+    let answer = NodeClient::new(channel(agent.agent))
+        .judge(within(CALL, request))
+        .await;
+    let judged = answer
+        .map_err(|status| refusal("agent", agent.agent, &status))?
+        .into_inner();
     if output.json {
-        let holder = |h: &pb::Holder| json!({
-            "pid": h.pid, "name": h.name, "cgroup": h.cgroup, "writable": h.writable,
-            "registered": h.registered, "last_read_ms": h.last_read_ms,
-            "last_write_ms": h.last_write_ms, "read_bytes": h.read_bytes,
-            "written_bytes": h.written_bytes,
-        });
+        let holder = |h: &pb::Holder| {
+            json!({
+                "pid": h.pid, "name": h.name, "cgroup": h.cgroup, "writable": h.writable,
+                "registered": h.registered, "last_read_ms": h.last_read_ms,
+                "last_write_ms": h.last_write_ms, "read_bytes": h.read_bytes,
+                "written_bytes": h.written_bytes,
+            })
+        };
         let holders: Vec<_> = judged.holders.iter().map(holder).collect();
-        println!("{}", json!({
-            "disk": judged.disk, "verdict": judged.verdict, "reason": judged.reason, "holders": holders,
-        }));
+        println!(
+            "{}",
+            json!({
+                "disk": judged.disk, "verdict": judged.verdict, "reason": judged.reason, "holders": holders,
+            })
+        );
         return Ok(());
     }
     println!("{}: {}: {}", judged.disk, judged.verdict, judged.reason);
@@ -289,13 +438,29 @@ async fn holders(volume: &VolumeId, output: &Output, agent: &Agent) -> anyhow::R
         let mode = if h.writable { "writes" } else { "reads" };
         let backup = if h.registered { "backup" } else { "" };
         vec![
-            h.pid.to_string(), h.name.clone(), mode.into(), backup.into(),
-            since(h.last_read_ms), since(h.last_write_ms), h.cgroup.clone(),
+            h.pid.to_string(),
+            h.name.clone(),
+            mode.into(),
+            backup.into(),
+            since(h.last_read_ms),
+            since(h.last_write_ms),
+            h.cgroup.clone(),
         ]
     };
     let rows: Vec<_> = judged.holders.iter().map(row).collect();
     if !rows.is_empty() {
-        table(&["PID", "NAME", "CAN", "KNOWN AS", "LAST READ", "LAST WRITE", "CGROUP"], &rows);
+        table(
+            &[
+                "PID",
+                "NAME",
+                "CAN",
+                "KNOWN AS",
+                "LAST READ",
+                "LAST WRITE",
+                "CGROUP",
+            ],
+            &rows,
+        );
     }
     Ok(())
 }

@@ -13,7 +13,7 @@ use crate::rpc::pb::controller_server::ControllerServer;
 use crate::store::embedded::EmbeddedStore;
 
 /// Opens the store, takes up what is unfinished, and serves.
-pub(super) async fn start(process: &mut Process) -> anyhow::Result<()> {
+pub(super) async fn start(process: &mut Process) -> anyhow::Result<Arc<Arbiter>> {
     let config = &process.config;
     if let Some(folder) = config.state.parent() {
         std::fs::create_dir_all(folder)
@@ -24,10 +24,11 @@ pub(super) async fn start(process: &mut Process) -> anyhow::Result<()> {
     let arbiter = Arbiter::start(store, agents.clone()).await?;
     arbiter.register_metrics(&mut process.registry);
     process.readiness.note("store", Ok(()));
-    process.services.add_controller(Arc::clone(&arbiter));
 
-    let listener = process.listen("agents and the command line", config.controller).await?;
-    let service = ControllerServer::new(ControllerService::new(arbiter, agents));
+    let listener = process
+        .listen("agents and the command line", config.controller)
+        .await?;
+    let service = ControllerServer::new(ControllerService::new(Arc::clone(&arbiter), agents));
     let mut stop = process.stop.clone();
     process.tasks.spawn(async move {
         let stopped = async move { drop(stop.wait_for(|stop| *stop).await) };
@@ -37,5 +38,5 @@ pub(super) async fn start(process: &mut Process) -> anyhow::Result<()> {
             .await
             .context("serve drover.v1.Controller")
     });
-    Ok(())
+    Ok(arbiter)
 }

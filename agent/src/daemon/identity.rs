@@ -23,15 +23,24 @@ pub fn load(state_dir: &Path) -> anyhow::Result<HostIdentity> {
     match fs::read(&path) {
         Ok(bytes) => {
             let host: HostIdentity = serde_json::from_slice(&bytes).with_context(named)?;
-            ensure!(host.nqn.starts_with("nqn."), "{}: {:?} is no NQN", named(), host.nqn);
+            ensure!(
+                host.nqn.starts_with("nqn."),
+                "{}: {:?} is no NQN",
+                named(),
+                host.nqn
+            );
             Ok(host)
         }
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
             let id = Uuid::new_v4();
-            let host = HostIdentity { nqn: format!("nqn.2014-08.org.nvmexpress:uuid:{id}"), id };
+            let host = HostIdentity {
+                nqn: format!("nqn.2014-08.org.nvmexpress:uuid:{id}"),
+                id,
+            };
             let fresh = path.with_extension("new");
             let mut file = fs::File::create(&fresh).with_context(named)?;
-            file.write_all(&serde_json::to_vec(&host)?).with_context(named)?;
+            file.write_all(&serde_json::to_vec(&host)?)
+                .with_context(named)?;
             file.sync_all().with_context(named)?;
             fs::rename(&fresh, &path).with_context(named)?;
             Ok(host)
@@ -60,6 +69,11 @@ mod tests {
         let first = load(folder.path()).unwrap();
         assert_eq!(load(folder.path()).unwrap(), first);
         fs::write(folder.path().join("host.json"), "{").unwrap();
-        assert!(load(folder.path()).unwrap_err().to_string().contains("host.json"));
+        assert!(
+            load(folder.path())
+                .unwrap_err()
+                .to_string()
+                .contains("host.json")
+        );
     }
 }

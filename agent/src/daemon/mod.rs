@@ -5,6 +5,7 @@ mod agent;
 mod controller;
 mod identity;
 mod streams;
+mod workload;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -26,7 +27,6 @@ struct Process {
     registry: prometheus_client::registry::Registry,
     stop: watch::Receiver<bool>,
     tasks: JoinSet<anyhow::Result<()>>,
-    services: csi::Services,
 }
 
 impl Process {
@@ -45,20 +45,27 @@ impl Process {
 pub async fn run(config: Config, role: Role) -> anyhow::Result<()> {
     let (stopper, stop) = watch::channel(false);
     let mut process = Process {
-        services: csi::Services::new(&config.driver_name)?,
         readiness: Arc::new(Readiness::default()),
         registry: metrics::registry(),
         tasks: JoinSet::new(),
         stop,
         config,
     };
+    let mut services = csi::Services::new(process.config.driver_name.clone());
     if role != Role::Agent {
-        controller::start(&mut process).await?;
+        services = services.with_controller(controller::start(&mut process).await?);
     }
     if role != Role::Controller {
-        agent::start(&mut process).await?;
+        let staging = agent::start(&mut process).await?;
+        services = services.with_node(process.config.node.clone(), staging);
     }
-    let Process { config, readiness, mut registry, stop, mut tasks, services } = process;
+    let Process {
+        config,
+        readiness,
+        mut registry,
+        stop,
+        mut tasks,
+    } = process;
     services.register_metrics(&mut registry);
     let socket = config.csi_socket.clone();
     let csi_stop = stop.clone();
@@ -80,7 +87,10 @@ pub async fn run(config: Config, role: Role) -> anyhow::Result<()> {
     tracing::info!("drover stops; what hosts have attached waits for it to come back");
     stopper.send_replace(true);
     let rest = async { while tasks.join_next().await.is_some() {} };
-    if tokio::time::timeout(std::time::Duration::from_secs(5), rest).await.is_err() {
+    if tokio::time::timeout(std::time::Duration::from_secs(5), rest)
+        .await
+        .is_err()
+    {
         tracing::warn!("not everything had ended after 5 s");
     }
     ended

@@ -53,7 +53,11 @@ pub struct AgentClient {
 impl AgentClient {
     /// The agent of `node`, which listens at `address`.
     pub fn new(node: NodeId, address: SocketAddr) -> Self {
-        Self { node, address, channel: channel(address) }
+        Self {
+            node,
+            address,
+            channel: channel(address),
+        }
     }
 
     /// Its Home service, for what is no port: backups.
@@ -70,40 +74,72 @@ impl AgentClient {
     }
 
     fn garbled(&self, malformed: &Malformed) -> HomeError {
-        HomeError::Failed(format!("home {} answered with a malformed message: {malformed}", self.node))
+        HomeError::Failed(format!(
+            "home {} answered with a malformed message: {malformed}",
+            self.node
+        ))
     }
 }
 
 #[async_trait]
 impl Home for AgentClient {
-    async fn create(&self, volume: &VolumeId, size: Bytes, content: &Content) -> Result<(), HomeError> {
+    async fn create(
+        &self,
+        volume: &VolumeId,
+        size: Bytes,
+        content: &Content,
+    ) -> Result<(), HomeError> {
         let content = Some(content.into());
-        let request = pb::CreateRequest { volume: volume.to_string(), size: size.0, content };
+        let request = pb::CreateRequest {
+            volume: volume.to_string(),
+            size: size.0,
+            content,
+        };
         let answer = self.home().create(within(COPY, request)).await;
         answer.map(drop).map_err(|status| self.refused(&status))
     }
 
     async fn delete(&self, volume: &VolumeId) -> Result<(), HomeError> {
-        let request = pb::VolumeName { volume: volume.to_string() };
+        let request = pb::VolumeName {
+            volume: volume.to_string(),
+        };
         let answer = self.home().delete(within(COPY, request)).await;
         answer.map(drop).map_err(|status| self.refused(&status))
     }
 
     async fn expand(&self, volume: &VolumeId, size: Bytes) -> Result<Bytes, HomeError> {
-        let request = pb::ExpandRequest { volume: volume.to_string(), size: size.0 };
+        let request = pb::ExpandRequest {
+            volume: volume.to_string(),
+            size: size.0,
+        };
         let answer = self.home().expand(within(CALL, request)).await;
-        answer.map(|a| Bytes(a.into_inner().size)).map_err(|status| self.refused(&status))
+        answer
+            .map(|a| Bytes(a.into_inner().size))
+            .map_err(|status| self.refused(&status))
     }
 
-    async fn snapshot(&self, volume: &VolumeId, snapshot: &SnapshotId) -> Result<SnapshotInfo, HomeError> {
+    async fn snapshot(
+        &self,
+        volume: &VolumeId,
+        snapshot: &SnapshotId,
+    ) -> Result<SnapshotInfo, HomeError> {
         let (volume, snapshot) = (volume.to_string(), snapshot.to_string());
         let request = within(COPY, pb::SnapshotRequest { volume, snapshot });
-        let answer = self.home().snapshot(request).await.map_err(|status| self.refused(&status))?;
-        answer.into_inner().try_into().map_err(|malformed| self.garbled(&malformed))
+        let answer = self
+            .home()
+            .snapshot(request)
+            .await
+            .map_err(|status| self.refused(&status))?;
+        answer
+            .into_inner()
+            .try_into()
+            .map_err(|malformed| self.garbled(&malformed))
     }
 
     async fn delete_snapshot(&self, snapshot: &SnapshotId) -> Result<(), HomeError> {
-        let request = pb::SnapshotName { snapshot: snapshot.to_string() };
+        let request = pb::SnapshotName {
+            snapshot: snapshot.to_string(),
+        };
         let answer = self.home().delete_snapshot(within(COPY, request)).await;
         answer.map(drop).map_err(|status| self.refused(&status))
     }
@@ -111,26 +147,36 @@ impl Home for AgentClient {
     async fn capacity(&self) -> Result<Capacity, HomeError> {
         let answer = self.home().get_capacity(within(CALL, pb::Nothing {})).await;
         let answer = answer.map_err(|status| self.refused(&status))?.into_inner();
-        Ok(Capacity { available: Bytes(answer.available), total: Bytes(answer.total) })
+        Ok(Capacity {
+            available: Bytes(answer.available),
+            total: Bytes(answer.total),
+        })
     }
 
     async fn export(&self, request: &ExportRequest) -> Result<Exported, HomeError> {
         let answer = self.home().export(within(CALL, request.into())).await;
         let answer = answer.map_err(|status| self.refused(&status))?.into_inner();
-        answer.try_into().map_err(|malformed| self.garbled(&malformed))
+        answer
+            .try_into()
+            .map_err(|malformed| self.garbled(&malformed))
     }
 
     async fn fence(&self, request: &FenceRequest) -> Result<Settlement, HomeError> {
         let answer = self.home().fence(within(CALL, request.into())).await;
         let answer = answer.map_err(|status| self.refused(&status))?.into_inner();
-        answer.try_into().map_err(|malformed| self.garbled(&malformed))
+        answer
+            .try_into()
+            .map_err(|malformed| self.garbled(&malformed))
     }
 }
 
 #[async_trait]
 impl Node for AgentClient {
     async fn release(&self, volume: &VolumeId, epoch: Epoch) -> NodeAnswer {
-        let request = pb::ReleaseRequest { volume: volume.to_string(), epoch: epoch.0 };
+        let request = pb::ReleaseRequest {
+            volume: volume.to_string(),
+            epoch: epoch.0,
+        };
         match self.workload().release(within(CALL, request)).await {
             Ok(answer) if answer.get_ref().clean => NodeAnswer::Clean,
             Ok(answer) => NodeAnswer::Held(answer.into_inner().held_by),
@@ -150,7 +196,10 @@ impl Node for AgentClient {
             ticket: ticket.to_string(),
             grace: Some(span_message(grace)),
         };
-        let answer = self.workload().interrupt(within(grace + CALL, request)).await;
+        let answer = self
+            .workload()
+            .interrupt(within(grace + CALL, request))
+            .await;
         answer.is_ok_and(|answer| answer.into_inner().stopped)
     }
 }
@@ -165,7 +214,10 @@ pub struct Directory {
 impl Directory {
     /// Notes where the agent of `node` listens now.
     pub fn learn(&self, node: &NodeId, address: SocketAddr) {
-        if self.agent(node).is_some_and(|agent| agent.address == address) {
+        if self
+            .agent(node)
+            .is_some_and(|agent| agent.address == address)
+        {
             return;
         }
         let agent = Arc::new(AgentClient::new(node.clone(), address));
@@ -175,13 +227,20 @@ impl Directory {
 
     /// The agent of `node`, if it has registered.
     pub fn agent(&self, node: &NodeId) -> Option<Arc<AgentClient>> {
-        self.agents.read().unwrap_or_else(PoisonError::into_inner).get(node).cloned()
+        self.agents
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(node)
+            .cloned()
     }
 
     /// Every agent that has registered.
     pub fn agents(&self) -> Vec<(NodeId, Arc<AgentClient>)> {
         let agents = self.agents.read().unwrap_or_else(PoisonError::into_inner);
-        agents.iter().map(|(node, agent)| (node.clone(), Arc::clone(agent))).collect()
+        agents
+            .iter()
+            .map(|(node, agent)| (node.clone(), Arc::clone(agent)))
+            .collect()
     }
 }
 
@@ -194,4 +253,3 @@ impl Ports for Directory {
         self.agent(node).map(|agent| agent as Arc<dyn Node>)
     }
 }
-

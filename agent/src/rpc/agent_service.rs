@@ -1,5 +1,6 @@
 //! The agent's gRPC services: the home's side and the workload's side of one node.
 
+use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,14 +13,19 @@ use tonic::{Request, Response, Status};
 use super::convert::{judgement_message, set, span, span_message, text};
 use super::pb;
 use super::refusal::home_status;
-use crate::attach::ports::{Content, Disk, ExportRequest, FenceRequest, Home as _, Judgement, NodeAnswer};
+use crate::attach::ports::{
+    Content, Disk, ExportRequest, FenceRequest, Home as _, Judgement, NodeAnswer,
+};
 use crate::backup::keeper::{Job, Keeper, KeeperError, KeptStream};
 use crate::backup::{
-    BackupError, Outcome, Phase, Progress, RepositorySpec, RestoreSpec, Secret, Streams,
-    StreamSpec, Which,
+    BackupError, Outcome, Phase, Progress, RepositorySpec, RestoreSpec, Secret, StreamSpec,
+    Streams, Which,
 };
 use crate::home::Home;
 use crate::ids::{Bytes, Epoch, NodeId, SnapshotId, TicketId, VolumeId};
+
+/// A repository may take so long to be opened and listed.
+const INSPECT: Duration = Duration::from_secs(55);
 
 type Following = Pin<Box<dyn Stream<Item = Result<pb::BackupProgress, Status>> + Send>>;
 type Answer<T> = Result<Response<T>, Status>;
@@ -27,20 +33,33 @@ type Answer<T> = Result<Response<T>, Status>;
 /// The home's side.
 pub struct HomeService {
     node: NodeId,
-    home: Option<Arc<Home>>,
+    home: Option<Home>,
     streams: Arc<Streams>,
     keeper: Arc<Keeper>,
 }
 
 impl HomeService {
     /// Answers for `home`; a node without a pool has none, and says so.
-    pub fn new(node: NodeId, home: Option<Arc<Home>>, streams: Arc<Streams>, keeper: Arc<Keeper>) -> Self {
-        Self { node, home, streams, keeper }
+    pub fn new(
+        node: NodeId,
+        home: Option<Home>,
+        streams: Arc<Streams>,
+        keeper: Arc<Keeper>,
+    ) -> Self {
+        Self {
+            node,
+            home,
+            streams,
+            keeper,
+        }
     }
 
     fn home(&self) -> Result<&Home, Status> {
-        self.home.as_deref().ok_or_else(|| {
-            Status::unimplemented(format!("node {} has no pool: its agent was started without --pool", self.node))
+        self.home.as_ref().ok_or_else(|| {
+            Status::unimplemented(format!(
+                "node {} has no pool: its agent was started without --pool",
+                self.node
+            ))
         })
     }
 }
@@ -55,14 +74,20 @@ impl pb::home_server::Home for HomeService {
         let request = request.into_inner();
         let volume = text("volume", &request.volume)?;
         let content = Content::try_from(request.content)?;
-        let made = self.home()?.create(&volume, Bytes(request.size), &content).await;
+        let made = self
+            .home()?
+            .create(&volume, Bytes(request.size), &content)
+            .await;
         made.map_err(|e| home_status(&e))?;
         Ok(Response::new(pb::Nothing {}))
     }
 
     async fn delete(&self, request: Request<pb::VolumeName>) -> Answer<pb::Nothing> {
         let volume = text("volume", &request.into_inner().volume)?;
-        self.home()?.delete(&volume).await.map_err(|e| home_status(&e))?;
+        self.home()?
+            .delete(&volume)
+            .await
+            .map_err(|e| home_status(&e))?;
         Ok(Response::new(pb::Nothing {}))
     }
 
@@ -70,7 +95,9 @@ impl pb::home_server::Home for HomeService {
         let request = request.into_inner();
         let volume = text("volume", &request.volume)?;
         let size = self.home()?.expand(&volume, Bytes(request.size)).await;
-        Ok(Response::new(pb::ExpandAnswer { size: size.map_err(|e| home_status(&e))?.0 }))
+        Ok(Response::new(pb::ExpandAnswer {
+            size: size.map_err(|e| home_status(&e))?.0,
+        }))
     }
 
     async fn snapshot(&self, request: Request<pb::SnapshotRequest>) -> Answer<pb::SnapshotAnswer> {
@@ -83,7 +110,10 @@ impl pb::home_server::Home for HomeService {
 
     async fn delete_snapshot(&self, request: Request<pb::SnapshotName>) -> Answer<pb::Nothing> {
         let snapshot = text("snapshot", &request.into_inner().snapshot)?;
-        self.home()?.delete_snapshot(&snapshot).await.map_err(|e| home_status(&e))?;
+        self.home()?
+            .delete_snapshot(&snapshot)
+            .await
+            .map_err(|e| home_status(&e))?;
         Ok(Response::new(pb::Nothing {}))
     }
 
@@ -95,13 +125,21 @@ impl pb::home_server::Home for HomeService {
 
     async fn export(&self, request: Request<pb::ExportRequest>) -> Answer<pb::ExportAnswer> {
         let request = ExportRequest::try_from(request.into_inner())?;
-        let exported = self.home()?.export(&request).await.map_err(|e| home_status(&e))?;
+        let exported = self
+            .home()?
+            .export(&request)
+            .await
+            .map_err(|e| home_status(&e))?;
         Ok(Response::new((&exported).into()))
     }
 
     async fn fence(&self, request: Request<pb::FenceRequest>) -> Answer<pb::FenceAnswer> {
         let request = FenceRequest::try_from(request.into_inner())?;
-        let settlement = self.home()?.fence(&request).await.map_err(|e| home_status(&e))?;
+        let settlement = self
+            .home()?
+            .fence(&request)
+            .await
+            .map_err(|e| home_status(&e))?;
         Ok(Response::new((&settlement).into()))
     }
 
@@ -111,20 +149,28 @@ impl pb::home_server::Home for HomeService {
         let job = Job::Backup(StreamSpec {
             id: text("ticket", &request.ticket)?,
             volume: text("volume", &request.volume)?,
-            file: self.home()?.snapshot_path(&snapshot).map_err(|e| home_status(&e))?,
+            file: self.snapshot_path(&snapshot)?,
             snapshot,
             size: Bytes(request.size),
             home: self.node.clone(),
             repo: repository(request.repository)?,
             slice: crate::backup::SliceLimits::default(),
         });
-        self.begin(job)
+        self.begin(job).await
     }
 
     async fn resume_backup(&self, request: Request<pb::ResumeBackupRequest>) -> Answer<Following> {
         let id: TicketId = text("ticket", &request.into_inner().ticket)?;
-        let stream = self.keeper.resume(&id).map_err(|e| keeper_status(&e))?;
-        let kept = self.keeper.list().into_iter().find(|kept| kept.job.id() == &id);
+        let stream = self
+            .keeper
+            .resume(&id)
+            .await
+            .map_err(|e| keeper_status(&e))?;
+        let kept = self
+            .keeper
+            .list()
+            .into_iter()
+            .find(|kept| kept.job.id() == &id);
         let kept = kept.ok_or_else(|| keeper_status(&KeeperError::NoStream(id)))?;
         Ok(Response::new(follow(kept.job, stream.progress())))
     }
@@ -136,7 +182,11 @@ impl pb::home_server::Home for HomeService {
         let request = request.into_inner();
         let id = text("ticket", &request.ticket)?;
         let grace = span("grace", request.grace)?.min(Duration::from_secs(60));
-        let outcome = self.keeper.interrupt(&id, grace).await.map_err(|e| keeper_status(&e))?;
+        let outcome = self
+            .keeper
+            .interrupt(&id, grace)
+            .await
+            .map_err(|e| keeper_status(&e))?;
         let outcome = match outcome {
             Outcome::Done(snapshot) => format!("it was done: {snapshot}"),
             Outcome::Interrupted => "stopped".into(),
@@ -152,21 +202,33 @@ impl pb::home_server::Home for HomeService {
             let KeptStream { job, progress } = kept;
             progress_message(&job, progress.as_ref())
         });
-        Ok(Response::new(pb::ListStreamsAnswer { streams: streams.collect() }))
+        Ok(Response::new(pb::ListStreamsAnswer {
+            streams: streams.collect(),
+        }))
     }
 
-    async fn inspect_backup(&self, request: Request<pb::InspectBackupRequest>) -> Answer<pb::BackupView> {
+    async fn inspect_backup(
+        &self,
+        request: Request<pb::InspectBackupRequest>,
+    ) -> Answer<pb::BackupView> {
         self.home()?;
         let request = request.into_inner();
         let repo = repository(request.repository)?;
-        let backups = self.streams.list_backups(repo.clone()).await.map_err(|e| backup_status(&e))?;
+        let backups = self
+            .streams
+            .list_backups(repo.clone(), INSPECT)
+            .await
+            .map_err(|e| backup_status(&e))?;
         let wanted = request.repository_snapshot;
         let mut whole = backups.into_iter().filter(|backup| backup.complete);
         let found = match wanted.as_str() {
             "" | "latest" => whole.max_by_key(|backup| backup.time),
             id => whole.find(|backup| id.len() >= 8 && backup.restic_id.starts_with(id)),
         };
-        let missing = BackupError::NoBackup { repo: repo.path, wanted };
+        let missing = BackupError::NoBackup {
+            repo: repo.path,
+            wanted,
+        };
         let found = found.ok_or_else(|| backup_status(&missing))?;
         Ok(Response::new(pb::BackupView {
             repository_snapshot: found.restic_id,
@@ -178,21 +240,46 @@ impl pb::home_server::Home for HomeService {
     async fn start_restore(&self, request: Request<pb::StartRestoreRequest>) -> Answer<Following> {
         let request = request.into_inner();
         let volume: VolumeId = text("volume", &request.volume)?;
+        let claim = self
+            .home()?
+            .restore_target(&volume)
+            .await
+            .map_err(|e| home_status(&e))?;
         let job = Job::Restore(RestoreSpec {
             id: text("ticket", &request.ticket)?,
-            target: self.home()?.restore_path(&volume).await.map_err(|e| home_status(&e))?,
+            target: claim.path().to_owned(),
             volume,
             repo: repository(request.repository)?,
             which: Which::Restic(request.repository_snapshot),
             size: None,
         });
-        self.begin(job)
+        let stream = self
+            .keeper
+            .start(job.clone())
+            .await
+            .map_err(|e| keeper_status(&e))?;
+        let progress = stream.progress();
+        // The claim on the file ends when the restore's last write has.
+        tokio::spawn(async move {
+            stream.ended().await;
+            drop(claim);
+        });
+        Ok(Response::new(follow(job, progress)))
     }
 }
 
 impl HomeService {
-    fn begin(&self, job: Job) -> Answer<Following> {
-        let stream = self.keeper.start(job.clone()).map_err(|e| keeper_status(&e))?;
+    fn snapshot_path(&self, snapshot: &SnapshotId) -> Result<PathBuf, Status> {
+        let path = self.home()?.pool().snapshot_path(snapshot);
+        path.map_err(|error| home_status(&error.into()))
+    }
+
+    async fn begin(&self, job: Job) -> Answer<Following> {
+        let stream = self
+            .keeper
+            .start(job.clone())
+            .await
+            .map_err(|e| keeper_status(&e))?;
         Ok(Response::new(follow(job, stream.progress())))
     }
 }
@@ -207,7 +294,8 @@ fn repository(message: Option<pb::Repository>) -> Result<RepositorySpec, Status>
         return Err(Status::invalid_argument("repository.password is empty"));
     }
     let limit = message.limit_upload.checked_mul(1024);
-    let limit = limit.ok_or_else(|| Status::invalid_argument("repository.limit_upload is too large"))?;
+    let limit =
+        limit.ok_or_else(|| Status::invalid_argument("repository.limit_upload is too large"))?;
     Ok(RepositorySpec {
         path: message.path.into(),
         password: Secret::new(message.password),
@@ -256,7 +344,9 @@ fn progress_message(job: &Job, progress: Option<&Progress>) -> pb::BackupProgres
         phase: phase_name(Phase::Interrupted).into(),
         ..Default::default()
     };
-    let Some(progress) = progress else { return message };
+    let Some(progress) = progress else {
+        return message;
+    };
     pb::BackupProgress {
         phase: phase_name(progress.phase).into(),
         bytes_total: progress.bytes_total,
@@ -265,7 +355,9 @@ fn progress_message(job: &Job, progress: Option<&Progress>) -> pb::BackupProgres
         bytes_uploaded: progress.bytes_uploaded,
         bytes_uncommitted: progress.bytes_uncommitted,
         bytes_per_second: progress.rate,
-        eta: progress.eta_seconds.map(|eta| span_message(Duration::from_secs(eta))),
+        eta: progress
+            .eta_seconds
+            .map(|eta| span_message(Duration::from_secs(eta))),
         repository_snapshot: progress.restic_snapshot.clone().unwrap_or_default(),
         error: progress.error.clone().unwrap_or_default(),
         ..message
@@ -313,9 +405,15 @@ impl<W: Workload> pb::node_server::Node for NodeService<W> {
         Ok(Response::new(pb::ReleaseAnswer { clean, held_by }))
     }
 
-    async fn interrupt(&self, request: Request<pb::InterruptRequest>) -> Answer<pb::InterruptAnswer> {
+    async fn interrupt(
+        &self,
+        request: Request<pb::InterruptRequest>,
+    ) -> Answer<pb::InterruptAnswer> {
         let request = request.into_inner();
-        let (volume, ticket) = (text("volume", &request.volume)?, text("ticket", &request.ticket)?);
+        let (volume, ticket) = (
+            text("volume", &request.volume)?,
+            text("ticket", &request.ticket)?,
+        );
         let grace = span("grace", request.grace)?;
         let stopped = self.workload.interrupt(&volume, &ticket, grace).await;
         Ok(Response::new(pb::InterruptAnswer { stopped }))
@@ -328,7 +426,11 @@ impl<W: Workload> pb::node_server::Node for NodeService<W> {
         let request = request.into_inner();
         let volume = text("volume", &request.volume)?;
         let reader = set("reader", request.reader)?;
-        let ticket = self.workload.register_reader(&volume, reader).await?.to_string();
+        let ticket = self
+            .workload
+            .register_reader(&volume, reader)
+            .await?
+            .to_string();
         Ok(Response::new(pb::RegisterReaderAnswer { ticket }))
     }
 

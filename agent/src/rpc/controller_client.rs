@@ -13,10 +13,12 @@ use super::pb::controller_client::ControllerClient as Generated;
 use super::{pb, refusal};
 use crate::attach::ports::{Attachment, Control, ControlError, Note};
 use crate::attach::record::{Registration, Ticket};
-use crate::ids::{NodeId, TicketId, VolumeId};
+use crate::ids::{NodeId, SnapshotId, TicketId, VolumeId};
 
 /// A call has to be answered within this.
 const CALL: Duration = Duration::from_secs(5);
+/// A call that removes bytes has to be answered within this.
+const COPY: Duration = Duration::from_secs(60);
 
 /// The controller.
 #[derive(Clone)]
@@ -27,7 +29,9 @@ pub struct ControllerClient {
 impl ControllerClient {
     /// The controller that listens at `address`.
     pub fn new(address: SocketAddr) -> Self {
-        Self { generated: Generated::new(channel(address)) }
+        Self {
+            generated: Generated::new(channel(address)),
+        }
     }
 
     /// The whole service, for the command line.
@@ -40,19 +44,60 @@ impl ControllerClient {
     /// # Errors
     /// When the controller does not answer or refuses.
     pub async fn register(&self, registration: &Registration) -> Result<(), ControlError> {
-        let answer = self.service().register(within(CALL, registration.into())).await;
-        answer.map(drop).map_err(|status| refusal::control_error(&status))
+        let answer = self
+            .service()
+            .register(within(CALL, registration.into()))
+            .await;
+        answer
+            .map(drop)
+            .map_err(|status| refusal::control_error(&status))
     }
 
     /// Takes a ticket.
     ///
     /// # Errors
     /// When the controller does not answer or refuses.
-    pub async fn take_ticket(&self, volume: &VolumeId, ticket: &Ticket) -> Result<(), ControlError> {
-        let request =
-            pb::TicketRequest { volume: volume.to_string(), ticket: Some(ticket.into()) };
+    pub async fn take_ticket(
+        &self,
+        volume: &VolumeId,
+        ticket: &Ticket,
+    ) -> Result<(), ControlError> {
+        let request = pb::TicketRequest {
+            volume: volume.to_string(),
+            ticket: Some(ticket.into()),
+        };
         let answer = self.service().take_ticket(within(CALL, request)).await;
-        answer.map(drop).map_err(|status| refusal::control_error(&status))
+        answer
+            .map(drop)
+            .map_err(|status| refusal::control_error(&status))
+    }
+
+    /// Deletes a volume.
+    ///
+    /// # Errors
+    /// When the controller does not answer or refuses.
+    pub async fn delete_volume(&self, volume: &VolumeId) -> Result<(), ControlError> {
+        let request = pb::VolumeName {
+            volume: volume.to_string(),
+        };
+        let answer = self.service().delete_volume(within(COPY, request)).await;
+        answer
+            .map(drop)
+            .map_err(|status| refusal::control_error(&status))
+    }
+
+    /// Deletes a snapshot.
+    ///
+    /// # Errors
+    /// When the controller does not answer or refuses.
+    pub async fn delete_snapshot(&self, snapshot: &SnapshotId) -> Result<(), ControlError> {
+        let request = pb::SnapshotName {
+            snapshot: snapshot.to_string(),
+        };
+        let answer = self.service().delete_snapshot(within(COPY, request)).await;
+        answer
+            .map(drop)
+            .map_err(|status| refusal::control_error(&status))
     }
 
     /// Renews a ticket's lease, from now.
@@ -71,7 +116,9 @@ impl ControllerClient {
             lease: Some(span_message(lease)),
         };
         let answer = self.service().renew_ticket(within(CALL, request)).await;
-        answer.map(drop).map_err(|status| refusal::control_error(&status))
+        answer
+            .map(drop)
+            .map_err(|status| refusal::control_error(&status))
     }
 
     /// Ends a ticket.
@@ -90,19 +137,31 @@ impl ControllerClient {
             why: why.into(),
         };
         let answer = self.service().end_ticket(within(CALL, request)).await;
-        answer.map(drop).map_err(|status| refusal::control_error(&status))
+        answer
+            .map(drop)
+            .map_err(|status| refusal::control_error(&status))
     }
 }
 
 #[async_trait]
 impl Control for ControllerClient {
-    async fn attachment(&self, volume: &VolumeId, node: &NodeId) -> Result<Attachment, ControlError> {
-        let request =
-            pb::AttachmentRequest { volume: volume.to_string(), node: node.to_string() };
+    async fn attachment(
+        &self,
+        volume: &VolumeId,
+        node: &NodeId,
+    ) -> Result<Attachment, ControlError> {
+        let request = pb::AttachmentRequest {
+            volume: volume.to_string(),
+            node: node.to_string(),
+        };
         let answer = self.service().get_attachment(within(CALL, request)).await;
-        let answer = answer.map_err(|status| refusal::control_error(&status))?.into_inner();
+        let answer = answer
+            .map_err(|status| refusal::control_error(&status))?
+            .into_inner();
         answer.try_into().map_err(|malformed| {
-            ControlError::Failed(format!("the controller answered with a malformed message: {malformed}"))
+            ControlError::Failed(format!(
+                "the controller answered with a malformed message: {malformed}"
+            ))
         })
     }
 

@@ -15,7 +15,7 @@ use super::{pb, refusal};
 use crate::attach::ports::{Content, Note};
 use crate::attach::record::{AccessMode, NewVolume, Registration, Ticket, TicketKind};
 use crate::attach::{Arbiter, ArbiterError};
-use crate::csi::status::status;
+use crate::csi::status::Refusal;
 use crate::ids::{Bytes, NodeId, SnapshotId, TicketId, VolumeId};
 
 /// How long a publish may take until it is answered with "not yet".
@@ -49,7 +49,9 @@ impl ControllerService {
 
     fn agent(&self, node: &NodeId) -> Result<Arc<AgentClient>, Status> {
         self.agents.agent(node).ok_or_else(|| {
-            Status::unavailable(format!("the agent of node {node} has not registered since the controller started"))
+            Status::unavailable(format!(
+                "the agent of node {node} has not registered since the controller started"
+            ))
         })
     }
 
@@ -69,10 +71,14 @@ impl ControllerService {
             }
         }
         if silent.is_empty() {
-            return Err(Status::not_found(format!("no home has a backup stream {ticket}")));
+            return Err(Status::not_found(format!(
+                "no home has a backup stream {ticket}"
+            )));
         }
         let silent = silent.join(", ");
-        Err(Status::unavailable(format!("no backup stream {ticket} found, and {silent} did not answer")))
+        Err(Status::unavailable(format!(
+            "no backup stream {ticket} found, and {silent} did not answer"
+        )))
     }
 
     async fn start_backup(
@@ -80,7 +86,7 @@ impl ControllerService {
         volume: &VolumeId,
         repository: pb::Repository,
     ) -> Result<Progress, Status> {
-        let view = self.arbiter.volume(volume).await.map_err(|e| refuse(&e))?;
+        let view = self.arbiter.volume(volume).await.map_err(refuse)?;
         let home = self.agent(&view.spec.home)?;
         let ticket = TicketId::random();
         let claim = Ticket {
@@ -92,11 +98,19 @@ impl ControllerService {
             home_side: true,
             lease_ends: Some(SystemTime::now() + BACKUP_LEASE),
         };
-        self.arbiter.take_ticket(volume, claim).await.map_err(|e| refuse(&e))?;
-        let started = self.snapshot_and_stream(&home, volume, &ticket, repository).await;
+        self.arbiter
+            .take_ticket(volume, claim)
+            .await
+            .map_err(refuse)?;
+        let started = self
+            .snapshot_and_stream(&home, volume, &ticket, repository)
+            .await;
         if let Err(status) = &started {
-            let ended = self.arbiter.end_ticket(volume, &ticket, status.message()).await;
-            ended.map_err(|e| refuse(&e))?;
+            let ended = self
+                .arbiter
+                .end_ticket(volume, &ticket, status.message())
+                .await;
+            ended.map_err(refuse)?;
         }
         started
     }
@@ -109,8 +123,11 @@ impl ControllerService {
         repository: pb::Repository,
     ) -> Result<Progress, Status> {
         let name = format!("backup-{ticket}");
-        let snapshot =
-            self.arbiter.create_snapshot(volume, &name).await.map_err(|e| refuse(&e))?;
+        let snapshot = self
+            .arbiter
+            .create_snapshot(volume, &name)
+            .await
+            .map_err(refuse)?;
         let request = pb::StartBackupRequest {
             ticket: ticket.to_string(),
             volume: volume.to_string(),
@@ -122,7 +139,7 @@ impl ControllerService {
             Ok(stream) => Ok(Box::pin(stream.into_inner())),
             Err(status) => {
                 let gone = self.arbiter.delete_snapshot(&snapshot.info.id).await;
-                gone.map_err(|e| refuse(&e))?;
+                gone.map_err(refuse)?;
                 Err(status)
             }
         }
@@ -136,7 +153,7 @@ impl ControllerService {
         snapshot: &str,
     ) -> Result<(NodeId, pb::BackupView), Status> {
         let asked: Option<NodeId> = optional("home", home)?;
-        let nodes = self.arbiter.nodes().await.map_err(|e| refuse(&e))?;
+        let nodes = self.arbiter.nodes().await.map_err(refuse)?;
         let homes = nodes.into_iter().filter(|n| n.has_pool).map(|n| n.node);
         let homes: Vec<NodeId> = asked.map_or_else(|| homes.collect(), |home| vec![home]);
         let mut failure = Status::failed_precondition("no node with a pool has registered");
@@ -145,7 +162,12 @@ impl ControllerService {
                 repository: Some(repository.clone()),
                 repository_snapshot: snapshot.into(),
             };
-            let inspect = async { self.agent(&home)?.home().inspect_backup(within(INSPECT, request)).await };
+            let inspect = async {
+                self.agent(&home)?
+                    .home()
+                    .inspect_backup(within(INSPECT, request))
+                    .await
+            };
             match inspect.await {
                 Ok(view) => return Ok((home, view.into_inner())),
                 Err(status) => failure = status,
@@ -156,8 +178,9 @@ impl ControllerService {
 
     async fn start_restore(&self, request: pb::RestoreRequest) -> Result<Progress, Status> {
         let repository = set("repository", request.repository)?;
-        let (home, backup) =
-            self.find_backup(&request.home, &repository, &request.repository_snapshot).await?;
+        let (home, backup) = self
+            .find_backup(&request.home, &repository, &request.repository_snapshot)
+            .await?;
         let new = NewVolume {
             name: request.name,
             at_least: Bytes(backup.size),
@@ -168,7 +191,7 @@ impl ControllerService {
             busy_deadline: BUSY_DEADLINE,
             parameters: BTreeMap::new(),
         };
-        let view = self.arbiter.create_volume(new).await.map_err(|e| refuse(&e))?;
+        let view = self.arbiter.create_volume(new).await.map_err(refuse)?;
         let volume = &view.spec.id;
         let ticket = TicketId::random();
         let claim = Ticket {
@@ -180,28 +203,39 @@ impl ControllerService {
             home_side: true,
             lease_ends: None,
         };
-        self.arbiter.take_ticket(volume, claim).await.map_err(|e| refuse(&e))?;
+        self.arbiter
+            .take_ticket(volume, claim)
+            .await
+            .map_err(refuse)?;
         let request = pb::StartRestoreRequest {
             ticket: ticket.to_string(),
             volume: volume.to_string(),
             repository: Some(repository),
             repository_snapshot: backup.repository_snapshot,
         };
-        let started = async { self.agent(&view.spec.home)?.home().start_restore(request).await };
+        let started = async {
+            self.agent(&view.spec.home)?
+                .home()
+                .start_restore(request)
+                .await
+        };
         match started.await {
             Ok(stream) => Ok(Box::pin(stream.into_inner())),
             Err(status) => {
-                let ended = self.arbiter.end_ticket(volume, &ticket, status.message()).await;
-                ended.map_err(|e| refuse(&e))?;
-                self.arbiter.delete_volume(volume).await.map_err(|e| refuse(&e))?;
+                let ended = self
+                    .arbiter
+                    .end_ticket(volume, &ticket, status.message())
+                    .await;
+                ended.map_err(refuse)?;
+                self.arbiter.delete_volume(volume).await.map_err(refuse)?;
                 Err(status)
             }
         }
     }
 }
 
-fn refuse(error: &ArbiterError) -> Status {
-    refusal::attachment_status(error).unwrap_or_else(|| status(error))
+fn refuse(error: ArbiterError) -> Status {
+    refusal::attachment_status(&error).unwrap_or_else(|| Refusal::from(error).into())
 }
 
 #[tonic::async_trait]
@@ -213,7 +247,7 @@ impl Controller for ControllerService {
     async fn register(&self, request: Request<pb::RegisterRequest>) -> Answer<pb::Nothing> {
         let registration = Registration::try_from(request.into_inner())?;
         let (node, agent) = (registration.node.clone(), registration.agent);
-        self.arbiter.register(registration).await.map_err(|e| refuse(&e))?;
+        self.arbiter.register(registration).await.map_err(refuse)?;
         self.agents.learn(&node, agent);
         Ok(Response::new(pb::Nothing {}))
     }
@@ -223,13 +257,22 @@ impl Controller for ControllerService {
         request: Request<pb::AttachmentRequest>,
     ) -> Answer<pb::AttachmentAnswer> {
         let request = request.into_inner();
-        let (volume, node) = (text("volume", &request.volume)?, text("node", &request.node)?);
-        let attachment = self.arbiter.attachment(&volume, &node).await.map_err(|e| refuse(&e))?;
+        let (volume, node) = (
+            text("volume", &request.volume)?,
+            text("node", &request.node)?,
+        );
+        let attachment = self
+            .arbiter
+            .attachment(&volume, &node)
+            .await
+            .map_err(refuse)?;
         Ok(Response::new((&attachment).into()))
     }
 
     async fn add_note(&self, request: Request<pb::Note>) -> Answer<pb::Nothing> {
-        self.arbiter.note(Note::try_from(request.into_inner())?).await;
+        self.arbiter
+            .note(Note::try_from(request.into_inner())?)
+            .await;
         Ok(Response::new(pb::Nothing {}))
     }
 
@@ -238,8 +281,10 @@ impl Controller for ControllerService {
         request: Request<pb::ListNotesRequest>,
     ) -> Answer<pb::ListNotesAnswer> {
         let volume: Option<VolumeId> = optional("volume", &request.into_inner().volume)?;
-        let notes = self.arbiter.notes(volume.as_ref()).await.map_err(|e| refuse(&e))?;
-        Ok(Response::new(pb::ListNotesAnswer { notes: notes.iter().map(Into::into).collect() }))
+        let notes = self.arbiter.notes(volume.as_ref()).await.map_err(refuse)?;
+        Ok(Response::new(pb::ListNotesAnswer {
+            notes: notes.iter().map(Into::into).collect(),
+        }))
     }
 
     async fn create_volume(&self, request: Request<pb::NewVolume>) -> Answer<pb::Volume> {
@@ -258,29 +303,35 @@ impl Controller for ControllerService {
             busy_deadline,
             parameters: BTreeMap::new(),
         };
-        let view = self.arbiter.create_volume(new).await.map_err(|e| refuse(&e))?;
+        let view = self.arbiter.create_volume(new).await.map_err(refuse)?;
         Ok(Response::new((&view).into()))
     }
 
     async fn delete_volume(&self, request: Request<pb::VolumeName>) -> Answer<pb::Nothing> {
         let volume = text("volume", &request.into_inner().volume)?;
-        self.arbiter.delete_volume(&volume).await.map_err(|e| refuse(&e))?;
+        self.arbiter.delete_volume(&volume).await.map_err(refuse)?;
         Ok(Response::new(pb::Nothing {}))
     }
 
     async fn list_volumes(&self, _: Request<pb::Nothing>) -> Answer<pb::ListVolumesAnswer> {
-        let volumes = self.arbiter.volumes().await.map_err(|e| refuse(&e))?;
+        let volumes = self.arbiter.volumes().await.map_err(refuse)?;
         let volumes = volumes.iter().map(Into::into).collect();
         Ok(Response::new(pb::ListVolumesAnswer { volumes }))
     }
 
     async fn attach(&self, request: Request<pb::AttachRequest>) -> Answer<pb::AttachAnswer> {
         let request = request.into_inner();
-        let (volume, node) = (text("volume", &request.volume)?, text("node", &request.node)?);
-        let mode =
-            if request.read_only { AccessMode::SingleReader } else { AccessMode::SingleWriter };
+        let (volume, node) = (
+            text("volume", &request.volume)?,
+            text("node", &request.node)?,
+        );
+        let mode = if request.read_only {
+            AccessMode::SingleReader
+        } else {
+            AccessMode::SingleWriter
+        };
         let epoch = self.arbiter.publish(&volume, &node, mode, PUBLISH).await;
-        let epoch = epoch.map_err(|e| refuse(&e))?.0;
+        let epoch = epoch.map_err(refuse)?.0;
         Ok(Response::new(pb::AttachAnswer { epoch }))
     }
 
@@ -288,32 +339,46 @@ impl Controller for ControllerService {
         let request = request.into_inner();
         let volume = text("volume", &request.volume)?;
         let node: Option<NodeId> = optional("node", &request.node)?;
-        self.arbiter.unpublish(&volume, node.as_ref()).await.map_err(|e| refuse(&e))?;
+        self.arbiter
+            .unpublish(&volume, node.as_ref())
+            .await
+            .map_err(refuse)?;
         Ok(Response::new(pb::Nothing {}))
     }
 
     async fn expand_volume(&self, request: Request<pb::ExpandRequest>) -> Answer<pb::ExpandAnswer> {
         let request = request.into_inner();
         let volume = text("volume", &request.volume)?;
-        let size = self.arbiter.expand(&volume, Bytes(request.size), None).await;
-        Ok(Response::new(pb::ExpandAnswer { size: size.map_err(|e| refuse(&e))?.0 }))
+        let size = self
+            .arbiter
+            .expand(&volume, Bytes(request.size), None)
+            .await;
+        Ok(Response::new(pb::ExpandAnswer {
+            size: size.map_err(refuse)?.0,
+        }))
     }
 
-    async fn create_snapshot(&self, request: Request<pb::NewSnapshot>) -> Answer<pb::SnapshotAnswer> {
+    async fn create_snapshot(
+        &self,
+        request: Request<pb::NewSnapshot>,
+    ) -> Answer<pb::SnapshotAnswer> {
         let request = request.into_inner();
         let volume = text("volume", &request.volume)?;
         let record = self.arbiter.create_snapshot(&volume, &request.name).await;
-        Ok(Response::new((&record.map_err(|e| refuse(&e))?).into()))
+        Ok(Response::new((&record.map_err(refuse)?).into()))
     }
 
     async fn delete_snapshot(&self, request: Request<pb::SnapshotName>) -> Answer<pb::Nothing> {
         let snapshot: SnapshotId = text("snapshot", &request.into_inner().snapshot)?;
-        self.arbiter.delete_snapshot(&snapshot).await.map_err(|e| refuse(&e))?;
+        self.arbiter
+            .delete_snapshot(&snapshot)
+            .await
+            .map_err(refuse)?;
         Ok(Response::new(pb::Nothing {}))
     }
 
     async fn list_snapshots(&self, _: Request<pb::Nothing>) -> Answer<pb::ListSnapshotsAnswer> {
-        let snapshots = self.arbiter.snapshots().await.map_err(|e| refuse(&e))?;
+        let snapshots = self.arbiter.snapshots().await.map_err(refuse)?;
         let snapshots = snapshots.iter().map(Into::into).collect();
         Ok(Response::new(pb::ListSnapshotsAnswer { snapshots }))
     }
@@ -322,33 +387,50 @@ impl Controller for ControllerService {
         let request = request.into_inner();
         let volume = text("volume", &request.volume)?;
         let ticket = set("ticket", request.ticket)?.try_into()?;
-        self.arbiter.take_ticket(&volume, ticket).await.map_err(|e| refuse(&e))?;
+        self.arbiter
+            .take_ticket(&volume, ticket)
+            .await
+            .map_err(refuse)?;
         Ok(Response::new(pb::Nothing {}))
     }
 
     async fn renew_ticket(&self, request: Request<pb::RenewTicketRequest>) -> Answer<pb::Nothing> {
         let request = request.into_inner();
-        let (volume, ticket) = (text("volume", &request.volume)?, text("ticket", &request.ticket)?);
+        let (volume, ticket) = (
+            text("volume", &request.volume)?,
+            text("ticket", &request.ticket)?,
+        );
         let lease = span("lease", request.lease)?;
-        self.arbiter.renew_ticket(&volume, &ticket, lease).await.map_err(|e| refuse(&e))?;
+        self.arbiter
+            .renew_ticket(&volume, &ticket, lease)
+            .await
+            .map_err(refuse)?;
         Ok(Response::new(pb::Nothing {}))
     }
 
     async fn end_ticket(&self, request: Request<pb::EndTicketRequest>) -> Answer<pb::Nothing> {
         let request = request.into_inner();
-        let (volume, ticket) = (text("volume", &request.volume)?, text("ticket", &request.ticket)?);
-        self.arbiter.end_ticket(&volume, &ticket, &request.why).await.map_err(|e| refuse(&e))?;
+        let (volume, ticket) = (
+            text("volume", &request.volume)?,
+            text("ticket", &request.ticket)?,
+        );
+        self.arbiter
+            .end_ticket(&volume, &ticket, &request.why)
+            .await
+            .map_err(refuse)?;
         Ok(Response::new(pb::Nothing {}))
     }
 
     async fn list_nodes(&self, _: Request<pb::Nothing>) -> Answer<pb::ListNodesAnswer> {
-        let nodes = self.arbiter.nodes().await.map_err(|e| refuse(&e))?;
-        Ok(Response::new(pb::ListNodesAnswer { nodes: nodes.iter().map(Into::into).collect() }))
+        let nodes = self.arbiter.nodes().await.map_err(refuse)?;
+        Ok(Response::new(pb::ListNodesAnswer {
+            nodes: nodes.iter().map(Into::into).collect(),
+        }))
     }
 
     async fn lose_node(&self, request: Request<pb::NodeName>) -> Answer<pb::Nothing> {
         let node = text("node", &request.into_inner().node)?;
-        self.arbiter.node_lost(&node).await.map_err(|e| refuse(&e))?;
+        self.arbiter.node_lost(&node).await.map_err(refuse)?;
         Ok(Response::new(pb::Nothing {}))
     }
 
@@ -356,12 +438,16 @@ impl Controller for ControllerService {
         let request = request.into_inner();
         let volume = text("volume", &request.volume)?;
         let repository = set("repository", request.repository)?;
-        self.start_backup(&volume, repository).await.map(Response::new)
+        self.start_backup(&volume, repository)
+            .await
+            .map(Response::new)
     }
 
     async fn resume_backup(&self, request: Request<pb::ResumeBackupRequest>) -> Answer<Progress> {
         let request = request.into_inner();
-        let home = self.home_of_stream(&text("ticket", &request.ticket)?).await?;
+        let home = self
+            .home_of_stream(&text("ticket", &request.ticket)?)
+            .await?;
         let stream = home.home().resume_backup(request).await?;
         Ok(Response::new(Box::pin(stream.into_inner())))
     }
@@ -372,8 +458,12 @@ impl Controller for ControllerService {
     ) -> Answer<pb::InterruptBackupAnswer> {
         let request = request.into_inner();
         let grace = span("grace", request.grace)?;
-        let home = self.home_of_stream(&text("ticket", &request.ticket)?).await?;
-        home.home().interrupt_backup(within(grace + STOP, request)).await
+        let home = self
+            .home_of_stream(&text("ticket", &request.ticket)?)
+            .await?;
+        home.home()
+            .interrupt_backup(within(grace + STOP, request))
+            .await
     }
 
     async fn list_streams(&self, _: Request<pb::Nothing>) -> Answer<pb::ListStreamsAnswer> {
@@ -388,6 +478,8 @@ impl Controller for ControllerService {
     }
 
     async fn restore(&self, request: Request<pb::RestoreRequest>) -> Answer<Progress> {
-        self.start_restore(request.into_inner()).await.map(Response::new)
+        self.start_restore(request.into_inner())
+            .await
+            .map(Response::new)
     }
 }

@@ -36,7 +36,10 @@ impl From<Malformed> for Status {
 /// # Errors
 /// When the text is no `T`, with the field's name.
 pub fn text<T: FromStr<Err: Display>>(field: &'static str, value: &str) -> Result<T, Malformed> {
-    value.parse().map_err(|e: T::Err| Malformed { field, why: e.to_string() })
+    value.parse().map_err(|e: T::Err| Malformed {
+        field,
+        why: e.to_string(),
+    })
 }
 
 /// Reads a text field as `T`, or none when it is empty.
@@ -47,7 +50,11 @@ pub fn optional<T: FromStr<Err: Display>>(
     field: &'static str,
     value: &str,
 ) -> Result<Option<T>, Malformed> {
-    if value.is_empty() { Ok(None) } else { text(field, value).map(Some) }
+    if value.is_empty() {
+        Ok(None)
+    } else {
+        text(field, value).map(Some)
+    }
 }
 
 /// Reads a message that must be set.
@@ -55,22 +62,34 @@ pub fn optional<T: FromStr<Err: Display>>(
 /// # Errors
 /// When it is not set, with the field's name.
 pub fn set<T>(field: &'static str, value: Option<T>) -> Result<T, Malformed> {
-    value.ok_or_else(|| Malformed { field, why: "is not set".into() })
+    value.ok_or_else(|| Malformed {
+        field,
+        why: "is not set".into(),
+    })
 }
 
 /// Reads a length of time that must be set and not negative.
 ///
 /// # Errors
 /// When it is not, with the field's name.
-pub fn span(field: &'static str, value: Option<prost_types::Duration>) -> Result<Duration, Malformed> {
+pub fn span(
+    field: &'static str,
+    value: Option<prost_types::Duration>,
+) -> Result<Duration, Malformed> {
     let value = set(field, value)?;
-    value.try_into().map_err(|_| Malformed { field, why: "is negative or too long".into() })
+    value.try_into().map_err(|_| Malformed {
+        field,
+        why: "is negative or too long".into(),
+    })
 }
 
 /// Writes a length of time.
 pub fn span_message(value: Duration) -> prost_types::Duration {
     let nanos = i32::try_from(value.subsec_nanos()).unwrap_or(0);
-    prost_types::Duration { seconds: i64::try_from(value.as_secs()).unwrap_or(i64::MAX), nanos }
+    prost_types::Duration {
+        seconds: i64::try_from(value.as_secs()).unwrap_or(i64::MAX),
+        nanos,
+    }
 }
 
 /// Reads a moment.
@@ -82,12 +101,18 @@ pub fn moment(
     value: Option<prost_types::Timestamp>,
 ) -> Result<SystemTime, Malformed> {
     let value = set(field, value)?;
-    value.try_into().map_err(|_| Malformed { field, why: "is out of range".into() })
+    value.try_into().map_err(|_| Malformed {
+        field,
+        why: "is out of range".into(),
+    })
 }
 
 impl From<&HostIdentity> for pb::Host {
     fn from(host: &HostIdentity) -> Self {
-        Self { nqn: host.nqn.clone(), id: host.id.to_string() }
+        Self {
+            nqn: host.nqn.clone(),
+            id: host.id.to_string(),
+        }
     }
 }
 
@@ -96,9 +121,15 @@ impl TryFrom<pb::Host> for HostIdentity {
     fn try_from(host: pb::Host) -> Result<Self, Malformed> {
         if !host.nqn.starts_with("nqn.") || host.nqn.len() > 223 {
             let why = format!("{:?} is no NVMe qualified name", host.nqn);
-            return Err(Malformed { field: "host.nqn", why });
+            return Err(Malformed {
+                field: "host.nqn",
+                why,
+            });
         }
-        Ok(Self { id: text("host.id", &host.id)?, nqn: host.nqn })
+        Ok(Self {
+            id: text("host.id", &host.id)?,
+            nqn: host.nqn,
+        })
     }
 }
 
@@ -231,7 +262,11 @@ impl From<&Settlement> for pb::FenceAnswer {
         Self {
             volume: settlement.volume.to_string(),
             epoch: settlement.epoch.0,
-            node: settlement.node.as_ref().map(ToString::to_string).unwrap_or_default(),
+            node: settlement
+                .node
+                .as_ref()
+                .map(ToString::to_string)
+                .unwrap_or_default(),
             sessions_ended: settlement.sessions_ended,
             inside_at_close: settlement.inside_at_close,
             settled_by: settled_by.into(),
@@ -251,7 +286,10 @@ impl TryFrom<pb::FenceAnswer> for Settlement {
             Ok(Wire::Drained) => SettledBy::Drained,
             Ok(Wire::ExitBarrier) => SettledBy::ExitBarrier,
             Err(unknown) => {
-                return Err(Malformed { field: "settled_by", why: unknown.to_string() });
+                return Err(Malformed {
+                    field: "settled_by",
+                    why: unknown.to_string(),
+                });
             }
         };
         Ok(Self {
@@ -263,7 +301,10 @@ impl TryFrom<pb::FenceAnswer> for Settlement {
             settled_by,
             settle_time: span("settle_time", answer.settle_time)?,
             late_refused: answer.late_refused,
-            last_write: answer.last_write.map(|t| moment("last_write", Some(t))).transpose()?,
+            last_write: answer
+                .last_write
+                .map(|t| moment("last_write", Some(t)))
+                .transpose()?,
         })
     }
 }
@@ -333,8 +374,16 @@ impl From<&Note> for pb::Note {
     fn from(note: &Note) -> Self {
         Self {
             time: Some(note.time.into()),
-            volume: note.volume.as_ref().map(ToString::to_string).unwrap_or_default(),
-            node: note.node.as_ref().map(ToString::to_string).unwrap_or_default(),
+            volume: note
+                .volume
+                .as_ref()
+                .map(ToString::to_string)
+                .unwrap_or_default(),
+            node: note
+                .node
+                .as_ref()
+                .map(ToString::to_string)
+                .unwrap_or_default(),
             kind: note.kind.clone(),
             text: note.text.clone(),
             detail: note.detail.to_string(),
@@ -366,7 +415,10 @@ impl From<&Registration> for pb::RegisterRequest {
             agent: registration.agent.to_string(),
             has_pool: registration.has_pool,
             attached: attached
-                .map(|(volume, epoch)| pb::VolumeEpoch { volume: volume.to_string(), epoch: epoch.0 })
+                .map(|(volume, epoch)| pb::VolumeEpoch {
+                    volume: volume.to_string(),
+                    epoch: epoch.0,
+                })
                 .collect(),
         }
     }
@@ -376,7 +428,10 @@ impl TryFrom<pb::RegisterRequest> for Registration {
     type Error = Malformed;
     fn try_from(request: pb::RegisterRequest) -> Result<Self, Malformed> {
         if request.incarnation.is_empty() {
-            return Err(Malformed { field: "incarnation", why: "is empty".into() });
+            return Err(Malformed {
+                field: "incarnation",
+                why: "is empty".into(),
+            });
         }
         let attached = request.attached.iter();
         Ok(Self {
@@ -425,13 +480,21 @@ impl TryFrom<pb::Ticket> for Ticket {
             TicketKind::Restore,
             TicketKind::Maintenance,
         ];
-        let kind = kinds.into_iter().find(|kind| ticket_kind(*kind) == ticket.kind);
-        let lease = ticket.lease.map(|lease| span("lease", Some(lease))).transpose()?;
+        let kind = kinds
+            .into_iter()
+            .find(|kind| ticket_kind(*kind) == ticket.kind);
+        let lease = ticket
+            .lease
+            .map(|lease| span("lease", Some(lease)))
+            .transpose()?;
         Ok(Self {
             id: text("ticket", &ticket.ticket)?,
             kind: kind.ok_or_else(|| Malformed {
                 field: "kind",
-                why: format!("{:?} is none of workload, backup, restore, maintenance", ticket.kind),
+                why: format!(
+                    "{:?} is none of workload, backup, restore, maintenance",
+                    ticket.kind
+                ),
             })?,
             node: text("node", &ticket.node)?,
             owner: ticket.owner,
@@ -529,12 +592,30 @@ mod tests {
 
     #[test]
     fn a_bad_field_is_named() {
-        let request = pb::ExportRequest { volume: "../x".into(), ..Default::default() };
+        let request = pb::ExportRequest {
+            volume: "../x".into(),
+            ..Default::default()
+        };
         let error = ExportRequest::try_from(request).unwrap_err().to_string();
-        assert!(error.contains("volume") && error.contains("../x"), "{error}");
+        assert!(
+            error.contains("volume") && error.contains("../x"),
+            "{error}"
+        );
         let error = protocol("protocol", "fibre").unwrap_err().to_string();
-        assert!(error.contains("fibre") && error.contains("nvme-tcp"), "{error}");
-        let request = pb::RegisterRequest { incarnation: "x".into(), node: "a".into(), ..Default::default() };
-        assert!(Registration::try_from(request).unwrap_err().to_string().contains("host"));
+        assert!(
+            error.contains("fibre") && error.contains("nvme-tcp"),
+            "{error}"
+        );
+        let request = pb::RegisterRequest {
+            incarnation: "x".into(),
+            node: "a".into(),
+            ..Default::default()
+        };
+        assert!(
+            Registration::try_from(request)
+                .unwrap_err()
+                .to_string()
+                .contains("host")
+        );
     }
 }

@@ -16,7 +16,10 @@ pub mod convert;
 pub mod refusal;
 
 /// The messages and services of `proto/drover.proto`, generated.
-#[expect(missing_docs, reason = "generated; proto/drover.proto has the comments")]
+#[expect(
+    missing_docs,
+    reason = "generated; proto/drover.proto has the comments"
+)]
 pub mod pb {
     tonic::include_proto!("drover.v1");
 }

@@ -17,21 +17,34 @@ pub fn home_status(error: &HomeError) -> Status {
     let text = error.to_string();
     let (code, reason) = match error {
         HomeError::Unreachable { .. } => return Status::unavailable(text),
-        HomeError::StaleEpoch { home } => {
-            (Code::FailedPrecondition, Reason::StaleEpoch(Stale { home_epoch: home.0 }))
-        }
+        HomeError::StaleEpoch { home } => (
+            Code::FailedPrecondition,
+            Reason::StaleEpoch(Stale { home_epoch: home.0 }),
+        ),
         HomeError::RecordBehind { home, granted } => {
-            let behind = Behind { home_epoch: home.0, granted_epoch: granted.0 };
+            let behind = Behind {
+                home_epoch: home.0,
+                granted_epoch: granted.0,
+            };
             (Code::DataLoss, Reason::RecordBehind(behind))
         }
-        HomeError::Unsettled { inside } => {
-            (Code::Unavailable, Reason::Unsettled(Unsettled { inside: *inside }))
-        }
+        HomeError::Unsettled { inside } => (
+            Code::Unavailable,
+            Reason::Unsettled(Unsettled { inside: *inside }),
+        ),
         HomeError::NoVolume(volume) => (Code::NotFound, Reason::NoVolume(volume.to_string())),
         HomeError::NoSnapshot(id) => (Code::NotFound, Reason::NoSnapshot(id.to_string())),
-        HomeError::NoSpace { pool, needed, available } => {
+        HomeError::NoSpace {
+            pool,
+            needed,
+            available,
+        } => {
             let pool = pool.to_string_lossy().into_owned();
-            let space = NoSpace { pool, needed: needed.0, available: available.0 };
+            let space = NoSpace {
+                pool,
+                needed: needed.0,
+                available: available.0,
+            };
             (Code::ResourceExhausted, Reason::NoSpace(space))
         }
         HomeError::Unsupported(why) => (Code::Unimplemented, Reason::Unsupported(why.clone())),
@@ -47,16 +60,26 @@ pub fn home_error(node: &NodeId, status: &Status) -> HomeError {
         node: node.clone(),
         detail: format!("{}: {}", status.code(), status.message()),
     };
-    let Some(reason) = reason(status) else { return unreachable() };
+    let Some(reason) = reason(status) else {
+        return unreachable();
+    };
     match reason {
-        Reason::StaleEpoch(stale) => HomeError::StaleEpoch { home: Epoch(stale.home_epoch) },
+        Reason::StaleEpoch(stale) => HomeError::StaleEpoch {
+            home: Epoch(stale.home_epoch),
+        },
         Reason::RecordBehind(behind) => HomeError::RecordBehind {
             home: Epoch(behind.home_epoch),
             granted: Epoch(behind.granted_epoch),
         },
-        Reason::Unsettled(unsettled) => HomeError::Unsettled { inside: unsettled.inside },
-        Reason::NoVolume(id) => id.parse().map_or_else(|_| unreachable(), HomeError::NoVolume),
-        Reason::NoSnapshot(id) => id.parse().map_or_else(|_| unreachable(), HomeError::NoSnapshot),
+        Reason::Unsettled(unsettled) => HomeError::Unsettled {
+            inside: unsettled.inside,
+        },
+        Reason::NoVolume(id) => id
+            .parse()
+            .map_or_else(|_| unreachable(), HomeError::NoVolume),
+        Reason::NoSnapshot(id) => id
+            .parse()
+            .map_or_else(|_| unreachable(), HomeError::NoSnapshot),
         Reason::NoSpace(space) => HomeError::NoSpace {
             pool: space.pool.into(),
             needed: Bytes(space.needed),
@@ -93,9 +116,9 @@ pub fn control_error(status: &Status) -> ControlError {
             (Ok(volume), Ok(node)) => ControlError::NotPublished { volume, node },
             _ => ControlError::Failed(text),
         },
-        Some(Reason::NoVolume(id)) => {
-            id.parse().map_or(ControlError::Failed(text), ControlError::NoVolume)
-        }
+        Some(Reason::NoVolume(id)) => id
+            .parse()
+            .map_or(ControlError::Failed(text), ControlError::NoVolume),
         _ => match status.code() {
             Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled | Code::Unknown => {
                 ControlError::Unreachable(text)
@@ -106,7 +129,10 @@ pub fn control_error(status: &Status) -> ControlError {
 }
 
 fn with_reason(code: Code, text: String, reason: Reason) -> Status {
-    let details = pb::Refusal { reason: Some(reason) }.encode_to_vec();
+    let details = pb::Refusal {
+        reason: Some(reason),
+    }
+    .encode_to_vec();
     Status::with_details(code, text, details.into())
 }
 
@@ -126,11 +152,18 @@ mod tests {
         let node: NodeId = "a".parse().unwrap();
         let errors = [
             HomeError::StaleEpoch { home: Epoch(7) },
-            HomeError::RecordBehind { home: Epoch(3), granted: Epoch(9) },
+            HomeError::RecordBehind {
+                home: Epoch(3),
+                granted: Epoch(9),
+            },
             HomeError::Unsettled { inside: 32 },
             HomeError::NoVolume("vol-1".parse().unwrap()),
             HomeError::NoSnapshot("snap-1".parse().unwrap()),
-            HomeError::NoSpace { pool: "/p".into(), needed: Bytes(2), available: Bytes(1) },
+            HomeError::NoSpace {
+                pool: "/p".into(),
+                needed: Bytes(2),
+                available: Bytes(1),
+            },
             HomeError::Unsupported("no reflink".into()),
             HomeError::Failed("open /p/x: EIO".into()),
         ];
@@ -143,7 +176,10 @@ mod tests {
     fn a_strange_status_means_that_the_home_was_not_asked() {
         let node: NodeId = "a".parse().unwrap();
         let status = Status::with_details(Code::NotFound, "x", vec![0xff_u8, 1, 2].into());
-        assert!(matches!(home_error(&node, &status), HomeError::Unreachable { .. }));
+        assert!(matches!(
+            home_error(&node, &status),
+            HomeError::Unreachable { .. }
+        ));
     }
 
     #[test]
@@ -153,6 +189,9 @@ mod tests {
             node: "a".parse().unwrap(),
         };
         let status = attachment_status(&error).unwrap();
-        assert!(matches!(control_error(&status), ControlError::NotPublished { .. }));
+        assert!(matches!(
+            control_error(&status),
+            ControlError::NotPublished { .. }
+        ));
     }
 }

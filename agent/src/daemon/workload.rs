@@ -1,0 +1,136 @@
+//! The workload's side of a node, wired: the initiator that attaches, the
+//! evidence that judges, and the controller that keeps the tickets.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use tonic::Status;
+
+use crate::attach::ports::{Disk, Judgement, Node as _, NodeAnswer, Witness as _};
+use crate::attach::record::{Ticket, TicketKind};
+use crate::evidence::Evidence;
+use crate::evidence::readers::{Reader, ReaderStatus, Who};
+use crate::ids::{Epoch, NodeId, TicketId, VolumeId};
+use crate::initiator::Initiator;
+use crate::rpc::agent_service;
+use crate::rpc::controller_client::ControllerClient;
+use crate::rpc::pb::register_reader_request::Reader as Asked;
+
+/// A foreign reader's ticket ends so long after its last progress.
+const LEASE: Duration = Duration::from_secs(60);
+/// A reader that read within this is progressing: its lease is renewed.
+const PROGRESS_MS: u64 = 10_000;
+
+/// The workload's side of a node.
+pub(super) struct Workload {
+    node: NodeId,
+    initiator: Arc<Initiator>,
+    evidence: Arc<Evidence>,
+    control: ControllerClient,
+}
+
+impl Workload {
+    pub(super) fn new(
+        node: NodeId,
+        initiator: Arc<Initiator>,
+        evidence: Arc<Evidence>,
+        control: ControllerClient,
+    ) -> Self {
+        Self {
+            node,
+            initiator,
+            evidence,
+            control,
+        }
+    }
+
+    /// The volume's disk here, with drover's own mounts of it.
+    fn disk(&self, volume: &VolumeId) -> Result<(Disk, Vec<PathBuf>), Status> {
+        let found = self
+            .initiator
+            .disk(volume)
+            .map_err(|e| Status::unavailable(e.to_string()))?;
+        found.ok_or_else(|| {
+            Status::failed_precondition(format!(
+                "volume {volume} is not attached to node {}",
+                self.node
+            ))
+        })
+    }
+
+    /// Renews the leases of readers that the kernel saw reading, and ends the
+    /// tickets of those that are gone.
+    pub(super) async fn look_after_readers(&self) {
+        for reader in self.evidence.readers() {
+            let ReaderStatus {
+                ticket,
+                volume,
+                alive,
+                last_progress_ms,
+                who,
+                ..
+            } = reader;
+            if !alive {
+                let why = format!("{who} has ended");
+                match self.control.end_ticket(&volume, &ticket, &why).await {
+                    Ok(()) => self.evidence.unregister(&ticket),
+                    Err(error) => tracing::debug!(%ticket, %error, "a ticket's end was not told"),
+                }
+            } else if last_progress_ms.is_some_and(|ms| ms < PROGRESS_MS) {
+                if let Err(error) = self.control.renew_ticket(&volume, &ticket, LEASE).await {
+                    tracing::debug!(%ticket, %error, "a ticket was not renewed");
+                }
+            }
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl agent_service::Workload for Workload {
+    async fn release(&self, volume: &VolumeId, epoch: Epoch) -> NodeAnswer {
+        self.initiator.release(volume, epoch).await
+    }
+
+    async fn interrupt(&self, volume: &VolumeId, ticket: &TicketId, grace: Duration) -> bool {
+        self.initiator.interrupt(volume, ticket, grace).await
+    }
+
+    async fn register_reader(&self, volume: &VolumeId, asked: Asked) -> Result<TicketId, Status> {
+        let (disk, _) = self.disk(volume)?;
+        let (who, owner) = match asked {
+            Asked::Pid(pid) => (Who::Process(pid), format!("pid {pid}")),
+            Asked::Cgroup(path) => (Who::Cgroup(path.clone().into()), format!("cgroup {path}")),
+        };
+        let ticket = TicketId::random();
+        let reader = Reader {
+            who,
+            volume: volume.clone(),
+            ticket: ticket.clone(),
+            disk,
+        };
+        self.evidence
+            .register(reader)
+            .map_err(|error| Status::failed_precondition(error.to_string()))?;
+        let claim = Ticket {
+            id: ticket.clone(),
+            kind: TicketKind::Backup,
+            node: self.node.clone(),
+            owner,
+            interruptible: true,
+            home_side: false,
+            lease_ends: Some(SystemTime::now() + LEASE),
+        };
+        if let Err(error) = self.control.take_ticket(volume, &claim).await {
+            self.evidence.unregister(&ticket);
+            return Err(Status::unavailable(error.to_string()));
+        }
+        Ok(ticket)
+    }
+
+    async fn judge(&self, volume: &VolumeId) -> Result<(Disk, Judgement), Status> {
+        let (disk, mounts) = self.disk(volume)?;
+        let judgement = self.evidence.judge(&disk, &mounts).await;
+        Ok((disk, judgement))
+    }
+}
