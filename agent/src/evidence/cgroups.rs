@@ -114,6 +114,25 @@ impl Hierarchy {
         }
     }
 
+    /// Whether a process lives in the group at `path` (from the root) or below it.
+    pub fn populated(&self, path: &str) -> bool {
+        let Some(mount) = &self.mount else {
+            return false;
+        };
+        let mut open = vec![mount.join(path.trim_start_matches('/'))];
+        while let Some(folder) = open.pop() {
+            if fs::read(folder.join("cgroup.procs")).is_ok_and(|text| !text.is_empty()) {
+                return true;
+            }
+            for entry in fs::read_dir(&folder).into_iter().flatten().flatten() {
+                if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                    open.push(entry.path());
+                }
+            }
+        }
+        false
+    }
+
     /// The paths of all groups, by id, each from the hierarchy's root (`/`).
     pub fn paths(&self) -> HashMap<u64, String> {
         let mut found = HashMap::new();
