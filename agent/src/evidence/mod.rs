@@ -390,4 +390,4 @@ impl Witness for Evidence {
 }
 
 #[cfg(test)]
-mod kernel_tests;
+mod root_loop_tests;
