@@ -1,2 +1,236 @@
 //! Types that the eBPF programs and the agent share.
+//!
+//! All are `#[repr(C)]`, without padding that is not named, and valid for any
+//! bit pattern, so each side may read the other's bytes as they are.
 #![no_std]
+
+/// Who did I/O on what: the key of [`IoCount`].
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub struct IoKey {
+    /// The whole disk's sequence number.
+    pub diskseq: u64,
+    /// The cgroup's 64-bit id.
+    pub cgroup: u64,
+    /// When the process began, in ns since boot: process ids are used again.
+    pub start_ns: u64,
+    /// The process id (task group).
+    pub tgid: u32,
+    /// Always 0.
+    pub pad: u32,
+}
+
+/// What one process did on one disk.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct IoCount {
+    /// Reads submitted.
+    pub reads: u64,
+    /// Bytes of these.
+    pub read_bytes: u64,
+    /// Writes submitted (zone appends and write zeroes too).
+    pub writes: u64,
+    /// Bytes of these.
+    pub written_bytes: u64,
+    /// Flushes without data.
+    pub flushes: u64,
+    /// Discards and secure erases.
+    pub discards: u64,
+    /// When it last read, CLOCK_MONOTONIC in ns; 0: never.
+    pub last_read_ns: u64,
+    /// When it last wrote or discarded, CLOCK_MONOTONIC in ns; 0: never.
+    pub last_write_ns: u64,
+}
+
+/// The key of [`Latency`].
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub struct LatencyKey {
+    /// The sequence number of the disk whose queue the request was in.
+    pub diskseq: u64,
+    /// One of [`READ`], [`WRITE`], [`FLUSH`], [`DISCARD`].
+    pub direction: u32,
+    /// Always 0.
+    pub pad: u32,
+}
+
+/// Direction of a read.
+pub const READ: u32 = 0;
+/// Direction of a write.
+pub const WRITE: u32 = 1;
+/// Direction of a flush.
+pub const FLUSH: u32 = 2;
+/// Direction of a discard.
+pub const DISCARD: u32 = 3;
+
+/// Buckets of a latency histogram: bucket n counts what took from 2^n to
+/// 2^(n+1) ns; the last one counts all that took longer.
+pub const BUCKETS: usize = 40;
+
+/// How long requests took, from their allocation to their completion.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Latency {
+    /// Requests by the logarithm of their duration.
+    pub buckets: [u64; BUCKETS],
+    /// The sum of all durations in ns.
+    pub sum_ns: u64,
+    /// Requests that ended and had no start time (the queue's iostats are off).
+    pub untimed: u64,
+    /// Requests that ended with an error; they are in the buckets too.
+    pub errors: u64,
+}
+
+impl Latency {
+    /// No request yet.
+    pub const NONE: Self = Self {
+        buckets: [0; BUCKETS],
+        sum_ns: 0,
+        untimed: 0,
+        errors: 0,
+    };
+}
+
+/// Index in the map `LOST` of I/O that found no room in the map of counts.
+pub const LOST_IO: u32 = 0;
+/// Index in the map `LOST` of requests that found no room in the map of latencies.
+pub const LOST_LATENCY: u32 = 1;
+
+/// Events that were seen and could not be counted.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Lost {
+    /// How many.
+    pub events: u64,
+    /// When the last of them was, CLOCK_MONOTONIC in ns.
+    pub last_ns: u64,
+}
+
+/// A descriptor of the block device itself (or of a partition of it).
+pub const DEVICE: u32 = 0;
+/// A file of a file system that is mounted from it.
+pub const FILE: u32 = 1;
+
+/// The folder of a disk or partition in sysfs. Whoever opens one is told the
+/// kernel's own count of who has the device open.
+pub const FOLDER: u32 = 2;
+
+/// One open file that a task holds, by descriptor or by mapping.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Held {
+    /// The kernel's `struct file`: equal for descriptors that share one.
+    pub file: u64,
+    /// When the process began, in ns since boot.
+    pub start_ns: u64,
+    /// The cgroup's 64-bit id.
+    pub cgroup: u64,
+    /// The process id (task group).
+    pub tgid: u32,
+    /// `f_mode`.
+    pub mode: u32,
+    /// [`DEVICE`], [`FILE`] or [`FOLDER`].
+    pub kind: u32,
+    /// The block device's number as the kernel keeps it (`MKDEV`).
+    pub dev: u32,
+    /// `bd_openers` of that block device.
+    pub openers: u32,
+    /// Always 0.
+    pub pad: u32,
+    /// The command name.
+    pub comm: [u8; 16],
+}
+
+/// `f_mode` bit: open for writing.
+pub const FMODE_WRITE: u32 = 0x2;
+/// `f_mode` bit: only a path, the file itself is not open.
+pub const FMODE_PATH: u32 = 0x4000;
+
+macro_rules! offsets {
+    ($($(#[$doc:meta])* $field:ident,)*) => {
+        /// Where the running kernel keeps what the programs read, in bytes
+        /// from the beginning of each structure.
+        #[repr(C)]
+        #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+        pub struct Offsets { $($(#[$doc])* pub $field: u32,)* }
+
+        impl Offsets {
+            /// What the object is compiled with, before the agent puts in its own.
+            pub const UNKNOWN: Self = Self { $($field: 0,)* };
+
+            /// The same as bytes.
+            pub fn bytes(&self) -> impl Iterator<Item = u8> {
+                [$(self.$field,)*].into_iter().flat_map(u32::to_ne_bytes)
+            }
+        }
+    };
+}
+
+offsets! {
+    /// `bio.bi_bdev`
+    bio_bdev,
+    /// `bio.bi_opf`
+    bio_opf,
+    /// `bio.bi_iter.bi_size`
+    bio_size,
+    /// `block_device.bd_disk`
+    bdev_disk,
+    /// `block_device.bd_openers`
+    bdev_openers,
+    /// `block_device.bd_dev`
+    bdev_dev,
+    /// `block_device.bd_device.kobj`
+    bdev_kobject,
+    /// `gendisk.diskseq`
+    disk_seq,
+    /// `request.q`
+    rq_queue,
+    /// `request.cmd_flags`
+    rq_flags,
+    /// `request.start_time_ns`
+    rq_start,
+    /// `request.__data_len`
+    rq_len,
+    /// `request_queue.disk`
+    queue_disk,
+    /// `task_struct.tgid`
+    task_tgid,
+    /// `task_struct.group_leader`
+    task_leader,
+    /// `task_struct.start_boottime`
+    task_start,
+    /// `task_struct.comm`
+    task_comm,
+    /// `task_struct.cgroups`
+    task_cgroups,
+    /// `css_set.dfl_cgrp`, or the element of `css_set.subsys` for the chosen controller
+    css_set_slot,
+    /// 1 where `css_set_slot` holds a `cgroup_subsys_state`, 0 where it holds a `cgroup`
+    through_subsys,
+    /// `cgroup_subsys_state.cgroup`
+    css_cgroup,
+    /// `cgroup.kn`
+    cgroup_node,
+    /// `kernfs_node.id`
+    node_id,
+    /// `kernfs_node.priv`
+    node_private,
+    /// `file.f_mode`
+    file_mode,
+    /// `file.f_mapping`
+    file_mapping,
+    /// `address_space.host`
+    mapping_host,
+    /// `inode.i_sb`
+    inode_sb,
+    /// `inode.i_private`
+    inode_private,
+    /// `super_block.s_magic`
+    sb_magic,
+    /// `super_block.s_bdev`
+    sb_bdev,
+    /// `bdev_inode.vfs_inode` less `bdev_inode.bdev`
+    inode_from_bdev,
+    /// `vm_area_struct.vm_file`
+    vma_file,
+}

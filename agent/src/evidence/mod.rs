@@ -1,1 +1,393 @@
-//! evidence.
+//! Evidence: who can do and does I/O on a disk, as the kernel sees it, and what that means.
+//!
+//! [`loader`] puts the eBPF programs into the kernel, with the offsets that
+//! [`offsets`] finds in the kernel's [`btf`]; [`ledger`] keeps their counts;
+//! [`holders`] finds everybody who has a disk open and makes sure that they
+//! are as many as the kernel itself counts; [`verdict`] judges; [`readers`]
+//! knows who is registered as a backup; [`metrics`] shows the counts.
+//!
+//! It fails closed: what cannot be known is `Unknown`. Where nothing can be
+//! loaded the agent runs all the same, with [`Evidence::blind`]. It never opens
+//! a disk and never touches a file system on one.
+//!
+//! Limits, all on the safe side: the agent must run in the first process
+//! namespace (`hostPID`), else openers stay unexplained; a file registered with
+//! an io_uring, a descriptor on its way over a socket and users inside the
+//! kernel that sysfs does not show (an nvmet or LIO backend) are unexplained.
+
+pub mod btf;
+pub mod cgroups;
+mod disks;
+mod holders;
+mod ledger;
+pub mod loader;
+mod metrics;
+mod mounts;
+mod offsets;
+mod process;
+pub mod readers;
+pub mod verdict;
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use drover_ebpf::{IoCount, Latency};
+use prometheus_client::registry::Registry;
+
+use self::cgroups::{Choice, Hierarchy};
+use self::disks::Names;
+use self::ledger::{Books, Ledger};
+use self::loader::{Kernel, Losses, Program};
+use self::readers::{Paths, Readers};
+pub use self::readers::{Reader, ReaderStatus, RegisterError, Who};
+use self::verdict::Sight;
+use crate::attach::ports::{Disk, Judgement, Witness};
+use crate::ids::{Diskseq, TicketId};
+
+/// Why there is no evidence.
+#[derive(Debug, thiserror::Error)]
+pub enum EvidenceError {
+    /// A file of the kernel's could not be read.
+    #[error("read {}: {error}", path.display())]
+    Read {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        error: std::io::Error,
+    },
+    /// The kernel's types are not what drover knows.
+    #[error(transparent)]
+    Btf(#[from] btf::BtfError),
+    /// The eBPF object could not be loaded.
+    #[error("load the eBPF programs: {0}")]
+    Load(String),
+    /// A map could not be read or changed.
+    #[error("eBPF map {map}: {why}")]
+    Map {
+        /// Which.
+        map: &'static str,
+        /// Why.
+        why: String,
+    },
+    /// A list of open files could not be had.
+    #[error("eBPF iterator {program}: {why}")]
+    Iterate {
+        /// Which.
+        program: &'static str,
+        /// Why.
+        why: String,
+    },
+    /// There is no evidence at all on this node.
+    #[error("no evidence: {0}")]
+    Blind(String),
+}
+
+/// What can be set.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EvidenceConfig {
+    /// A registered reader that has not read for so long is stale.
+    pub window: Duration,
+    /// A judgement that takes longer is `Unknown`.
+    pub deadline: Duration,
+    /// Which cgroup hierarchy's ids are counted.
+    pub cgroups: Choice,
+    /// How many (process, disk) pairs are counted at a time; each takes 64
+    /// bytes per CPU.
+    pub processes: u32,
+}
+
+impl Default for EvidenceConfig {
+    fn default() -> Self {
+        Self {
+            window: Duration::from_secs(30),
+            deadline: Duration::from_secs(10),
+            cgroups: Choice::Found,
+            processes: 8192,
+        }
+    }
+}
+
+/// What evidence this node gives, for logs, `drover doctor` and metrics.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Report {
+    /// Why every verdict is `Unknown`, where that is so.
+    pub blind: Option<String>,
+    /// The kind of cgroup hierarchy found: `v2`, `v1 memory`, `none`.
+    pub cgroup: String,
+    /// The programs, and what came of each.
+    pub programs: Vec<Program>,
+    /// Whether the agent sees every process of the node.
+    pub sees_all_processes: bool,
+}
+
+/// What one process did on a disk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ProcessIo {
+    /// Its id.
+    pub pid: u32,
+    /// Its cgroup's path, or `id N` where that has none.
+    pub cgroup: String,
+    /// The counts.
+    pub count: IoCount,
+}
+
+/// What was done on a disk.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct DiskIo {
+    /// By all, ended processes too.
+    pub total: IoCount,
+    /// By each living process, the busiest (by bytes) first.
+    pub processes: Vec<ProcessIo>,
+}
+
+/// All counts, by device name.
+struct Scrape {
+    io: Vec<(String, IoCount)>,
+    latency: Vec<(String, u32, Latency)>,
+    losses: Losses,
+}
+
+/// CLOCK_MONOTONIC in ns: the clock of the programs' times.
+type Clock = Box<dyn Fn() -> u64 + Send + Sync>;
+
+fn monotonic() -> u64 {
+    let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC);
+    // It fails for unknown clocks only.
+    let now = Duration::from(now.expect("every kernel has CLOCK_MONOTONIC"));
+    u64::try_from(now.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// The evidence of this node.
+pub struct Evidence {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    config: EvidenceConfig,
+    hierarchy: Hierarchy,
+    kernel: Result<Kernel, String>,
+    ledger: Mutex<Ledger>,
+    readers: Readers,
+    clock: Clock,
+}
+
+impl Evidence {
+    /// Loads the programs. An error means that not one could be loaded: go on
+    /// with [`Evidence::blind`].
+    pub fn start(config: EvidenceConfig) -> Result<Arc<Self>, EvidenceError> {
+        Self::start_with(config, Box::new(monotonic))
+    }
+
+    fn start_with(config: EvidenceConfig, clock: Clock) -> Result<Arc<Self>, EvidenceError> {
+        let path = "/proc/self/mountinfo";
+        let text = std::fs::read_to_string(path).map_err(|error| EvidenceError::Read {
+            path: path.into(),
+            error,
+        })?;
+        let hierarchy = Hierarchy::choose(&text, config.cgroups);
+        let kernel = Kernel::load(&hierarchy, config.processes)?;
+        let this = Self::new(config, hierarchy, Ok(kernel), clock);
+        let report = this.describe();
+        tracing::info!(cgroup = report.cgroup, "evidence: eBPF programs loaded");
+        for program in &report.programs {
+            if let Some(why) = &program.failure {
+                tracing::warn!(program = program.name, hook = program.hook, %why, "evidence: this kernel refused a program");
+            }
+        }
+        if let Some(why) = &report.blind {
+            tracing::warn!(%why, "evidence: every verdict will be Unknown");
+        }
+        Ok(this)
+    }
+
+    /// No evidence: every verdict is `Unknown`, for this reason.
+    pub fn blind(reason: impl Into<String>) -> Arc<Self> {
+        let hierarchy = Hierarchy::choose("", Choice::Found);
+        Self::new(
+            EvidenceConfig::default(),
+            hierarchy,
+            Err(reason.into()),
+            Box::new(monotonic),
+        )
+    }
+
+    fn new(
+        config: EvidenceConfig,
+        hierarchy: Hierarchy,
+        kernel: Result<Kernel, String>,
+        clock: Clock,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            inner: Arc::new(Inner {
+                config,
+                hierarchy,
+                kernel,
+                ledger: Mutex::default(),
+                readers: Readers::default(),
+                clock,
+            }),
+        })
+    }
+
+    /// Registers a reader; the same ticket again replaces it.
+    pub fn register(&self, reader: Reader) -> Result<(), RegisterError> {
+        self.inner.readers.register(reader, &self.inner.hierarchy)
+    }
+
+    /// Takes a registration back. Unknown ticket: nothing.
+    pub fn unregister(&self, ticket: &TicketId) {
+        self.inner.readers.unregister(ticket);
+    }
+
+    /// How every registered reader is doing, by ticket. Without evidence none
+    /// is seen to progress.
+    pub fn readers(&self) -> Vec<ReaderStatus> {
+        let inner = &self.inner;
+        let books = match inner.books() {
+            Ok((books, _)) => books,
+            Err(error) => {
+                tracing::warn!(%error, "evidence: no counts for registered readers");
+                Books::default()
+            }
+        };
+        let paths = inner.hierarchy.paths();
+        inner
+            .readers
+            .status(&books, &inner.hierarchy, &paths, (inner.clock)())
+    }
+
+    /// What was done on a disk, for display.
+    pub fn io(&self, disk: &Disk) -> Result<DiskIo, EvidenceError> {
+        let (books, _) = self.inner.books()?;
+        let paths = self.inner.hierarchy.paths();
+        let mut processes: Vec<_> = books
+            .processes(disk.diskseq)
+            .map(|(key, count)| ProcessIo {
+                pid: key.tgid,
+                cgroup: cgroup_name(&paths, key.cgroup),
+                count: *count,
+            })
+            .collect();
+        processes.sort_by_key(|p| std::cmp::Reverse(p.count.read_bytes + p.count.written_bytes));
+        let total = books.disks().remove(&disk.diskseq).unwrap_or_default();
+        Ok(DiskIo { total, processes })
+    }
+
+    /// What evidence this node gives.
+    pub fn describe(&self) -> Report {
+        let (blind, programs) = match &self.inner.kernel {
+            Ok(kernel) => (holders::blindness(kernel), kernel.programs().to_vec()),
+            Err(why) => (Some(why.clone()), Vec::new()),
+        };
+        Report {
+            blind,
+            cgroup: self.inner.hierarchy.describe(),
+            programs,
+            sees_all_processes: ledger::in_first_pid_namespace(),
+        }
+    }
+
+    /// Shows the counts as metrics, read from the kernel at each scrape.
+    pub fn register_metrics(self: &Arc<Self>, registry: &mut Registry) {
+        registry.register_collector(Box::new(metrics::Metrics(Arc::clone(self))));
+    }
+
+    /// All counts of disks that are there; none without evidence.
+    fn scrape(&self) -> Result<Option<Scrape>, EvidenceError> {
+        let Ok(kernel) = &self.inner.kernel else {
+            return Ok(None);
+        };
+        let (books, names) = self.inner.books()?;
+        let name = |disk| names.name(disk).map(str::to_owned);
+        let io = books.disks().into_iter();
+        let mut io: Vec<_> = io.filter_map(|(d, n)| Some((name(d)?, n))).collect();
+        io.sort_by(|a, b| a.0.cmp(&b.0));
+        let mut sums = std::collections::BTreeMap::new();
+        let mut gone = Vec::new();
+        for (key, latency) in kernel.latencies()? {
+            if names.gone(key.diskseq) {
+                gone.push(key);
+            } else if let Some(device) = name(Diskseq(names.fold(key.diskseq))) {
+                let sum = sums.entry((device, key.direction)).or_insert(Latency::NONE);
+                *sum = loader::add_latency(*sum, &latency);
+            }
+        }
+        kernel.forget_latencies(&gone)?;
+        let latency = sums.into_iter().map(|((device, d), sum)| (device, d, sum));
+        Ok(Some(Scrape {
+            io,
+            latency: latency.collect(),
+            losses: books.losses,
+        }))
+    }
+}
+
+fn cgroup_name(paths: &Paths, id: u64) -> String {
+    paths
+        .get(&id)
+        .cloned()
+        .unwrap_or_else(|| format!("id {id}"))
+}
+
+impl Inner {
+    fn ledger(&self) -> MutexGuard<'_, Ledger> {
+        // A panic in between can only leave a count twice in the kernel's map
+        // and in the ledger, which makes nobody quiet.
+        self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn books(&self) -> Result<(Books, Names), EvidenceError> {
+        let kernel = self
+            .kernel
+            .as_ref()
+            .map_err(|why| EvidenceError::Blind(why.clone()))?;
+        let names = Names::read().map_err(|error| EvidenceError::Read {
+            path: "/sys/block".into(),
+            error,
+        })?;
+        let books = self.ledger().look(kernel, &names, (self.clock)())?;
+        Ok((books, names))
+    }
+
+    fn sight(&self, disk: &Disk, own_mounts: &[PathBuf]) -> Result<Sight, EvidenceError> {
+        let kernel = match &self.kernel {
+            Ok(kernel) => kernel,
+            Err(why) => return Ok(Sight::Blind(why.clone())),
+        };
+        let (books, _) = self.books()?;
+        let now_ns = (self.clock)();
+        let window = u64::try_from(self.config.window.as_nanos()).unwrap_or(u64::MAX);
+        let known = holders::Known {
+            books: &books,
+            paths: &self.hierarchy.paths(),
+            readers: &self.readers,
+            now_ns,
+            since_ns: now_ns.saturating_sub(window),
+        };
+        holders::look(kernel, disk, own_mounts, &known)
+    }
+}
+
+#[async_trait]
+impl Witness for Evidence {
+    async fn judge(&self, disk: &Disk, own_mounts: &[PathBuf]) -> Judgement {
+        let (inner, own) = (Arc::clone(&self.inner), own_mounts.to_vec());
+        let (target, window) = (disk.clone(), self.inner.config.window);
+        let look = tokio::task::spawn_blocking(move || inner.sight(&target, &own));
+        let sight = match tokio::time::timeout(self.inner.config.deadline, look).await {
+            Ok(Ok(Ok(sight))) => sight,
+            Ok(Ok(Err(error))) => Sight::Blind(error.to_string()),
+            Ok(Err(error)) => Sight::Blind(format!("the look at {} failed: {error}", disk.name)),
+            Err(_) => Sight::Blind(format!(
+                "the look at {} did not end within {:?}",
+                disk.name, self.inner.config.deadline
+            )),
+        };
+        verdict::judge(sight, window)
+    }
+}
+
+#[cfg(test)]
+mod root_loop_tests;

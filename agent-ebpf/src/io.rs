@@ -1,0 +1,170 @@
+//! Counts at submission, and times at completion.
+
+use aya_ebpf::bindings::BPF_NOEXIST;
+use aya_ebpf::helpers::{bpf_get_current_task, bpf_ktime_get_ns};
+use aya_ebpf::macros::{btf_tracepoint, map};
+use aya_ebpf::maps::{PerCpuArray, PerCpuHashMap};
+use aya_ebpf::programs::BtfTracePointContext;
+use drover_ebpf::{
+    BUCKETS, DISCARD, FLUSH, IoCount, IoKey, LOST_IO, LOST_LATENCY, Latency, LatencyKey, Lost,
+    READ, WRITE,
+};
+
+use crate::kernel::{Object, at, diskseq_of, process_of};
+
+// Preallocated: an element of a map without that may begin with another
+// element's old values on CPUs other than the inserting one.
+#[map]
+static IO: PerCpuHashMap<IoKey, IoCount> = PerCpuHashMap::with_max_entries(8192, 0);
+#[map]
+static LATENCY: PerCpuHashMap<LatencyKey, Latency> = PerCpuHashMap::with_max_entries(1024, 0);
+#[map]
+static LOST: PerCpuArray<Lost> = PerCpuArray::with_max_entries(2, 0);
+
+/// A first element is copied from here: it is too large for the stack of a program.
+static NO_LATENCY: Latency = Latency::NONE;
+
+/// What an operation is. `enum req_op`: the lowest bit is the direction.
+#[inline(always)]
+fn direction_of(flags: u32) -> Option<u32> {
+    const REQ_OP_MASK: u32 = 0xff;
+    const REQ_OP_DRV_IN: u32 = 34;
+    match flags & REQ_OP_MASK {
+        0 => Some(READ),
+        2 => Some(FLUSH),
+        3 | 5 => Some(DISCARD),
+        op if op >= REQ_OP_DRV_IN => None,
+        op if op & 1 == 1 => Some(WRITE),
+        _ => None,
+    }
+}
+
+/// Called once per bio that is submitted, whatever the driver; the kernel
+/// leaves out what it submits a second time (the rest of a split, and what
+/// NVMe multipath passes on to a path).
+#[btf_tracepoint(function = "block_bio_queue")]
+fn bio_queue(ctx: BtfTracePointContext) -> i32 {
+    let _ = count(Object(ctx.arg(0)));
+    0
+}
+
+#[inline(always)]
+fn count(bio: Object) -> Option<()> {
+    let flags: u32 = bio.read(at!(bio_opf))?;
+    let bytes = u64::from(bio.read::<u32>(at!(bio_size))?);
+    let disk = bio.follow(at!(bio_bdev))?.follow(at!(bdev_disk))?;
+    let direction = direction_of(flags)?;
+    // SAFETY: the helper has no precondition.
+    let task = Object(unsafe { bpf_get_current_task() } as *const u8);
+    let process = process_of(task)?;
+    let key = IoKey {
+        diskseq: diskseq_of(disk)?,
+        cgroup: process.cgroup,
+        start_ns: process.start_ns,
+        tgid: process.tgid,
+        pad: 0,
+    };
+    let Some(count) = IO.get_ptr_mut(key).or_else(|| {
+        let _ = IO.insert(key, IoCount::default(), u64::from(BPF_NOEXIST));
+        IO.get_ptr_mut(key)
+    }) else {
+        lost(LOST_IO);
+        return None;
+    };
+    // SAFETY: the pointer is this CPU's own element, which lives as long as
+    // the program runs; the kernel lets no second run of it in on this CPU.
+    let count = unsafe { &mut *count };
+    // SAFETY: the helper has no precondition.
+    let now = unsafe { bpf_ktime_get_ns() };
+    match direction {
+        READ => {
+            count.reads += 1;
+            count.read_bytes += bytes;
+            count.last_read_ns = now;
+        }
+        // An empty write is a flush: blkdev_issue_flush sends REQ_OP_WRITE | REQ_PREFLUSH.
+        WRITE if bytes > 0 => {
+            count.writes += 1;
+            count.written_bytes += bytes;
+            count.last_write_ns = now;
+        }
+        DISCARD => {
+            count.discards += 1;
+            count.last_write_ns = now;
+        }
+        _ => count.flushes += 1,
+    }
+    Some(())
+}
+
+/// Called whenever bytes of a request are done.
+#[btf_tracepoint(function = "block_rq_complete")]
+fn rq_complete(ctx: BtfTracePointContext) -> i32 {
+    let _ = time(Object(ctx.arg(0)), ctx.arg(1), ctx.arg(2));
+    0
+}
+
+#[inline(always)]
+fn time(request: Object, error: u32, done: u32) -> Option<()> {
+    if done < request.read(at!(rq_len))? {
+        return None;
+    }
+    let disk = request.follow(at!(rq_queue))?.follow(at!(queue_disk))?;
+    let key = LatencyKey {
+        diskseq: diskseq_of(disk)?,
+        direction: direction_of(request.read(at!(rq_flags))?)?,
+        pad: 0,
+    };
+    let start: u64 = request.read(at!(rq_start))?;
+    let Some(latency) = LATENCY.get_ptr_mut(key).or_else(|| {
+        let _ = LATENCY.insert(key, &NO_LATENCY, u64::from(BPF_NOEXIST));
+        LATENCY.get_ptr_mut(key)
+    }) else {
+        lost(LOST_LATENCY);
+        return None;
+    };
+    // SAFETY: as in `count`.
+    let latency = unsafe { &mut *latency };
+    // The blk_status_t of a success is 0; the register's upper bits are not its own.
+    if error & 0xff != 0 {
+        latency.errors += 1;
+    }
+    if start == 0 {
+        latency.untimed += 1;
+        return Some(());
+    }
+    // SAFETY: the helper has no precondition.
+    let took = unsafe { bpf_ktime_get_ns() }.saturating_sub(start);
+    latency.sum_ns += took;
+    if let Some(bucket) = latency.buckets.get_mut(log2(took)) {
+        *bucket += 1;
+    }
+    Some(())
+}
+
+/// The whole logarithm, at most the last bucket. BPF has no instruction for it.
+#[inline(always)]
+fn log2(mut value: u64) -> usize {
+    let mut log = 0;
+    let mut step = 32;
+    while step > 0 {
+        if value >> step != 0 {
+            value >>= step;
+            log += step;
+        }
+        step >>= 1;
+    }
+    if log < BUCKETS { log } else { BUCKETS - 1 }
+}
+
+#[inline(always)]
+fn lost(what: u32) {
+    if let Some(lost) = LOST.get_ptr_mut(what) {
+        // SAFETY: this CPU's own element; each index belongs to one program,
+        // which the kernel does not run twice at once on a CPU.
+        let lost = unsafe { &mut *lost };
+        lost.events += 1;
+        // SAFETY: the helper has no precondition.
+        lost.last_ns = unsafe { bpf_ktime_get_ns() };
+    }
+}

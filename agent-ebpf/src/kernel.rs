@@ -1,0 +1,82 @@
+//! Reads of the running kernel's structures, at the offsets the agent found.
+
+use aya_ebpf::helpers::bpf_probe_read_kernel;
+use drover_ebpf::Offsets;
+
+/// Filled in by the agent before the programs are loaded.
+#[unsafe(no_mangle)]
+static OFFSETS: Offsets = Offsets::UNKNOWN;
+
+/// The offset of one field, as the agent found it.
+macro_rules! at {
+    ($field:ident) => {
+        $crate::kernel::offset(core::mem::offset_of!(drover_ebpf::Offsets, $field))
+    };
+}
+pub(crate) use at;
+
+/// Reads the entry of OFFSETS that begins at byte `entry`; volatile, since the
+/// compiler believes that all are 0.
+#[inline(always)]
+pub fn offset(entry: usize) -> usize {
+    let table = (&raw const OFFSETS).cast::<u8>();
+    // SAFETY: `at!` names a field of OFFSETS, all of which are aligned u32.
+    (unsafe { table.add(entry).cast::<u32>().read_volatile() }) as usize
+}
+
+/// A kernel structure, by address. May be stale or wrong: reads are checked.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Object(pub *const u8);
+
+impl Object {
+    /// Reads a field at `offset` bytes.
+    #[inline(always)]
+    pub fn read<T: Copy>(self, offset: usize) -> Option<T> {
+        // SAFETY: bpf_probe_read_kernel refuses addresses that cannot be read.
+        unsafe { bpf_probe_read_kernel(self.0.wrapping_add(offset).cast::<T>()) }.ok()
+    }
+
+    /// Follows a pointer at `offset` bytes; none when it is null.
+    #[inline(always)]
+    pub fn follow(self, offset: usize) -> Option<Object> {
+        let to: *const u8 = self.read(offset)?;
+        if to.is_null() { None } else { Some(Object(to)) }
+    }
+}
+
+/// The sequence number of a gendisk.
+#[inline(always)]
+pub fn diskseq_of(disk: Object) -> Option<u64> {
+    disk.read(at!(disk_seq))
+}
+
+/// A process: what names it for good.
+#[derive(Clone, Copy)]
+pub struct Process {
+    pub tgid: u32,
+    pub start_ns: u64,
+    pub cgroup: u64,
+    pub leader: Object,
+}
+
+/// The process of a task.
+#[inline(always)]
+pub fn process_of(task: Object) -> Option<Process> {
+    let leader = task.follow(at!(task_leader))?;
+    Some(Process {
+        tgid: task.read(at!(task_tgid))?,
+        start_ns: leader.read(at!(task_start))?,
+        cgroup: cgroup_of(task).unwrap_or(0),
+        leader,
+    })
+}
+
+#[inline(always)]
+fn cgroup_of(task: Object) -> Option<u64> {
+    let set = task.follow(at!(task_cgroups))?;
+    let mut group = set.follow(at!(css_set_slot))?;
+    if at!(through_subsys) != 0 {
+        group = group.follow(at!(css_cgroup))?;
+    }
+    group.follow(at!(cgroup_node))?.read(at!(node_id))
+}

@@ -1,0 +1,362 @@
+//! Loads the eBPF programs, and reads what they left in their maps.
+//!
+//! Owns every descriptor of a program, link and map: when it is dropped, the
+//! kernel takes the programs out. Each program is loaded by itself, and what
+//! came of it is said in [`Program`]; which of them a judgement needs is for
+//! [`super::holders`] to know.
+
+use std::fs;
+use std::io::{ErrorKind, Read};
+use std::os::fd::{AsFd, AsRawFd};
+use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use aya::maps::{Array, MapError, PerCpuArray, PerCpuHashMap};
+use aya::programs::{BtfTracePoint, Iter, ProgramError};
+use aya::{Btf, Ebpf, EbpfError, EbpfLoader};
+use drover_ebpf::{
+    Held, IoCount, IoKey, LOST_IO, LOST_LATENCY, Latency, LatencyKey, Lost, Offsets,
+};
+
+use super::EvidenceError;
+use super::btf::Types;
+use super::cgroups::Hierarchy;
+use super::offsets;
+use crate::ids::Diskseq;
+
+/// Values of the shared types as they lie in a map.
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+struct Raw<T>(T);
+
+macro_rules! plain {
+    ($($type:ty),*) => {$(
+        // SAFETY: #[repr(C)] of integers, valid for any bit pattern, its padding named.
+        unsafe impl aya::Pod for Raw<$type> {}
+    )*};
+}
+plain!(IoKey, IoCount, LatencyKey, Latency, Lost);
+
+/// Program names as the object has them, and what each is for.
+pub const BIO_QUEUE: &str = "bio_queue";
+/// Times requests.
+pub const RQ_COMPLETE: &str = "rq_complete";
+/// Lists descriptors, and tells the kernel's own count of openers.
+pub const DESCRIPTORS: &str = "descriptors";
+/// Lists mappings.
+pub const MAPPINGS: &str = "mappings";
+
+/// What came of loading one program.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Program {
+    /// Its name in the object.
+    pub name: &'static str,
+    /// Where it hooks in.
+    pub hook: &'static str,
+    /// Why it does not run, if it does not.
+    pub failure: Option<String>,
+}
+
+/// Events that were not counted, by any cause.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Losses {
+    /// I/O that found no room among the counts.
+    pub io: Lost,
+    /// Requests that found no room among the latencies.
+    pub latency: Lost,
+    /// Runs the kernel left out because the program ran on that CPU already.
+    pub missed: u64,
+}
+
+/// The programs in the kernel.
+pub struct Kernel {
+    ebpf: Mutex<Ebpf>,
+    programs: Vec<Program>,
+}
+
+#[derive(Debug, thiserror::Error)]
+enum AttachError {
+    #[error("the object has no such program")]
+    NoProgram,
+    #[error("{0}")]
+    Program(String),
+}
+
+impl From<ProgramError> for AttachError {
+    fn from(error: ProgramError) -> Self {
+        // The verifier's log ends with the reason, and can be long.
+        let mut text = error.to_string();
+        let mut source = std::error::Error::source(&error);
+        while let Some(cause) = source {
+            text = format!("{text}: {cause}");
+            source = cause.source();
+        }
+        let tail = text.char_indices().rev().nth(1500).map_or(0, |(at, _)| at);
+        Self::Program(text[tail..].to_owned())
+    }
+}
+
+/// The path of the kernel's own type description.
+pub const KERNEL_BTF: &str = "/sys/kernel/btf/vmlinux";
+
+impl Kernel {
+    /// Loads and attaches what can be. `processes` bounds how many (process,
+    /// disk) pairs are counted at a time.
+    pub fn load(hierarchy: &Hierarchy, processes: u32) -> Result<Self, EvidenceError> {
+        let bytes = fs::read(KERNEL_BTF).map_err(|error| EvidenceError::Read {
+            path: KERNEL_BTF.into(),
+            error,
+        })?;
+        let offsets = offsets::find(&Types::parse(&bytes)?, hierarchy)?;
+        let btf = Btf::from_sys_fs().map_err(|e| EvidenceError::Load(e.to_string()))?;
+        let mut ebpf = load(&offsets, &btf, processes).map_err(|error| {
+            let cause = std::error::Error::source(&error).map(ToString::to_string);
+            EvidenceError::Load(format!("{error}: {}", cause.unwrap_or_default()))
+        })?;
+        let mut programs = Vec::new();
+        for (name, hook) in [
+            (BIO_QUEUE, "tp_btf block_bio_queue"),
+            (RQ_COMPLETE, "tp_btf block_rq_complete"),
+            (DESCRIPTORS, "iter task_file"),
+            (MAPPINGS, "iter task_vma"),
+        ] {
+            let failure = attach(&mut ebpf, name, hook, &btf).err();
+            programs.push(Program {
+                name,
+                hook,
+                failure: failure.map(|e| e.to_string()),
+            });
+        }
+        if programs.iter().all(|p| p.failure.is_some()) {
+            let why = programs[0].failure.clone().unwrap_or_default();
+            return Err(EvidenceError::Load(why));
+        }
+        Ok(Self {
+            ebpf: Mutex::new(ebpf),
+            programs,
+        })
+    }
+
+    /// What came of each program.
+    pub fn programs(&self) -> &[Program] {
+        &self.programs
+    }
+
+    fn ebpf(&self) -> MutexGuard<'_, Ebpf> {
+        // A panic elsewhere leaves nothing half done: every change is one call.
+        self.ebpf.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Every count, summed over CPUs.
+    pub fn counts(&self) -> Result<Vec<(IoKey, IoCount)>, EvidenceError> {
+        let ebpf = self.ebpf();
+        let map = PerCpuHashMap::<_, Raw<IoKey>, Raw<IoCount>>::try_from(map(&ebpf, "IO")?)
+            .map_err(|e| failed("IO", &e))?;
+        let mut counts = Vec::new();
+        for row in map.iter() {
+            let (key, values) = row.map_err(|e| failed("IO", &e))?;
+            let sum = values
+                .iter()
+                .fold(IoCount::default(), |sum, v| add(sum, v.0));
+            counts.push((key.0, sum));
+        }
+        Ok(counts)
+    }
+
+    /// Removes counts; of processes that have ended, or disks that are gone.
+    pub fn forget(&self, keys: &[IoKey]) -> Result<(), EvidenceError> {
+        let mut ebpf = self.ebpf();
+        let map = ebpf.map_mut("IO").ok_or_else(|| no_map("IO"))?;
+        let mut map = PerCpuHashMap::<_, Raw<IoKey>, Raw<IoCount>>::try_from(map)
+            .map_err(|e| failed("IO", &e))?;
+        for key in keys {
+            match map.remove(&Raw(*key)) {
+                Ok(()) => {}
+                Err(MapError::SyscallError(e)) if e.io_error.kind() == ErrorKind::NotFound => {}
+                Err(error) => return Err(failed("IO", &error)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Every latency histogram, summed over CPUs.
+    pub fn latencies(&self) -> Result<Vec<(LatencyKey, Latency)>, EvidenceError> {
+        let ebpf = self.ebpf();
+        let map =
+            PerCpuHashMap::<_, Raw<LatencyKey>, Raw<Latency>>::try_from(map(&ebpf, "LATENCY")?)
+                .map_err(|e| failed("LATENCY", &e))?;
+        let mut latencies = Vec::new();
+        for row in map.iter() {
+            let (key, values) = row.map_err(|e| failed("LATENCY", &e))?;
+            let sum = values
+                .iter()
+                .fold(Latency::NONE, |sum, v| add_latency(sum, &v.0));
+            latencies.push((key.0, sum));
+        }
+        Ok(latencies)
+    }
+
+    /// Removes the histograms of disks that are gone.
+    pub fn forget_latencies(&self, keys: &[LatencyKey]) -> Result<(), EvidenceError> {
+        let mut ebpf = self.ebpf();
+        let map = ebpf.map_mut("LATENCY").ok_or_else(|| no_map("LATENCY"))?;
+        let mut map = PerCpuHashMap::<_, Raw<LatencyKey>, Raw<Latency>>::try_from(map)
+            .map_err(|e| failed("LATENCY", &e))?;
+        for key in keys {
+            match map.remove(&Raw(*key)) {
+                Ok(()) => {}
+                Err(MapError::SyscallError(e)) if e.io_error.kind() == ErrorKind::NotFound => {}
+                Err(error) => return Err(failed("LATENCY", &error)),
+            }
+        }
+        Ok(())
+    }
+
+    /// What was not counted since the programs were loaded.
+    pub fn losses(&self) -> Result<Losses, EvidenceError> {
+        let ebpf = self.ebpf();
+        let map = PerCpuArray::<_, Raw<Lost>>::try_from(map(&ebpf, "LOST")?)
+            .map_err(|e| failed("LOST", &e))?;
+        let sum = |index: u32| -> Result<Lost, EvidenceError> {
+            let values = map.get(&index, 0).map_err(|e| failed("LOST", &e))?;
+            Ok(values.iter().fold(Lost::default(), |sum, v| Lost {
+                events: sum.events + v.0.events,
+                last_ns: sum.last_ns.max(v.0.last_ns),
+            }))
+        };
+        let mut missed = 0;
+        for (_, program) in ebpf.programs() {
+            if let Ok(fd) = program.fd() {
+                missed += misses(Path::new(&format!(
+                    "/proc/self/fdinfo/{}",
+                    fd.as_fd().as_raw_fd()
+                )))?;
+            }
+        }
+        Ok(Losses {
+            io: sum(LOST_IO)?,
+            latency: sum(LOST_LATENCY)?,
+            missed,
+        })
+    }
+
+    /// Every file that leads to the disk and that the program `iterator`
+    /// ([`DESCRIPTORS`] or [`MAPPINGS`]) finds.
+    pub fn held(&self, disk: Diskseq, iterator: &'static str) -> Result<Vec<Held>, EvidenceError> {
+        let mut ebpf = self.ebpf();
+        let map = ebpf.map_mut("TARGET").ok_or_else(|| no_map("TARGET"))?;
+        Array::<_, u64>::try_from(map)
+            .and_then(|mut map| map.set(0, disk.0, 0))
+            .map_err(|e| failed("TARGET", &e))?;
+        let wrong = |why: String| EvidenceError::Iterate {
+            program: iterator,
+            why,
+        };
+        let program = ebpf
+            .program_mut(iterator)
+            .ok_or_else(|| wrong("the object has no such program".to_owned()))?;
+        let program: &mut Iter = program
+            .try_into()
+            .map_err(|e: ProgramError| wrong(e.to_string()))?;
+        let link = program.attach().map_err(|e| wrong(e.to_string()))?;
+        let link = program.take_link(link).map_err(|e| wrong(e.to_string()))?;
+        let mut file = link.into_file().map_err(|e| wrong(e.to_string()))?;
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes)
+            .map_err(|e| wrong(format!("read: {e}")))?;
+        let rows = bytes.chunks_exact(size_of::<Held>());
+        if !rows.remainder().is_empty() {
+            return Err(wrong("a record is cut short".to_owned()));
+        }
+        // SAFETY: each chunk is as long as a Held, which is #[repr(C)] and
+        // valid for any bit pattern; the read needs no alignment.
+        Ok(rows
+            .map(|row| unsafe { row.as_ptr().cast::<Held>().read_unaligned() })
+            .collect())
+    }
+}
+
+fn load(offsets: &Offsets, btf: &Btf, processes: u32) -> Result<Ebpf, EbpfError> {
+    let bytes: Vec<u8> = offsets.bytes().collect();
+    EbpfLoader::new()
+        .btf(Some(btf))
+        .override_global("OFFSETS", bytes.as_slice(), true)
+        .map_max_entries("IO", processes)
+        .load(aya::include_bytes_aligned!(concat!(
+            env!("OUT_DIR"),
+            "/drover-ebpf.o"
+        )))
+}
+
+fn attach(ebpf: &mut Ebpf, name: &str, hook: &str, btf: &Btf) -> Result<(), AttachError> {
+    let program = ebpf.program_mut(name).ok_or(AttachError::NoProgram)?;
+    let target = hook.rsplit(' ').next().unwrap_or(hook);
+    match name {
+        BIO_QUEUE | RQ_COMPLETE => {
+            let program: &mut BtfTracePoint = program.try_into()?;
+            program.load(target, btf)?;
+            program.attach()?;
+        }
+        _ => {
+            let program: &mut Iter = program.try_into()?;
+            program.load(target, btf)?;
+        }
+    }
+    Ok(())
+}
+
+fn map<'a>(ebpf: &'a Ebpf, name: &'static str) -> Result<&'a aya::maps::Map, EvidenceError> {
+    ebpf.map(name).ok_or_else(|| no_map(name))
+}
+
+fn no_map(name: &'static str) -> EvidenceError {
+    EvidenceError::Map {
+        map: name,
+        why: "the object has no such map".to_owned(),
+    }
+}
+
+fn failed(map: &'static str, error: &MapError) -> EvidenceError {
+    let cause = std::error::Error::source(error).map(|e| format!(": {e}"));
+    EvidenceError::Map {
+        map,
+        why: format!("{error}{}", cause.unwrap_or_default()),
+    }
+}
+
+/// The kernel's count of runs of a program that it left out.
+fn misses(info: &Path) -> Result<u64, EvidenceError> {
+    let text = fs::read_to_string(info).map_err(|error| EvidenceError::Read {
+        path: info.to_owned(),
+        error,
+    })?;
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix("recursion_misses:"));
+    Ok(line.and_then(|n| n.trim().parse().ok()).unwrap_or(0))
+}
+
+/// The sum of two counts; times are the later ones.
+pub fn add(a: IoCount, b: IoCount) -> IoCount {
+    IoCount {
+        reads: a.reads + b.reads,
+        read_bytes: a.read_bytes + b.read_bytes,
+        writes: a.writes + b.writes,
+        written_bytes: a.written_bytes + b.written_bytes,
+        flushes: a.flushes + b.flushes,
+        discards: a.discards + b.discards,
+        last_read_ns: a.last_read_ns.max(b.last_read_ns),
+        last_write_ns: a.last_write_ns.max(b.last_write_ns),
+    }
+}
+
+/// The sum of two histograms.
+pub fn add_latency(mut a: Latency, b: &Latency) -> Latency {
+    for (to, from) in a.buckets.iter_mut().zip(b.buckets) {
+        *to += from;
+    }
+    a.sum_ns += b.sum_ns;
+    a.untimed += b.untimed;
+    a.errors += b.errors;
+    a
+}

@@ -1,0 +1,217 @@
+//! The counts as Prometheus metrics, read from the kernel at each scrape.
+
+use std::fmt;
+use std::sync::Arc;
+
+use drover_ebpf::{BUCKETS, DISCARD, FLUSH, IoCount, Latency, READ, WRITE};
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, NoLabelSet};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::metrics::gauge::ConstGauge;
+
+use super::{Evidence, Scrape};
+
+/// The finest and the coarsest bound shown: 2^13 ns is 8 us, 2^35 ns 34 s.
+const BOUNDS: std::ops::RangeInclusive<usize> = 13..=35;
+
+/// Reads the evidence at each scrape.
+pub struct Metrics(pub Arc<Evidence>);
+
+impl fmt::Debug for Metrics {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("evidence::Metrics")
+    }
+}
+
+fn direction(code: u32) -> &'static str {
+    match code {
+        READ => "read",
+        WRITE => "write",
+        FLUSH => "flush",
+        DISCARD => "discard",
+        _ => "other",
+    }
+}
+
+fn counter(
+    encoder: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    rows: &[(&[(&str, &str)], u64)],
+) -> fmt::Result {
+    let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+    for (labels, value) in rows {
+        ConstCounter::new(*value).encode(family.encode_family(labels)?)?;
+    }
+    Ok(())
+}
+
+/// Which counter of a metric, by the direction it is shown under.
+type Pick = (&'static str, fn(&IoCount) -> u64);
+
+fn per_disk(
+    encoder: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    scrape: &Scrape,
+    picks: &[Pick],
+) -> fmt::Result {
+    let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+    for (device, count) in &scrape.io {
+        for (direction, pick) in picks {
+            let labels: &[(&str, &str)] = &[("device", device), ("direction", direction)];
+            ConstCounter::new(pick(count)).encode(family.encode_family(&labels)?)?;
+        }
+    }
+    Ok(())
+}
+
+/// Cumulative counts up to each bound. A request that took from 2^n to
+/// 2^(n+1) ns belongs below the bound 2^(n+1).
+fn buckets(latency: &Latency) -> (u64, Vec<(f64, u64)>) {
+    let mut below = 0;
+    let mut shown = Vec::new();
+    for (n, count) in latency.buckets.iter().enumerate().take(BUCKETS) {
+        below += count;
+        if BOUNDS.contains(&(n + 1)) {
+            let from = if n + 1 == *BOUNDS.start() {
+                below
+            } else {
+                *count
+            };
+            shown.push(((1_u64 << (n + 1)) as f64 / 1e9, from));
+        }
+    }
+    let within: u64 = shown.iter().map(|(_, count)| count).sum();
+    shown.push((f64::INFINITY, below - within));
+    (below, shown)
+}
+
+impl Collector for Metrics {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let report = self.0.describe();
+        let up = encoder.encode_descriptor(
+            "drover_evidence_up",
+            "1 when the kernel tells all that a verdict needs, 0 when every verdict is Unknown",
+            None,
+            MetricType::Gauge,
+        )?;
+        ConstGauge::new(i64::from(report.blind.is_none())).encode(up)?;
+        let mut kind = encoder.encode_descriptor(
+            "drover_evidence_cgroup_info",
+            "the kind of cgroup hierarchy whose ids are counted",
+            None,
+            MetricType::Gauge,
+        )?;
+        let labels: &[(&str, &str)] = &[("kind", &report.cgroup)];
+        ConstGauge::new(1_i64).encode(kind.encode_family(&labels)?)?;
+        let mut programs = encoder.encode_descriptor(
+            "drover_evidence_program_up",
+            "1 for each eBPF program that runs, 0 for each that this kernel refused",
+            None,
+            MetricType::Gauge,
+        )?;
+        for program in &report.programs {
+            let labels: &[(&str, &str)] = &[("program", program.name), ("hook", program.hook)];
+            let runs = i64::from(program.failure.is_none());
+            ConstGauge::new(runs).encode(programs.encode_family(&labels)?)?;
+        }
+        // A scrape that finds nothing leaves its series out: a 0 would be a lie.
+        let Ok(Some(scrape)) = self.0.scrape() else {
+            return Ok(());
+        };
+        let lost = &scrape.losses;
+        counter(
+            &mut encoder,
+            "drover_evidence_lost_events",
+            "events that were not counted, by cause",
+            &[
+                (&[("cause", "io_map_full")], lost.io.events),
+                (&[("cause", "latency_map_full")], lost.latency.events),
+                (&[("cause", "program_missed")], lost.missed),
+            ],
+        )?;
+        per_disk(
+            &mut encoder,
+            "drover_device_io",
+            "block I/O submitted, in operations",
+            &scrape,
+            &[
+                ("read", |c| c.reads),
+                ("write", |c| c.writes),
+                ("flush", |c| c.flushes),
+                ("discard", |c| c.discards),
+            ],
+        )?;
+        per_disk(
+            &mut encoder,
+            "drover_device_io_bytes",
+            "block I/O submitted, in bytes",
+            &scrape,
+            &[("read", |c| c.read_bytes), ("write", |c| c.written_bytes)],
+        )?;
+        self.latencies(&mut encoder, &scrape)
+    }
+}
+
+impl Metrics {
+    fn latencies(&self, encoder: &mut DescriptorEncoder<'_>, scrape: &Scrape) -> fmt::Result {
+        let mut family = encoder.encode_descriptor(
+            "drover_device_io_seconds",
+            "time from a request's allocation to its completion",
+            None,
+            MetricType::Histogram,
+        )?;
+        for (device, code, latency) in &scrape.latency {
+            let labels: &[(&str, &str)] = &[("device", device), ("direction", direction(*code))];
+            let (count, buckets) = buckets(latency);
+            let sum = latency.sum_ns as f64 / 1e9;
+            family
+                .encode_family(&labels)?
+                .encode_histogram::<NoLabelSet>(sum, count, &buckets, None)?;
+        }
+        for (name, help, pick) in [
+            (
+                "drover_device_io_errors",
+                "requests that ended with an error",
+                (|l| l.errors) as fn(&Latency) -> u64,
+            ),
+            (
+                "drover_device_io_untimed",
+                "requests without a start time (the queue's iostats are off)",
+                |l| l.untimed,
+            ),
+        ] {
+            let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+            for (device, code, latency) in &scrape.latency {
+                let labels: &[(&str, &str)] =
+                    &[("device", device), ("direction", direction(*code))];
+                ConstCounter::new(pick(latency)).encode(family.encode_family(&labels)?)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_request_is_in_one_bucket() {
+        let mut latency = Latency::NONE;
+        for (n, bucket) in latency.buckets.iter_mut().enumerate() {
+            *bucket = n as u64 + 1;
+        }
+        let all: u64 = latency.buckets.iter().sum();
+        let (count, shown) = buckets(&latency);
+        assert_eq!(count, all);
+        assert_eq!(shown.iter().map(|(_, n)| n).sum::<u64>(), all);
+        // What took 2^12 to 2^13 ns, and all that was faster.
+        assert_eq!(shown[0], (8192.0 / 1e9, (1..=13).sum()));
+        assert_eq!(shown[1], (16384.0 / 1e9, 14));
+        assert_eq!(shown.last().unwrap().0, f64::INFINITY);
+        assert_eq!(shown.len(), BOUNDS.count() + 1);
+    }
+}

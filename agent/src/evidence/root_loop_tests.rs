@@ -1,0 +1,407 @@
+//! The evidence of real disks, on the kernel these tests run on. They need
+//! root and loop devices, run one at a time, and clean up after themselves.
+
+mod bench;
+
+use std::fs::File;
+
+use nix::sys::signal::Signal;
+
+use self::bench::{Bench, Child, LoopDisk, direct, until};
+use super::*;
+use crate::attach::ports::Verdict;
+
+fn reader_of(disk: &LoopDisk, who: Who) -> Reader {
+    Reader {
+        who,
+        volume: "vol-1".parse().unwrap(),
+        ticket: TicketId::random(),
+        disk: disk.disk.clone(),
+    }
+}
+
+#[test]
+fn every_program_runs_on_this_kernel() {
+    let bench = Bench::new();
+    let report = bench.evidence.describe();
+    assert_eq!(report.blind, None);
+    assert!(
+        report.programs.iter().all(|p| p.failure.is_none()),
+        "{report:?}"
+    );
+    assert_ne!(report.cgroup, "none");
+}
+
+#[test]
+fn counts_are_exact_and_attributed_to_the_process() {
+    let bench = Bench::new();
+    let disk = LoopDisk::new(16);
+    let before = bench.evidence.io(&disk.disk).unwrap().total;
+    let file = direct(&disk.path(), true);
+    for i in 0..7 {
+        bench::write_block(&file, i);
+    }
+    for i in 0..5 {
+        bench::read_block(&file, i);
+    }
+    file.sync_all().unwrap();
+    let io = bench.evidence.io(&disk.disk).unwrap();
+    let own = io
+        .processes
+        .iter()
+        .find(|p| p.pid == std::process::id())
+        .unwrap();
+    assert_eq!((own.count.writes, own.count.written_bytes), (7, 7 * 4096));
+    assert_eq!((own.count.reads, own.count.read_bytes), (5, 5 * 4096));
+    assert!(own.count.flushes >= 1);
+    assert!(own.count.last_read_ns > own.count.last_write_ns);
+
+    // Another process, that has ended when it is asked about.
+    let mut dd = Child::sh(
+        "exec dd if=$0 of=/dev/null bs=4096 count=3 iflag=direct status=none",
+        &disk,
+    );
+    assert!(dd.wait().success());
+    let io = bench.evidence.io(&disk.disk).unwrap();
+    assert_eq!(io.total.reads - before.reads, 8);
+    assert!(!io.processes.iter().any(|p| p.pid == dd.pid()));
+}
+
+#[test]
+fn latencies_and_counts_become_metrics() {
+    let bench = Bench::new();
+    let disk = LoopDisk::new(16);
+    let file = direct(&disk.path(), false);
+    for i in 0..9 {
+        bench::read_block(&file, i);
+    }
+    let mut registry = Registry::default();
+    bench.evidence.register_metrics(&mut registry);
+    let mut text = String::new();
+    prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+    let name = &disk.disk.name;
+    let line = |metric: &str| {
+        let begin = format!("{metric}{{device=\"{name}\",direction=\"read\"}} ");
+        let found = text.lines().find_map(|l| l.strip_prefix(&begin));
+        found
+            .unwrap_or_else(|| panic!("{begin} in {text}"))
+            .parse::<u64>()
+            .unwrap()
+    };
+    assert!(line("drover_device_io_total") >= 9);
+    assert!(line("drover_device_io_bytes_total") >= 9 * 4096);
+    assert!(line("drover_device_io_seconds_count") + line("drover_device_io_untimed_total") >= 9);
+    assert!(text.contains("drover_evidence_cgroup_info{kind=\""));
+    assert!(text.contains("drover_evidence_lost_events_total{cause=\"io_map_full\"} 0"));
+}
+
+#[test]
+fn nobody_is_quiet_and_a_disk_that_went_too() {
+    let bench = Bench::new();
+    let disk = LoopDisk::new(16);
+    let judged = bench.judge(&disk, &[]);
+    assert_eq!(
+        (judged.verdict, judged.holders),
+        (Verdict::Quiet, vec![]),
+        "{}",
+        judged.reason
+    );
+    let gone = disk.disk.clone();
+    drop(disk);
+    let judged = bench.judge_disk(&gone, &[]);
+    assert_eq!(judged.verdict, Verdict::Quiet);
+    assert!(judged.reason.contains("gone"), "{}", judged.reason);
+}
+
+#[test]
+fn a_live_writer_and_a_silent_one_are_live() {
+    let bench = Bench::new();
+    let disk = LoopDisk::new(16);
+    let mut dd = Child::fed(
+        "exec dd of=$0 bs=4096 oflag=direct conv=notrunc iflag=fullblock status=none",
+        &disk,
+    );
+    dd.feed(&[1; 4096]);
+    let judged = until(|| {
+        Some(bench.judge(&disk, &[])).filter(|j| j.holders.iter().any(|h| h.written_bytes >= 4096))
+    });
+    assert_eq!(judged.verdict, Verdict::Live);
+    assert_eq!(judged.holders[0].pid, dd.pid());
+    assert_eq!(judged.holders[0].name, "dd");
+    assert!(judged.holders[0].last_write_ms.is_some());
+    drop(dd);
+
+    let silent = Child::holding(&disk, true);
+    bench.register(reader_of(&disk, Who::Process(silent.pid())));
+    bench.ahead(3600);
+    let judged = bench.judge(&disk, &[]);
+    assert_eq!(judged.verdict, Verdict::Live, "{}", judged.reason);
+    assert!(judged.holders[0].registered && judged.holders[0].last_write_ms.is_none());
+}
+
+#[test]
+fn a_registered_reader_runs_hangs_and_runs_again() {
+    let bench = Bench::new();
+    let disk = LoopDisk::new(16);
+    // dd stops by itself when the pipe is full.
+    let mut dd = Child::read("exec dd if=$0 bs=4096 iflag=direct status=none", &disk);
+    until(|| (bench.evidence.io(&disk.disk).unwrap().total.reads >= 16).then_some(()));
+    let judged = bench.judge(&disk, &[]);
+    assert_eq!(judged.verdict, Verdict::Unknown);
+    assert!(
+        judged.reason.contains(&format!("pid {}", dd.pid())),
+        "{}",
+        judged.reason
+    );
+
+    let reader = reader_of(&disk, Who::Process(dd.pid()));
+    let ticket = reader.ticket.clone();
+    bench.register(reader);
+    assert_eq!(bench.judge(&disk, &[]).verdict, Verdict::BackupRunning);
+    dd.signal(Signal::SIGSTOP);
+    bench.ahead(31);
+    let judged = bench.judge(&disk, &[]);
+    assert_eq!(judged.verdict, Verdict::BackupStale, "{}", judged.reason);
+    let status = bench.evidence.readers().remove(0);
+    assert!(status.alive && status.last_progress_ms >= Some(31_000) && status.bytes.0 >= 16 * 4096);
+
+    dd.signal(Signal::SIGCONT);
+    dd.drain(64 * 1024);
+    bench.ahead(0);
+    until(|| (bench.judge(&disk, &[]).verdict == Verdict::BackupRunning).then_some(()));
+    bench.evidence.unregister(&ticket);
+    assert_eq!(bench.judge(&disk, &[]).verdict, Verdict::Unknown);
+    bench.register(reader_of(&disk, Who::Process(dd.pid())));
+    dd.kill();
+    let status = bench.evidence.readers().remove(0);
+    assert!(!status.alive);
+    until(|| (bench.judge(&disk, &[]).verdict == Verdict::Quiet).then_some(()));
+}
+
+#[test]
+fn a_cgroup_is_a_reader_on_hosts_of_both_kinds() {
+    let mut tried = 0;
+    for choice in [Choice::Found, Choice::Unified] {
+        let config = EvidenceConfig {
+            cgroups: choice,
+            ..EvidenceConfig::default()
+        };
+        let bench = Bench::with(config);
+        let Some(mount) = bench.evidence.inner.hierarchy.mount.clone() else {
+            continue;
+        };
+        tried += 1;
+        let group = bench::Group::new(&mount);
+        let disk = LoopDisk::new(16);
+        let script = format!(
+            "echo $$ > {}/cgroup.procs; exec dd if=$0 bs=4096 iflag=direct status=none",
+            group.below.display()
+        );
+        let dd = Child::read(&script, &disk);
+        let io = until(|| {
+            Some(bench.evidence.io(&disk.disk).unwrap()).filter(|io| io.total.reads >= 16)
+        });
+        let path = format!("/{}", group.below.strip_prefix(&mount).unwrap().display());
+        let own = io
+            .processes
+            .iter()
+            .find(|p| p.pid == dd.pid() && p.count.reads >= 16);
+        assert_eq!(
+            own.unwrap().cgroup,
+            path,
+            "{}",
+            bench.evidence.describe().cgroup
+        );
+        bench.register(reader_of(&disk, Who::Cgroup(group.path.clone())));
+        let judged = bench.judge(&disk, &[]);
+        assert_eq!(judged.verdict, Verdict::BackupRunning, "{}", judged.reason);
+        let status = bench.evidence.readers().remove(0);
+        assert!(status.alive && status.bytes.0 >= 16 * 4096, "{status:?}");
+        drop(dd);
+        let status = bench.evidence.readers().remove(0);
+        assert!(!status.alive && status.bytes.0 >= 16 * 4096, "{status:?}");
+    }
+    assert!(tried > 0, "no cgroup hierarchy is mounted");
+}
+
+#[test]
+fn descriptors_that_share_a_file_count_once() {
+    let bench = Bench::new();
+    let disk = LoopDisk::new(16);
+    let child = Child::sh("exec 5<$0 6<&5; sleep 1000 & exec sleep 1000", &disk);
+    let judged = until(|| {
+        let judged = bench.judge(&disk, &[]);
+        let slept = |h: &crate::attach::ports::Holder| h.name == "sleep";
+        (judged.holders.len() == 2 && judged.holders.iter().all(slept)).then_some(judged)
+    });
+    for holder in &judged.holders {
+        bench.register(reader_of(&disk, Who::Process(holder.pid)));
+    }
+    // Anything but a sum that adds up would be Unknown.
+    let judged = bench.judge(&disk, &[]);
+    assert_eq!(judged.verdict, Verdict::BackupStale, "{}", judged.reason);
+    drop(child);
+}
+
+#[test]
+fn a_file_that_only_an_io_uring_holds_is_unknown() {
+    let bench = Bench::new();
+    let disk = LoopDisk::new(16);
+    let ring = bench::ring_holding(
+        &File::options()
+            .read(true)
+            .write(true)
+            .open(disk.path())
+            .unwrap(),
+    );
+    let judged = bench.judge(&disk, &[]);
+    assert_eq!(judged.verdict, Verdict::Unknown);
+    assert!(
+        judged.reason.contains("1 more openers"),
+        "{}",
+        judged.reason
+    );
+    drop(ring);
+    until(|| (bench.judge(&disk, &[]).verdict == Verdict::Quiet).then_some(()));
+}
+
+#[test]
+fn a_writable_mapping_without_a_descriptor_is_live() {
+    let bench = Bench::new();
+    let disk = LoopDisk::new(16);
+    let mapping = bench::Mapping::of(&disk.path());
+    let judged = bench.judge(&disk, &[]);
+    assert_eq!(judged.verdict, Verdict::Live, "{}", judged.reason);
+    assert_eq!(judged.holders[0].pid, std::process::id());
+    drop(mapping);
+    until(|| (bench.judge(&disk, &[]).verdict == Verdict::Quiet).then_some(()));
+}
+
+#[test]
+fn mounts_hold_unless_they_are_drovers_own() {
+    let bench = Bench::new();
+    let disk = LoopDisk::new(16);
+    let mount = bench::Mounted::ext4(&disk);
+    let judged = bench.judge(&disk, &[]);
+    assert_eq!(judged.verdict, Verdict::Live);
+    assert!(judged.reason.contains("mount at"), "{}", judged.reason);
+    let own = [mount.point.clone()];
+    let judged = bench.judge(&disk, &own);
+    assert_eq!(judged.verdict, Verdict::Quiet, "{}", judged.reason);
+
+    // A process that could write to a file on it.
+    let child = Child::writing_to(&mount.point.join("file"));
+    let judged = bench.judge(&disk, &own);
+    assert_eq!(judged.verdict, Verdict::Live);
+    assert_eq!(judged.holders[0].pid, child.pid());
+    drop(child);
+
+    // The same place in a namespace of its own, which no unmount here reaches.
+    let child = Child::sh(
+        "exec unshare --mount --propagation private sleep 1000",
+        &disk,
+    );
+    let judged = until(|| Some(bench.judge(&disk, &own)).filter(|j| j.verdict == Verdict::Live));
+    assert!(
+        judged.reason.contains("namespace of process"),
+        "{}",
+        judged.reason
+    );
+    mount.unmount();
+    let judged = bench.judge(&disk, &own);
+    assert_eq!(judged.verdict, Verdict::Live, "{}", judged.reason);
+    drop(child);
+    until(|| (bench.judge(&disk, &own).verdict == Verdict::Quiet).then_some(()));
+}
+
+#[test]
+fn a_loop_device_on_the_disk_is_live() {
+    let bench = Bench::new();
+    let disk = LoopDisk::new(16);
+    let upper = LoopDisk::over(&disk.path());
+    let judged = bench.judge(&disk, &[]);
+    assert_eq!(judged.verdict, Verdict::Live, "{}", judged.reason);
+    assert!(
+        judged.reason.contains(&upper.disk.name),
+        "{}",
+        judged.reason
+    );
+    drop(upper);
+    until(|| (bench.judge(&disk, &[]).verdict == Verdict::Quiet).then_some(()));
+}
+
+#[test]
+fn openers_of_a_partition_hold_the_disk() {
+    let bench = Bench::new();
+    let disk = LoopDisk::partitioned();
+    assert_eq!(bench.judge(&disk, &[]).verdict, Verdict::Quiet);
+    let part = disk.partition();
+    let before = bench.evidence.io(&disk.disk).unwrap().total.reads;
+    let one = Child::holding_path(&part.path, false);
+    bench.register(reader_of(&disk, Who::Process(one.pid())));
+    assert_eq!(bench.judge(&disk, &[]).verdict, Verdict::BackupStale);
+    // Two openers of one partition, where kernels count the whole disk differently.
+    let two = Child::holding_path(&part.path, false);
+    bench.register(reader_of(&disk, Who::Process(two.pid())));
+    let judged = bench.judge(&disk, &[]);
+    assert_eq!(judged.verdict, Verdict::BackupStale, "{}", judged.reason);
+    // And one that nobody explains, on either.
+    let ring = bench::ring_holding(&File::open(disk.path()).unwrap());
+    let judged = bench.judge(&disk, &[]);
+    assert_eq!(judged.verdict, Verdict::Unknown, "{}", judged.reason);
+    drop((ring, one, two));
+    bench::read_block(&direct(&part.path, false), 0);
+    assert_eq!(
+        bench.evidence.io(&disk.disk).unwrap().total.reads,
+        before + 1
+    );
+    let writer = Child::holding_path(&part.path, true);
+    assert_eq!(bench.judge(&disk, &[]).verdict, Verdict::Live);
+    drop(writer);
+}
+
+#[test]
+fn lost_events_are_unknown_until_the_window_has_passed() {
+    let config = EvidenceConfig {
+        processes: 1,
+        ..EvidenceConfig::default()
+    };
+    let bench = Bench::with(config);
+    let disk = LoopDisk::new(16);
+    let file = direct(&disk.path(), false);
+    bench::read_block(&file, 0);
+    let mut dd = Child::sh(
+        "exec dd if=$0 of=/dev/null bs=4096 count=3 iflag=direct status=none",
+        &disk,
+    );
+    assert!(dd.wait().success());
+    drop(file);
+    let judged = bench.judge(&disk, &[]);
+    assert_eq!(judged.verdict, Verdict::Unknown);
+    assert!(judged.reason.contains("lost"), "{}", judged.reason);
+    bench.ahead(31);
+    let judged = bench.judge(&disk, &[]);
+    // Other disks of this machine may lose more in the meantime.
+    assert!(matches!(judged.verdict, Verdict::Quiet | Verdict::Unknown));
+}
+
+#[test]
+fn without_programs_every_verdict_is_unknown_and_says_why() {
+    let blind = Evidence::blind("no BTF here");
+    let disk = Disk {
+        name: "loop0".to_owned(),
+        diskseq: Diskseq(1),
+    };
+    let judged = bench::wait_for(blind.judge(&disk, &[]));
+    assert_eq!(
+        (judged.verdict, judged.reason.as_str()),
+        (Verdict::Unknown, "no BTF here")
+    );
+    assert!(blind.io(&disk).is_err());
+    assert!(blind.readers().is_empty());
+    let mut registry = Registry::default();
+    blind.register_metrics(&mut registry);
+    let mut text = String::new();
+    prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+    assert!(text.contains("drover_evidence_up 0") && !text.contains("drover_device_io"));
+}
