@@ -27,6 +27,7 @@
 //! deadline while the volume is this node's.
 
 mod child;
+mod child_calls;
 mod child_ops;
 mod device;
 mod fabric;
