@@ -247,8 +247,12 @@ impl Devices {
         let small = found
             .superblock
             .is_some_and(|s| !s.unfinished && s.size < found.size);
-        if small && !job.read_only {
-            self.grow(job.disk, job.fs, job.point, steps).await?;
+        if small
+            && !job.read_only
+            && let Err(error) = self.grow(job.disk, job.fs, job.point, steps).await
+        {
+            // It is as usable as it was; NodeExpand tries again.
+            tracing::warn!(volume = %job.volume, %error, "the file system stays smaller than its device");
         }
         Ok(())
     }

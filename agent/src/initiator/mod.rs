@@ -338,3 +338,7 @@ fn resolve(path: &Path) -> Result<Option<PathBuf>, NodeError> {
 #[cfg(test)]
 #[path = "bench_tests.rs"]
 mod bench;
+
+#[cfg(test)]
+#[path = "life_tests.rs"]
+mod life;
