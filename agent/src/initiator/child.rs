@@ -1,0 +1,305 @@
+//! Children: whatever may hang on an attached device runs apart, with a deadline.
+//!
+//! A thread that the kernel holds in D state cannot be ended, and while it
+//! lives its process keeps its port and its locks even after kill -9. If that
+//! process were the agent that serves the very device, nothing could come back
+//! (DESIGN 3). So the agent itself never makes a call that may wait for an
+//! attached device. Tools (mkfs, fsck, mount, the growers) are spawned; calls
+//! (umount, statvfs, sync, reads of the device, the nvme files in sysfs) run in
+//! a re-exec of this binary, see [`super::child_ops`].
+//!
+//! A child has none of the agent's descriptors. At its deadline it is killed
+//! with its own process group; it gets a moment to end, and if the kernel holds
+//! it, a task collects it whenever that ends, and the caller goes on. mkfs,
+//! fsck, mount and the format mark open the device O_EXCL, so what such a
+//! leftover still does to a device cannot meet a second of its kind.
+
+use std::ffi::{OsStr, OsString};
+use std::os::unix::process::ExitStatusExt;
+use std::path::PathBuf;
+use std::process::{ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::gauge::Gauge;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
+use tokio::process::{Child, Command};
+
+use super::child_ops::{Answer, Op, Reply};
+use crate::attach::ports::NodeError;
+
+/// How long a killed child gets to end before the caller goes on without it.
+const DYING: Duration = Duration::from_millis(300);
+/// The most that is kept of a child's output.
+const OUTPUT: usize = 256 * 1024;
+
+/// Why a child did not do its work.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ChildError {
+    #[error("run {program}: {source}")]
+    Spawn {
+        program: String,
+        source: std::io::Error,
+    },
+    #[error("{what} did not end within {deadline:?}")]
+    Deadline { what: String, deadline: Duration },
+    /// A call failed in the child.
+    #[error("{call}: {reason}")]
+    Call {
+        call: String,
+        errno: Errno,
+        reason: String,
+    },
+    /// The child ended without an answer.
+    #[error("{what}: the child ended with {status} and no answer: {output}")]
+    Silent {
+        what: String,
+        status: ExitStatus,
+        output: String,
+    },
+}
+
+impl ChildError {
+    /// The kernel's reason, where a call failed.
+    pub(super) fn errno(&self) -> Option<Errno> {
+        match self {
+            Self::Call { errno, .. } => Some(*errno),
+            Self::Spawn { .. } | Self::Deadline { .. } | Self::Silent { .. } => None,
+        }
+    }
+}
+
+impl From<ChildError> for NodeError {
+    fn from(error: ChildError) -> Self {
+        match error {
+            ChildError::Deadline { what, deadline } => Self::Deadline { what, deadline },
+            other => Self::Failed(other.to_string()),
+        }
+    }
+}
+
+/// How a tool ended.
+#[derive(Debug)]
+pub(super) struct ToolEnd {
+    /// Its exit status; 128 and the signal's number where a signal ended it.
+    pub code: i32,
+    /// Both its outputs.
+    pub output: String,
+    /// How long it ran.
+    pub took: Duration,
+}
+
+/// Starts children.
+#[derive(Debug, Clone)]
+pub struct Children {
+    program: PathBuf,
+    args: Vec<OsString>,
+    /// Children that were not done by their deadline.
+    pub(super) overdue: Counter,
+    /// Killed children that the kernel holds still.
+    pub(super) held: Gauge,
+}
+
+impl Children {
+    /// Children of this binary: `/proc/self/exe child`, so that an upgrade on
+    /// disk does not change what a running agent starts.
+    pub fn of_this_binary() -> Self {
+        Self::of("/proc/self/exe".into(), vec!["child".into()])
+    }
+
+    /// Children of another program that calls [`super::child_main`] when it
+    /// gets these arguments.
+    pub fn of(program: PathBuf, args: Vec<OsString>) -> Self {
+        Self {
+            program,
+            args,
+            overdue: Counter::default(),
+            held: Gauge::default(),
+        }
+    }
+
+    /// Does `op` in a child; its answer and how long the calls took there.
+    pub(super) async fn run(
+        &self,
+        op: &Op,
+        deadline: Duration,
+    ) -> Result<(Answer, Duration), ChildError> {
+        let what = op.what();
+        let input = serde_json::to_vec(op).expect("an op has only text and numbers in it");
+        let mut command = Command::new(&self.program);
+        command.args(&self.args).arg(what.replace(' ', "-"));
+        let (status, out, err, _) = self.end_of(command, what.clone(), input, deadline).await?;
+        let reply: Option<Reply> = out
+            .lines()
+            .rev()
+            .find(|line| !line.trim().is_empty())
+            .and_then(|line| serde_json::from_str(line).ok());
+        match reply {
+            None => Err(ChildError::Silent {
+                what,
+                status,
+                output: one_line(&format!("{out} {err}")),
+            }),
+            Some(reply) => match reply.result {
+                Ok(answer) => Ok((answer, Duration::from_micros(reply.took_us))),
+                Err(failure) => Err(ChildError::Call {
+                    call: failure.call,
+                    errno: Errno::from_raw(failure.errno),
+                    reason: failure.reason,
+                }),
+            },
+        }
+    }
+
+    /// Runs a tool to its end, whatever its exit status.
+    pub(super) async fn tool(
+        &self,
+        program: &str,
+        args: &[&OsStr],
+        deadline: Duration,
+    ) -> Result<ToolEnd, ChildError> {
+        let mut what = program.to_owned();
+        for arg in args {
+            what.push(' ');
+            what.push_str(&arg.to_string_lossy());
+        }
+        let mut command = Command::new(program);
+        command.args(args).env("LC_ALL", "C");
+        let (status, out, err, took) = self.end_of(command, what, Vec::new(), deadline).await?;
+        Ok(ToolEnd {
+            code: status
+                .code()
+                .unwrap_or_else(|| 128 + status.signal().unwrap_or(0)),
+            output: one_line(&format!("{out} {err}")),
+            took,
+        })
+    }
+
+    async fn end_of(
+        &self,
+        mut command: Command,
+        what: String,
+        input: Vec<u8>,
+        deadline: Duration,
+    ) -> Result<(ExitStatus, String, String, Duration), ChildError> {
+        let started = Instant::now();
+        command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .current_dir("/")
+            .process_group(0)
+            .kill_on_drop(true);
+        // SAFETY: between fork and exec the closure makes one system call and
+        // touches no memory of the parent's.
+        unsafe { command.pre_exec(keep_no_descriptors) };
+        let mut child = command.spawn().map_err(|source| ChildError::Spawn {
+            program: command
+                .as_std()
+                .get_program()
+                .to_string_lossy()
+                .into_owned(),
+            source,
+        })?;
+        let stdin = child.stdin.take();
+        let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
+        let talk = async {
+            let write = async {
+                if let Some(mut stdin) = stdin {
+                    // A child that does not read says why on its way out.
+                    let _ = stdin.write_all(&input).await;
+                }
+            };
+            let ((), out, err) = tokio::join!(write, text_of(stdout), text_of(stderr));
+            (child.wait().await, out, err)
+        };
+        match tokio::time::timeout(deadline, talk).await {
+            Ok((Ok(status), out, err)) => Ok((status, out, err, started.elapsed())),
+            Ok((Err(source), _, _)) => Err(ChildError::Spawn {
+                program: what,
+                source,
+            }),
+            Err(_) => {
+                self.overdue.inc();
+                self.end(child, &what).await;
+                Err(ChildError::Deadline { what, deadline })
+            }
+        }
+    }
+
+    /// Kills a child and what it started; goes on after a moment even if the
+    /// kernel holds it.
+    async fn end(&self, mut child: Child, what: &str) {
+        if let Some(pid) = child.id().and_then(|pid| i32::try_from(pid).ok()) {
+            // Its own group, of which it is the leader and which it has not
+            // left unreaped: the number is still its own.
+            if let Err(errno) = killpg(Pid::from_raw(pid), Signal::SIGKILL) {
+                tracing::warn!(pid, what, %errno, "cannot kill a child that is past its deadline");
+            }
+        }
+        if tokio::time::timeout(DYING, child.wait()).await.is_ok() {
+            return;
+        }
+        tracing::warn!(
+            what,
+            pid = child.id(),
+            "the kernel holds a killed child; going on without it"
+        );
+        let held = self.held.clone();
+        let what = what.to_owned();
+        held.inc();
+        tokio::spawn(async move {
+            let status = child.wait().await;
+            held.dec();
+            tracing::info!(
+                what,
+                ?status,
+                "a killed child that the kernel held has ended"
+            );
+        });
+    }
+}
+
+/// Marks every descriptor above standard error close-on-exec. Rust opens all
+/// of its own so; a library in C may not.
+fn keep_no_descriptors() -> std::io::Result<()> {
+    // SAFETY: the call takes numbers only. Descriptors stay valid until exec.
+    let failed = unsafe {
+        libc::syscall(
+            libc::SYS_close_range,
+            3_u32,
+            u32::MAX,
+            libc::CLOSE_RANGE_CLOEXEC,
+        )
+    };
+    if failed == 0 {
+        Ok(())
+    } else {
+        Err(std::io::Error::last_os_error())
+    }
+}
+
+/// Reads to the end, keeps the first [`OUTPUT`] bytes.
+async fn text_of(from: Option<impl AsyncRead + Unpin>) -> String {
+    let mut kept = Vec::new();
+    if let Some(mut from) = from {
+        let mut buffer = vec![0_u8; 8192];
+        while let Ok(n @ 1..) = from.read(&mut buffer).await {
+            let room = OUTPUT.saturating_sub(kept.len());
+            kept.extend_from_slice(&buffer[..n.min(room)]);
+        }
+    }
+    String::from_utf8_lossy(&kept).into_owned()
+}
+
+/// A tool's output as it goes into a sentence.
+pub(super) fn one_line(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+#[path = "child_tests.rs"]
+pub(super) mod tests;

@@ -1,0 +1,267 @@
+//! What the child does: one kernel call, or a few that belong together, on an
+//! attached device or a file system on it.
+//!
+//! Runs in a process of its own (`drover child NAME`), gets one [`Op`] as JSON
+//! on standard input and answers one [`Reply`] as the last line of standard
+//! output. It owns nothing and remembers nothing; it may hang, and then it is
+//! the parent's deadline that ends it. See [`super::child`].
+
+use std::fmt;
+use std::io::{self, Read, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Instant;
+
+use serde::{Deserialize, Serialize};
+
+use super::child_calls as calls;
+use super::superblock::Superblock;
+use crate::attach::ports::Disk;
+use crate::ids::{Bytes, Diskseq, VolumeId};
+
+/// A disk by its node, and the sequence number it must have there.
+///
+/// Names and numbers of disks are used again. A child opens the node, asks the
+/// open descriptor for its sequence number (BLKGETDISKSEQ), and keeps it open
+/// while a tool uses the name: an open disk's name is not given to another.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Node {
+    /// The device node.
+    pub path: PathBuf,
+    /// The disk's sequence number.
+    pub diskseq: Diskseq,
+}
+
+impl From<&Disk> for Node {
+    fn from(disk: &Disk) -> Self {
+        Self {
+            path: disk.path(),
+            diskseq: disk.diskseq,
+        }
+    }
+}
+
+impl fmt::Display for Node {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.path.display().fmt(f)
+    }
+}
+
+/// One thing to do in a child.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "op", rename_all = "kebab-case")]
+pub(super) enum Op {
+    /// Write an option string to the fabrics device.
+    Connect { fabrics: PathBuf, options: String },
+    /// Delete a controller, if it is still one of this subsystem.
+    Delete {
+        controller: PathBuf,
+        subsystem: String,
+    },
+    /// Let a controller look at its namespaces again.
+    Rescan {
+        controller: PathBuf,
+        subsystem: String,
+    },
+    /// Read a device's edges and ask blkid what is on it.
+    Examine { device: Node, volume: VolumeId },
+    /// Write the format mark.
+    Mark { device: Node, volume: VolumeId },
+    /// Take the format mark away, where it is still there.
+    Unmark { device: Node, volume: VolumeId },
+    /// Run a tool that is given the device by name; its last arguments are the
+    /// device and `after`.
+    Tool {
+        device: Node,
+        program: String,
+        args: Vec<String>,
+        after: Vec<PathBuf>,
+    },
+    /// Unmount, or only detach.
+    Unmount { path: PathBuf, detach: bool },
+    /// Bind-mount.
+    Bind {
+        source: PathBuf,
+        target: PathBuf,
+        read_only: bool,
+    },
+    /// Write back the file system at a path.
+    SyncFileSystem { path: PathBuf },
+    /// Claim a device and write back its own page cache. EBUSY: a file system
+    /// or a tool has claimed it.
+    SyncDevice { device: Node },
+    /// Room of the file system at a path.
+    Room { path: PathBuf },
+    /// Make a device refuse writes, or take them again.
+    SetReadOnly { device: Node, read_only: bool },
+}
+
+impl Op {
+    /// The call and its object, for errors and for `ps`.
+    pub(super) fn what(&self) -> String {
+        match self {
+            Self::Connect { fabrics, .. } => format!("write connect to {}", fabrics.display()),
+            Self::Delete { controller, .. } => format!("delete {}", controller.display()),
+            Self::Rescan { controller, .. } => format!("rescan {}", controller.display()),
+            Self::Examine { device, .. } => format!("examine {device}"),
+            Self::Mark { device, .. } => format!("mark {device}"),
+            Self::Unmark { device, .. } => format!("unmark {device}"),
+            Self::Tool {
+                device, program, ..
+            } => format!("{program} on {device}"),
+            Self::Unmount {
+                path,
+                detach: false,
+            } => format!("umount {}", path.display()),
+            Self::Unmount { path, detach: true } => format!("detach {}", path.display()),
+            Self::Bind { source, target, .. } => {
+                format!("bind {} to {}", source.display(), target.display())
+            }
+            Self::SyncFileSystem { path } => format!("syncfs {}", path.display()),
+            Self::SyncDevice { device } => format!("fsync {device}"),
+            Self::Room { path } => format!("statvfs {}", path.display()),
+            Self::SetReadOnly { device, .. } => format!("set read-only {device}"),
+        }
+    }
+}
+
+/// What an op found out.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum Answer {
+    /// Nothing but that it is done.
+    Done,
+    /// What the fabrics device said: `instance=0,cntlid=1`.
+    Connected(String),
+    /// What is on a device.
+    Examined(Examination),
+    /// Room in a file system.
+    Room(Room),
+    /// How a tool ended.
+    Ended(Ended),
+}
+
+/// How a tool ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Ended {
+    /// Its exit status; none: a signal ended it.
+    pub code: Option<i32>,
+    /// What it printed, both outputs.
+    pub output: String,
+}
+
+/// What is on a device, unjudged.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Examination {
+    /// The device's size.
+    pub size: Bytes,
+    /// What its first blocks say, where they are a superblock that drover knows.
+    pub superblock: Option<Superblock>,
+    /// Whether the format mark of this volume is there.
+    pub marked: bool,
+    /// blkid's exit status; none: a signal ended it.
+    pub blkid_code: Option<i32>,
+    /// What blkid printed.
+    pub blkid_out: String,
+    /// What blkid complained of.
+    pub blkid_err: String,
+}
+
+/// Room in a file system: all, used and available.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Room {
+    /// In bytes.
+    pub bytes: [u64; 3],
+    /// In inodes.
+    pub inodes: [u64; 3],
+}
+
+/// A call that failed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Failure {
+    /// The call and its object.
+    pub call: String,
+    /// The kernel's error number; 0 where it was not the kernel.
+    pub errno: i32,
+    /// The reason in words.
+    pub reason: String,
+}
+
+/// The child's one line.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Reply {
+    /// Microseconds between the first call and the end of the last.
+    pub took_us: u64,
+    /// What came of it.
+    pub result: Result<Answer, Failure>,
+}
+
+/// The child's main function: `drover child NAME`, the op on standard input.
+///
+/// `args` (the op's name) is only there for `ps`. Exits with 0 when it could
+/// answer at all, with 2 when what it was given is not an op.
+pub fn child_main(_args: impl Iterator<Item = String>) -> ExitCode {
+    let mut text = String::new();
+    let op: Op = match io::stdin()
+        .read_to_string(&mut text)
+        .map_err(|e| e.to_string())
+        .and_then(|_| serde_json::from_str(&text).map_err(|e| e.to_string()))
+    {
+        Ok(op) => op,
+        Err(error) => {
+            eprintln!("drover child: standard input is not an op of this drover: {error}");
+            return ExitCode::from(2);
+        }
+    };
+    let started = Instant::now();
+    let result = perform(&op);
+    let took_us = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
+    let reply = Reply { took_us, result };
+    let line = match serde_json::to_string(&reply) {
+        Ok(line) => line,
+        Err(error) => {
+            eprintln!("drover child: {error}");
+            return ExitCode::from(2);
+        }
+    };
+    // A parent that has given up no longer reads; there is nobody left to tell.
+    match writeln!(io::stdout(), "\n{line}") {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(_) => ExitCode::from(2),
+    }
+}
+
+fn perform(op: &Op) -> Result<Answer, Failure> {
+    match op {
+        Op::Connect { fabrics, options } => calls::connect(fabrics, options).map(Answer::Connected),
+        Op::Delete {
+            controller,
+            subsystem,
+        } => calls::poke(controller, "delete_controller", subsystem).map(|()| Answer::Done),
+        Op::Rescan {
+            controller,
+            subsystem,
+        } => calls::poke(controller, "rescan_controller", subsystem).map(|()| Answer::Done),
+        Op::Examine { device, volume } => calls::examine(device, volume).map(Answer::Examined),
+        Op::Mark { device, volume } => calls::mark(device, volume).map(|()| Answer::Done),
+        Op::Unmark { device, volume } => calls::unmark(device, volume).map(|()| Answer::Done),
+        Op::Tool {
+            device,
+            program,
+            args,
+            after,
+        } => calls::tool(device, program, args, after).map(Answer::Ended),
+        Op::Unmount { path, detach } => calls::unmount(path, *detach).map(|()| Answer::Done),
+        Op::Bind {
+            source,
+            target,
+            read_only,
+        } => calls::bind(source, target, *read_only).map(|()| Answer::Done),
+        Op::SyncFileSystem { path } => calls::sync_file_system(path).map(|()| Answer::Done),
+        Op::SyncDevice { device } => calls::sync_device(device).map(|()| Answer::Done),
+        Op::Room { path } => calls::room(path).map(Answer::Room),
+        Op::SetReadOnly { device, read_only } => {
+            calls::set_read_only(device, *read_only).map(|()| Answer::Done)
+        }
+    }
+}

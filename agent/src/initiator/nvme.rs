@@ -1,0 +1,370 @@
+//! NVMe over TCP, as Linux offers it: `/dev/nvme-fabrics` and sysfs.
+//!
+//! The layout (drivers/nvme/host/core.c, multipath.c): every subsystem is a
+//! folder of `class/nvme-subsystem`, holds links to its controllers (`nvme0`)
+//! and, where it has a multipath head, the head's disk (`nvme0n1`). Without
+//! multipath the disk is in the controller's folder; a hidden path
+//! (`nvme0c0n1`) is never the disk to use.
+//!
+//! Several agents can share one kernel (as tests and the demo do), so only
+//! controllers with this host's own NQN are its own.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use nix::errno::Errno;
+use uuid::Uuid;
+
+use super::child::Children;
+use super::child_ops::{Answer, Op};
+use super::fabric::{Attached, DevNumber, Device, ExportName, Fabric};
+use crate::attach::ports::{Disk, HostIdentity, NodeError, Target};
+use crate::ids::{Bytes, Diskseq};
+
+/// Where the kernel's files are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Roots {
+    /// sysfs.
+    pub sys: PathBuf,
+    /// devtmpfs.
+    pub dev: PathBuf,
+}
+
+impl Default for Roots {
+    fn default() -> Self {
+        Self {
+            sys: "/sys".into(),
+            dev: "/dev".into(),
+        }
+    }
+}
+
+/// Seconds between a host's keep-alives. A dead connection is noticed after two.
+const KEEP_ALIVE: u32 = 5;
+/// Seconds between two tries to reconnect.
+const RECONNECT_DELAY: u32 = 1;
+/// The most I/O queues a volume gets.
+const QUEUES: usize = 4;
+
+/// How long the kernel may take over each call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FabricDeadlines {
+    /// To connect to a target that answers.
+    pub connect: Duration,
+    /// To delete a controller.
+    pub disconnect: Duration,
+}
+
+impl Default for FabricDeadlines {
+    fn default() -> Self {
+        Self {
+            connect: Duration::from_secs(15),
+            disconnect: Duration::from_secs(10),
+        }
+    }
+}
+
+/// The kernel's NVMe/TCP initiator.
+#[derive(Debug)]
+pub struct Nvme {
+    roots: Roots,
+    host: HostIdentity,
+    children: Children,
+    deadlines: FabricDeadlines,
+}
+
+impl Nvme {
+    /// The initiator of `host` on this kernel.
+    pub fn new(
+        roots: Roots,
+        host: HostIdentity,
+        children: Children,
+        deadlines: FabricDeadlines,
+    ) -> Self {
+        Self {
+            roots,
+            host,
+            children,
+            deadlines,
+        }
+    }
+
+    fn controller(&self, name: &str) -> PathBuf {
+        self.roots.sys.join("class/nvme").join(name)
+    }
+
+    /// The subsystem in `folder`, if it is an export that this host is connected to.
+    fn subsystem(&self, folder: &Path) -> Result<Option<Attached>, NodeError> {
+        let Some(nqn) = read(&folder.join("subsysnqn"))? else {
+            return Ok(None);
+        };
+        let Ok(name) = nqn.parse::<ExportName>() else {
+            return Ok(None);
+        };
+        let mut controllers = Vec::new();
+        let mut disks = Vec::new();
+        for entry in names(folder)? {
+            if is_disk(&entry) {
+                disks.push(entry);
+            } else if is_controller(&entry)
+                && read(&folder.join(&entry).join("hostnqn"))?.as_deref() == Some(&self.host.nqn)
+            {
+                let state = read(&folder.join(&entry).join("state"))?.unwrap_or_default();
+                let inside = names(&folder.join(&entry))?;
+                disks.extend(inside.into_iter().filter(|name| is_disk(name)));
+                controllers.push((entry, state));
+            }
+        }
+        if controllers.is_empty() {
+            return Ok(None);
+        }
+        disks.sort();
+        disks.dedup();
+        let device = match disks.as_slice() {
+            [] => None,
+            [disk] => self.device(disk)?,
+            several => {
+                return Err(NodeError::Unusable(format!(
+                    "export {name} shows {} disks ({}), where drover exports one",
+                    several.len(),
+                    several.join(", ")
+                )));
+            }
+        };
+        Ok(Some(Attached {
+            name,
+            controllers,
+            device,
+        }))
+    }
+
+    /// A disk as sysfs shows it; none: it is on its way in or out.
+    fn device(&self, disk: &str) -> Result<Option<Device>, NodeError> {
+        let folder = self.roots.sys.join("block").join(disk);
+        let get = |attribute: &str| read(&folder.join(attribute));
+        let number = |text: Option<String>| text.and_then(|text| text.parse::<u64>().ok());
+        let (Some(dev), Some(diskseq), Some(sectors)) = (
+            get("dev")?.and_then(|text| text.parse::<DevNumber>().ok()),
+            number(get("diskseq")?),
+            number(get("size")?),
+        ) else {
+            return Ok(None);
+        };
+        if !self.roots.dev.join(disk).exists() {
+            return Ok(None);
+        }
+        // The kernel prefixes the wwid with the kind of the identity.
+        let namespace = match get("uuid")? {
+            Some(text) => Some(text),
+            None => get("wwid")?.and_then(|text| text.strip_prefix("uuid.").map(str::to_owned)),
+        };
+        Ok(Some(Device {
+            disk: Disk {
+                name: disk.to_owned(),
+                diskseq: Diskseq(diskseq),
+            },
+            number: dev,
+            // sysfs counts 512-byte sectors whatever the block size.
+            size: Bytes(sectors.saturating_mul(512)),
+            namespace: namespace.and_then(|text| Uuid::parse_str(&text).ok()),
+            read_only: get("ro")?.as_deref() == Some("1"),
+        }))
+    }
+
+    /// The fabrics device, with its modules loaded where they are not yet.
+    async fn fabrics(&self) -> Result<PathBuf, NodeError> {
+        let path = self.roots.dev.join("nvme-fabrics");
+        if !path.exists() {
+            let end = self
+                .children
+                .tool("modprobe", &["nvme-tcp".as_ref()], self.deadlines.connect)
+                .await?;
+            if !path.exists() {
+                return Err(NodeError::Failed(format!(
+                    "{} is not there and modprobe nvme-tcp did not make it (exit {}: {}): this node's kernel needs the nvme-tcp module",
+                    path.display(),
+                    end.code,
+                    end.output
+                )));
+            }
+        }
+        Ok(path)
+    }
+}
+
+#[async_trait]
+impl Fabric for Nvme {
+    fn attached(&self) -> Result<Vec<Attached>, NodeError> {
+        let class = self.roots.sys.join("class/nvme-subsystem");
+        let mut found = Vec::new();
+        for entry in names(&class)? {
+            found.extend(self.subsystem(&class.join(entry))?);
+        }
+        found.sort_by(|a, b| a.name.nqn().cmp(b.name.nqn()));
+        Ok(found)
+    }
+
+    async fn connect(&self, target: &Target) -> Result<Duration, NodeError> {
+        let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+        let options = options(target, &self.host, cpus)?;
+        let op = Op::Connect {
+            fabrics: self.fabrics().await?,
+            options,
+        };
+        match self.children.run(&op, self.deadlines.connect).await {
+            Ok((Answer::Connected(said), took)) => {
+                let (instance, cntlid) = parse_connected(&said).ok_or_else(|| {
+                    NodeError::Failed(format!("the kernel answered a connect with {said:?}"))
+                })?;
+                tracing::info!(subsystem = target.subsystem, controller = instance, cntlid, address = %target.address, "connected");
+                Ok(took)
+            }
+            Ok((other, _)) => Err(NodeError::Failed(format!(
+                "a connect was answered with {other:?}"
+            ))),
+            // It is connected already: a second call was faster.
+            Err(error) if error.errno() == Some(Errno::EALREADY) => Ok(Duration::ZERO),
+            Err(error) => match NodeError::from(error) {
+                NodeError::Failed(text) => Err(NodeError::Failed(format!(
+                    "connect to {} at {}: {text}; the kernel's log says more",
+                    target.subsystem, target.address
+                ))),
+                other => Err(other),
+            },
+        }
+    }
+
+    async fn disconnect(&self, name: &ExportName) -> Result<Duration, NodeError> {
+        let mut took = Duration::ZERO;
+        for attached in self.attached()? {
+            if attached.name != *name {
+                continue;
+            }
+            for (controller, _) in attached.controllers {
+                let op = Op::Delete {
+                    controller: self.controller(&controller),
+                    subsystem: name.nqn().to_owned(),
+                };
+                took += self.children.run(&op, self.deadlines.disconnect).await?.1;
+            }
+        }
+        Ok(took)
+    }
+
+    async fn rescan(&self, name: &ExportName) -> Result<(), NodeError> {
+        for attached in self.attached()? {
+            if attached.name != *name {
+                continue;
+            }
+            for (controller, _) in attached.controllers {
+                let op = Op::Rescan {
+                    controller: self.controller(&controller),
+                    subsystem: name.nqn().to_owned(),
+                };
+                self.children.run(&op, self.deadlines.connect).await?;
+            }
+        }
+        Ok(())
+    }
+
+    fn is_there(&self, number: DevNumber) -> bool {
+        self.roots.sys.join(format!("dev/block/{number}")).exists()
+    }
+}
+
+/// The option string of a connect (drivers/nvme/host/fabrics.c, `opt_tokens`).
+///
+/// `ctrl_loss_tmo=-1`: a host waits for its home without end; only a fence,
+/// whose refusal is final, or an operator ends that.
+fn options(target: &Target, host: &HostIdentity, cpus: usize) -> Result<String, NodeError> {
+    target
+        .subsystem
+        .parse::<ExportName>()
+        .map_err(|e| NodeError::Failed(e.to_string()))?;
+    if !host.nqn.starts_with("nqn.")
+        || host.nqn.len() > 223
+        || host
+            .nqn
+            .contains(|c: char| c == ',' || c.is_whitespace() || c.is_control())
+    {
+        return Err(NodeError::Failed(format!(
+            "host NQN {:?} is not valid: it must begin with nqn. and have no comma or space",
+            host.nqn
+        )));
+    }
+    Ok(format!(
+        "transport=tcp,traddr={},trsvcid={},nqn={},hostnqn={},hostid={},nr_io_queues={},keep_alive_tmo={KEEP_ALIVE},reconnect_delay={RECONNECT_DELAY},ctrl_loss_tmo=-1",
+        target.address.ip(),
+        target.address.port(),
+        target.subsystem,
+        host.nqn,
+        host.id,
+        cpus.clamp(1, QUEUES),
+    ))
+}
+
+/// `instance=N,cntlid=M`.
+fn parse_connected(said: &str) -> Option<(u32, u32)> {
+    let (instance, cntlid) = said.trim().split_once(',')?;
+    Some((
+        instance.strip_prefix("instance=")?.parse().ok()?,
+        cntlid.strip_prefix("cntlid=")?.parse().ok()?,
+    ))
+}
+
+/// `nvmeX`.
+fn is_controller(name: &str) -> bool {
+    name.strip_prefix("nvme").is_some_and(is_number)
+}
+
+/// `nvmeXnY`, not `nvmeXcYnZ` and not a partition.
+fn is_disk(name: &str) -> bool {
+    name.strip_prefix("nvme")
+        .and_then(|rest| rest.split_once('n'))
+        .is_some_and(|(x, y)| is_number(x) && is_number(y))
+}
+
+fn is_number(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit())
+}
+
+fn vanished(error: &io::Error) -> bool {
+    // What a reader meets while the kernel takes an object away.
+    matches!(
+        error.raw_os_error().map(Errno::from_raw),
+        Some(Errno::ENOENT | Errno::ENODEV | Errno::ENXIO | Errno::ENOTDIR)
+    )
+}
+
+/// An attribute's text; none: there is no such object (any more).
+fn read(path: &Path) -> Result<Option<String>, NodeError> {
+    match fs::read_to_string(path) {
+        Ok(text) => Ok(Some(text.trim().to_owned())),
+        Err(e) if vanished(&e) => Ok(None),
+        Err(e) => Err(NodeError::Failed(format!("read {}: {e}", path.display()))),
+    }
+}
+
+/// The names in a folder; a folder that is not there has none.
+fn names(folder: &Path) -> Result<Vec<String>, NodeError> {
+    let entries = match fs::read_dir(folder) {
+        Ok(entries) => entries,
+        Err(e) if vanished(&e) => return Ok(Vec::new()),
+        Err(e) => {
+            return Err(NodeError::Failed(format!("list {}: {e}", folder.display())));
+        }
+    };
+    entries
+        .map(|entry| match entry {
+            Ok(entry) => Ok(entry.file_name().to_string_lossy().into_owned()),
+            Err(e) => Err(NodeError::Failed(format!("list {}: {e}", folder.display()))),
+        })
+        .collect()
+}
+
+#[cfg(test)]
+#[path = "nvme_tests.rs"]
+mod tests;

@@ -1,0 +1,378 @@
+//! NodeUnstage: unmount, judge who is left, disconnect.
+//!
+//! Kubelet calls it only after every pod has left. Whoever holds the disk then
+//! is a backup, or a process that no pod owns, and refusing for ever would be
+//! the very fault that drover ends. So:
+//!
+//! | who is left                           | the volume is this node's      | its epoch has ended |
+//! |---------------------------------------|--------------------------------|---------------------|
+//! | nobody                                | sync, disconnect               | the same            |
+//! | registered readers only               | sync, cut them off, disconnect | the same            |
+//! | a writer, somebody unexplained, or a  | refuse until the deadline that | cut off at once     |
+//! | file system still claims the disk     | began with the first refusal,  |                     |
+//! |                                       | then sync and cut off          |                     |
+//!
+//! Cutting off ends nobody's process: its reads and writes fail with EIO.
+//! "Claims the disk" is the kernel's own word: an open with O_EXCL fails with
+//! EBUSY while a super block lives, in any mount namespace, and also while an
+//! earlier umount is still writing back. A sync or umount that hangs has its
+//! deadline and is then a holder like any other.
+
+use std::path::{Path, PathBuf};
+use std::sync::PoisonError;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use serde_json::json;
+
+use super::child_ops::{Node, Op};
+use super::fabric::{Attached, Device, ExportName};
+use super::mountinfo;
+use super::publish::STACKED;
+use super::steps::Steps;
+use super::{Initiator, Whose, resolve};
+use crate::attach::ports::{ControlError, Holder, Judgement, NodeError, Verdict};
+use crate::ids::VolumeId;
+
+/// What keeps a disk from being let go, besides those the witness knows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Claim {
+    /// Nothing: it could be claimed, and its cache is written back.
+    Free,
+    /// The staging mount is busy.
+    Mounted,
+    /// A super block or a tool has claimed it, or it does not answer; in words.
+    Held(String),
+}
+
+/// Whether the volume is still this node's.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Standing {
+    /// It is, and a live holder has so long.
+    Current(Duration),
+    /// It is not: the home has fenced it, or is about to.
+    Ended,
+}
+
+/// What to do about an attachment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ending {
+    /// Nobody is left.
+    Disconnect,
+    /// Only registered readers are left: sync, detach, disconnect.
+    CutReaders,
+    /// Somebody else is left and has no more time.
+    CutHolders,
+    /// Somebody else is left and has this much time.
+    Refuse(Duration),
+}
+
+/// The table of this module's doc.
+fn decide(verdict: Verdict, claim: &Claim, standing: &Standing, waited: Duration) -> Ending {
+    match (verdict, claim) {
+        (Verdict::Quiet, Claim::Free) => return Ending::Disconnect,
+        (Verdict::BackupRunning | Verdict::BackupStale, Claim::Free | Claim::Mounted) => {
+            return Ending::CutReaders;
+        }
+        // Quiet and yet busy: somebody is there whom the witness does not see.
+        (Verdict::Quiet, Claim::Mounted | Claim::Held(_))
+        | (Verdict::BackupRunning | Verdict::BackupStale, Claim::Held(_))
+        | (Verdict::Live | Verdict::Unknown, _) => {}
+    }
+    match standing {
+        Standing::Ended => Ending::CutHolders,
+        Standing::Current(deadline) => match deadline.checked_sub(waited) {
+            None | Some(Duration::ZERO) => Ending::CutHolders,
+            Some(left) => Ending::Refuse(left),
+        },
+    }
+}
+
+/// How many holders a sentence names.
+const NAMED: usize = 5;
+
+/// The holders in words: process, cgroup, last write.
+fn who(judgement: &Judgement, claim: &Claim) -> String {
+    let one = |holder: &Holder| {
+        let mut text = match holder.pid {
+            0 => holder.name.clone(),
+            pid => format!("{} (pid {pid})", holder.name),
+        };
+        if !holder.cgroup.is_empty() {
+            text += &format!(" of cgroup {}", holder.cgroup);
+        }
+        text += match (holder.writable, holder.registered) {
+            (true, _) => ", which can write",
+            (false, true) => ", a registered reader",
+            (false, false) => ", a reader that is not registered",
+        };
+        match holder.last_write_ms {
+            Some(ms) => text + &format!(", last write {ms} ms ago"),
+            None => text + ", no write seen",
+        }
+    };
+    let mut all: Vec<String> = judgement.holders.iter().take(NAMED).map(one).collect();
+    if judgement.holders.len() > NAMED {
+        all.push(format!("{} more", judgement.holders.len() - NAMED));
+    }
+    match claim {
+        Claim::Free => {}
+        Claim::Mounted => all.push("the staging mount is busy".to_owned()),
+        Claim::Held(why) => all.push(why.clone()),
+    }
+    if all.is_empty() {
+        judgement.reason.clone()
+    } else {
+        format!("{} ({})", all.join("; "), judgement.reason)
+    }
+}
+
+impl Initiator {
+    pub(super) async fn unstage_in_turn(
+        &self,
+        volume: &VolumeId,
+        staging: &Path,
+        steps: &mut Steps,
+    ) -> Result<(), NodeError> {
+        let _turn = self.turn(volume).await?;
+        let attached = self.attached_of(volume)?;
+        let mut claim = Claim::Free;
+        let mut changed = !attached.is_empty();
+        let place = resolve(staging)?;
+        if let Some(place) = &place {
+            claim = self
+                .unmount_staging(volume, place, &attached, &mut changed, steps)
+                .await?;
+        }
+        let mut cut = Vec::new();
+        for attached in &attached {
+            cut.extend(
+                self.let_go(attached, place.as_deref(), &claim, steps)
+                    .await?,
+            );
+        }
+        if changed {
+            let text = if cut.is_empty() {
+                format!("volume {volume} is unstaged from {}", self.settings.node)
+            } else {
+                format!(
+                    "volume {volume} is unstaged from {}; cut off: {}",
+                    self.settings.node,
+                    cut.join("; ")
+                )
+            };
+            let mut detail = steps.detail();
+            detail["cut_off"] = json!(cut);
+            self.note("unstaged", volume, text, detail);
+        }
+        Ok(())
+    }
+
+    /// Unmounts the staging path as often as something of the volume's is there.
+    async fn unmount_staging(
+        &self,
+        volume: &VolumeId,
+        staging: &Path,
+        attached: &[Attached],
+        changed: &mut bool,
+        steps: &mut Steps,
+    ) -> Result<Claim, NodeError> {
+        for _ in 0..STACKED {
+            let mounts = mountinfo::mounts()?;
+            let Some(mount) = mountinfo::at(&mounts, staging) else {
+                return Ok(Claim::Free);
+            };
+            let dead = match self.whose(mount, attached) {
+                Whose::Volume(_) => false,
+                Whose::Dead => true,
+                Whose::Foreign => {
+                    return Err(NodeError::Failed(format!(
+                        "staging path {} has something mounted on it that is not volume {volume} ({} on {}); it is left alone",
+                        staging.display(),
+                        mount.fs,
+                        mount.number
+                    )));
+                }
+            };
+            let op = Op::Unmount {
+                path: staging.to_owned(),
+                detach: false,
+            };
+            *changed = true;
+            let deadline = self.settings.device.unmount;
+            match self.devices.children.run(&op, deadline).await {
+                Ok((_, took)) => steps.kernel("umount", took),
+                // Nothing can be saved any more, and nobody can write.
+                Err(_) if dead => self.detach(staging, steps).await?,
+                Err(error) if error.errno() == Some(Errno::EBUSY) => return Ok(Claim::Mounted),
+                Err(error) => match NodeError::from(error) {
+                    hangs @ NodeError::Deadline { .. } => {
+                        return Ok(Claim::Held(hangs.to_string()));
+                    }
+                    other => return Err(other),
+                },
+            }
+        }
+        Err(NodeError::Failed(format!(
+            "staging path {} has more than {STACKED} mounts on it",
+            staging.display()
+        )))
+    }
+
+    /// Ends one attachment, or says who keeps it. Whom it cut off, if anybody.
+    async fn let_go(
+        &self,
+        attached: &Attached,
+        staging: Option<&Path>,
+        unmounted: &Claim,
+        steps: &mut Steps,
+    ) -> Result<Option<String>, NodeError> {
+        let name = &attached.name;
+        let Some(device) = &attached.device else {
+            self.disconnect(name, steps).await?;
+            return Ok(None);
+        };
+        let claim = match unmounted {
+            Claim::Free => self.claim(device, steps).await,
+            busy => busy.clone(),
+        };
+        let own: Vec<PathBuf> = staging.into_iter().map(Path::to_owned).collect();
+        let asked = Instant::now();
+        let judgement = self.witness.judge(&device.disk, &own).await;
+        steps.own("judge", asked.elapsed());
+
+        let key = (name.volume.clone(), name.epoch);
+        let waited = {
+            let since = self
+                .refused_since
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
+            since.get(&key).map_or(Duration::ZERO, Instant::elapsed)
+        };
+        // Who is let go at once in any case need not ask the controller.
+        let mut ending = decide(
+            judgement.verdict,
+            &claim,
+            &Standing::Current(Duration::MAX),
+            waited,
+        );
+        if matches!(ending, Ending::Refuse(_) | Ending::CutHolders) {
+            let standing = self.standing(name).await;
+            ending = decide(judgement.verdict, &claim, &standing, waited);
+        }
+        let who = who(&judgement, &claim);
+        let cut = match ending {
+            Ending::Refuse(left) => {
+                self.refused_since
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .entry(key)
+                    .or_insert_with(Instant::now);
+                return Err(NodeError::Busy(format!(
+                    "volume {} cannot be unstaged yet, {} is held by {who}; it is cut off in {:.0} s",
+                    name.volume,
+                    device.disk.name,
+                    left.as_secs_f64()
+                )));
+            }
+            Ending::Disconnect => None,
+            Ending::CutReaders | Ending::CutHolders => {
+                self.detach_all(device, steps).await?;
+                Some(who)
+            }
+        };
+        self.disconnect(name, steps).await?;
+        self.refused_since
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(&key);
+        Ok(cut)
+    }
+
+    /// Claims the disk for a moment and writes its cache back.
+    async fn claim(&self, device: &Device, steps: &mut Steps) -> Claim {
+        let op = Op::SyncDevice {
+            device: Node::from(&device.disk),
+        };
+        match self
+            .devices
+            .children
+            .run(&op, self.settings.device.sync)
+            .await
+        {
+            Ok((_, took)) => {
+                steps.kernel("sync", took);
+                Claim::Free
+            }
+            Err(error) => match error.errno() {
+                Some(Errno::EBUSY) => Claim::Held(format!(
+                    "a file system or tool that has claimed {}",
+                    device.disk.name
+                )),
+                // The disk has gone or fails for good, as after a fence:
+                // there is nothing left that could be written back.
+                Some(errno) => {
+                    tracing::warn!(disk = device.disk.name, %errno, %error, "the disk took no sync");
+                    Claim::Free
+                }
+                None => Claim::Held(error.to_string()),
+            },
+        }
+    }
+
+    /// Whether the attachment's epoch is still the one that counts.
+    async fn standing(&self, name: &ExportName) -> Standing {
+        match self.attachment(&name.volume).await {
+            Ok(now) if now.exported.target.subsystem == name.nqn() => {
+                Standing::Current(now.busy_deadline)
+            }
+            Ok(_) | Err(ControlError::NotPublished { .. } | ControlError::NoVolume(_)) => {
+                Standing::Ended
+            }
+            Err(error @ (ControlError::Unreachable(_) | ControlError::Failed(_))) => {
+                tracing::warn!(volume = %name.volume, %error, "cannot ask whether the volume is still this node's");
+                Standing::Current(self.settings.busy_deadline)
+            }
+        }
+    }
+
+    /// Writes back, within its deadline, and takes every mount of the disk out
+    /// of this namespace's tree.
+    async fn detach_all(&self, device: &Device, steps: &mut Steps) -> Result<(), NodeError> {
+        let mounts = mountinfo::mounts()?;
+        let points: Vec<&Path> = mounts
+            .iter()
+            .rev()
+            .filter(|m| m.shows(device))
+            .map(|m| m.point.as_path())
+            .collect();
+        let on_it = mounts.iter().find(|m| m.number == device.number);
+        let sync = match on_it {
+            Some(mount) => Op::SyncFileSystem {
+                path: mount.point.clone(),
+            },
+            None => Op::SyncDevice {
+                device: Node::from(&device.disk),
+            },
+        };
+        match self
+            .devices
+            .children
+            .run(&sync, self.settings.device.sync)
+            .await
+        {
+            Ok((_, took)) => steps.kernel("sync", took),
+            Err(error) => {
+                tracing::warn!(disk = device.disk.name, %error, "no sync before the holders are cut off");
+            }
+        }
+        for point in points {
+            self.detach(point, steps).await?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+#[path = "unstage_tests.rs"]
+mod tests;
