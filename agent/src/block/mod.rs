@@ -7,6 +7,7 @@
 //! command touches the device until the command has settled.
 
 pub mod device;
+pub mod file;
 pub mod gate;
 
 pub use device::{BLOCK, BlockDevice, DeviceError};

@@ -1,13 +1,35 @@
-//! Live exports: the listener, the sessions of each, and their end.
+//! Live exports: the listener, the identities, the sessions of each, and their end.
+//!
+//! ```text
+//!              open                 close             end
+//!   unknown ─────────► live ───────────────► closing ─────► closed
+//!      │  Connect: the one host     Connect refused for good ──────►
+//!      └──────────────────── remember_closed ─────────────────▲
+//! ```
+//!
+//! An identity goes this way once and never back: [`Exports::open`] of a closed
+//! one is refused. A closing export's hosts still have their connections, so
+//! that they can be told; its gate lets nothing in any more. Only
+//! [`Closing::end`] makes it closed.
 
-use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+mod closing;
+mod listener;
 
+use std::collections::HashMap;
+use std::sync::{Arc, OnceLock, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::time::SystemTime;
+
+use prometheus_client::registry::Registry;
 use uuid::Uuid;
 
 use crate::attach::ports::HostIdentity;
 use crate::block::BlockDevice;
+use crate::block::gate::Gate;
 use crate::ids::{Epoch, VolumeId};
+use crate::nvme_tcp::metrics::Metrics;
+use crate::nvme_tcp::subsystem::{Directory, Found, Host, Subsystem};
+
+pub use closing::{Closing, Ended};
 
 /// An export's identity and rights.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,83 +49,176 @@ pub struct ExportSpec {
 }
 
 /// The exports that a target serves now, and the identities it knows as closed.
-pub struct Exports {}
+pub struct Exports {
+    table: Arc<RwLock<Table>>,
+    metrics: Metrics,
+}
 
-#[expect(
-    clippy::todo,
-    unused_variables,
-    clippy::unused_async,
-    reason = "being written"
-)]
+#[derive(Default)]
+struct Table {
+    live: HashMap<String, Arc<Live>>,
+    /// With the gate of those that this process has served: it counts late commands.
+    closed: HashMap<String, Option<Arc<Gate>>>,
+}
+
+struct Live {
+    spec: ExportSpec,
+    subsystem: Arc<Subsystem>,
+    inside_at_close: OnceLock<u32>,
+}
+
 impl Exports {
     /// None yet.
     pub fn new() -> Arc<Self> {
-        todo!()
+        Arc::new(Self {
+            table: Arc::default(),
+            metrics: Metrics::default(),
+        })
     }
-    /// Serves one more export. The same identity again: nothing changes.
+
+    fn read(&self) -> RwLockReadGuard<'_, Table> {
+        // No code panics while it holds the lock.
+        self.table
+            .read()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, Table> {
+        write(&self.table)
+    }
+
+    /// Registers connections, associations, commands, bytes, malformed PDUs
+    /// and late commands, under names that begin with `drover_`.
+    pub fn register_metrics(&self, registry: &mut Registry) {
+        self.metrics.register(registry);
+    }
+
+    /// Serves one more export. The same identity again: nothing changes, and
+    /// an identity that was closed is not opened again (the log says so).
     pub fn open(&self, spec: ExportSpec, device: Arc<dyn BlockDevice>) {
-        todo!()
+        let mut table = self.write();
+        if table.closed.contains_key(&spec.subsystem) {
+            tracing::error!(
+                subsystem = %spec.subsystem, volume = %spec.volume, epoch = %spec.epoch,
+                "this identity was closed and is never served again"
+            );
+            return;
+        }
+        table.live.entry(spec.subsystem.clone()).or_insert_with(|| {
+            let host = Host {
+                nqn: spec.host.nqn.clone(),
+                id: spec.host.id,
+            };
+            let name = spec.subsystem.clone();
+            let subsystem = Subsystem::new(name, spec.namespace, host, spec.read_only, device);
+            Arc::new(Live {
+                spec,
+                subsystem,
+                inside_at_close: OnceLock::new(),
+            })
+        });
     }
-    /// Remembers an identity as closed: Connect is refused for good (DNR). Unknown ones are refused without DNR.
+
+    /// Remembers an identity as closed: Connect is refused for good (DNR).
+    /// Unknown ones are refused without DNR. A live one is closed at once, and
+    /// only [`Self::close`] and [`Closing::end`] tell its hosts.
     pub fn remember_closed(&self, subsystem: &str) {
-        todo!()
+        let mut table = self.write();
+        if let Some(live) = table.live.get(subsystem) {
+            live.close();
+        } else {
+            table.closed.entry(subsystem.to_owned()).or_default();
+        }
     }
-    /// Closes the gate at once: when this returns, no command of the export enters. None: no such export is live.
+
+    /// Closes the gate at once: when this returns, no command of the export
+    /// enters, and Connect is refused for good. None: no such export is live.
+    ///
+    /// Until [`Closing::end`] it can be called again, with the same answer.
     pub fn close(&self, subsystem: &str) -> Option<Closing> {
-        todo!()
+        let live = self.read().live.get(subsystem).map(Arc::clone)?;
+        let inside_at_close = live.close();
+        Some(Closing::new(inside_at_close, live, Arc::clone(&self.table)))
     }
+
+    /// Commands of an export that were refused since its gate closed; also
+    /// after its end. 0 for one that this process never served.
+    pub fn late_refused(&self, subsystem: &str) -> u64 {
+        let table = self.read();
+        let live = table.live.get(subsystem).map(|live| live.subsystem.gate());
+        let gate = live.or_else(|| table.closed.get(subsystem)?.as_ref());
+        gate.map_or(0, |gate| gate.late())
+    }
+
     /// Tells the hosts of a volume's exports that its size has changed.
     pub fn resized(&self, volume: &VolumeId) {
-        todo!()
+        for live in self.of(volume) {
+            if let Some(controller) = live.subsystem.current() {
+                controller.announce_change();
+            }
+        }
     }
-    /// Commands refused since a closed export's gate closed; 0 for an unknown one.
-    pub fn late_refused(&self, subsystem: &str) -> u64 {
-        todo!()
-    }
+
     /// When the volume's live export saw its last write.
     pub fn last_write(&self, volume: &VolumeId) -> Option<SystemTime> {
-        todo!()
+        self.of(volume)
+            .iter()
+            .filter_map(|live| live.subsystem.last_write())
+            .max()
     }
-    /// Accepts connections until `stop` ends. Call it when every export is restored.
+
+    fn of(&self, volume: &VolumeId) -> Vec<Arc<Live>> {
+        let table = self.read();
+        table
+            .live
+            .values()
+            .filter(|live| live.spec.volume == *volume)
+            .map(Arc::clone)
+            .collect()
+    }
+
+    /// Accepts connections until `stop` becomes true, then ends those it has.
+    /// Call it when every export is restored.
     pub async fn serve(
         self: Arc<Self>,
         listener: tokio::net::TcpListener,
         stop: tokio::sync::watch::Receiver<bool>,
     ) {
-        todo!()
+        listener::serve(&self, &listener, stop).await;
+        let live: Vec<_> = self.read().live.values().map(Arc::clone).collect();
+        for live in live {
+            live.subsystem.disconnect();
+        }
     }
 }
 
-/// An export whose gate is closed and whose hosts do not know it yet.
-pub struct Closing {
-    /// Commands inside when the gate closed.
-    pub inside_at_close: u32,
-}
-
-/// What ending the hosts' sessions came to.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Ended {
-    /// Connections that were ended.
-    pub sessions: u32,
-    /// Commands refused since the gate closed.
-    pub late_refused: u64,
-    /// The export's last write.
-    pub last_write: Option<SystemTime>,
-}
-
-#[expect(
-    clippy::todo,
-    unused_variables,
-    clippy::unused_async,
-    reason = "being written"
-)]
-impl Closing {
-    /// Waits until no command is inside; how long that took since the gate closed, or how many are inside still.
-    pub async fn settled(&self, deadline: Duration) -> Result<Duration, u32> {
-        todo!()
-    }
-    /// Tells the hosts (final status for all I/O, namespace gone, connections closed) and drops the identity for good.
-    pub async fn end(self) -> Ended {
-        todo!()
+impl Directory for Exports {
+    fn find(&self, subsystem: &str) -> Found {
+        let table = self.read();
+        match table.live.get(subsystem) {
+            Some(live) => Found::Live(Arc::clone(&live.subsystem)),
+            None if table.closed.contains_key(subsystem) => Found::Closed,
+            None => Found::Unknown,
+        }
     }
 }
+
+impl Live {
+    /// Closes the gate; how many were inside when it closed first.
+    fn close(&self) -> u32 {
+        let inside = self.subsystem.gate().close();
+        *self.inside_at_close.get_or_init(|| inside)
+    }
+}
+
+fn write(table: &RwLock<Table>) -> RwLockWriteGuard<'_, Table> {
+    // No code panics while it holds the lock.
+    table
+        .write()
+        .unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod host_for_tests;
+#[cfg(test)]
+mod tests;

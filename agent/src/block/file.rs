@@ -1,0 +1,350 @@
+//! A volume's file as a block device.
+//!
+//! Reads and writes are direct (O_DIRECT), so that an acknowledged write is in
+//! the disk's hands and never in a page cache that two processes could differ
+//! about. Each call runs on tokio's blocking pool. A thread that the disk holds
+//! in D state keeps the process's descriptors, and so its lock on the pool,
+//! after kill -9: that is wanted, since the write it waits for may still land,
+//! and a successor must not serve before it has. For the same reason a call
+//! that was begun runs to its end even when its future is dropped.
+//!
+//! A flush that fails latches the device: the kernel may have dropped what it
+//! could not write and reports that once, so nothing later can be believed.
+
+use std::fs::File;
+use std::io::IoSlice;
+use std::os::fd::AsRawFd;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use async_trait::async_trait;
+use bytemuck::{Pod, Zeroable};
+use nix::errno::Errno;
+use nix::fcntl::{FallocateFlags, FcntlArg, OFlag, fallocate, fcntl};
+
+use super::device::{BLOCK, BlockDevice, DeviceError};
+use crate::ids::{Bytes, Lba};
+
+/// Zeroes written at once where the file system cannot make them itself.
+const ZEROES: u64 = 1 << 20;
+
+/// Memory that O_DIRECT takes: aligned to a block, a whole number of them.
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C, align(4096))]
+struct Page([u8; BLOCK as usize]);
+
+/// A [`BlockDevice`] over an open file.
+pub struct FileDevice {
+    file: Arc<OpenFile>,
+    size: AtomicU64,
+    /// Held over a whole flush: of two at once only one is told of a failure.
+    flushing: Arc<tokio::sync::Mutex<()>>,
+}
+
+struct OpenFile {
+    file: File,
+    path: PathBuf,
+    direct: bool,
+    failed_flush: OnceLock<String>,
+}
+
+impl FileDevice {
+    /// Serves `size` bytes of `file`, which must be open for reading (and for
+    /// writing, if it is to be written). `path` only names it in errors.
+    ///
+    /// Turns O_DIRECT on; where the file system has none (tmpfs before 6.6)
+    /// it says so in the log and goes through the page cache.
+    ///
+    /// # Errors
+    /// A size that is not a whole number of blocks; a descriptor whose flags
+    /// cannot be read.
+    pub fn new(file: File, path: &Path, size: Bytes) -> Result<Self, DeviceError> {
+        let failed = |call: &str, errno| DeviceError::Io {
+            call: format!("{call} {}", path.display()),
+            errno,
+        };
+        if size.0 % BLOCK != 0 {
+            return Err(failed(
+                "serve a size that is not whole blocks of",
+                Errno::EINVAL,
+            ));
+        }
+        let flags =
+            fcntl(&file, FcntlArg::F_GETFL).map_err(|errno| failed("fcntl F_GETFL", errno))?;
+        let flags = OFlag::from_bits_retain(flags) | OFlag::O_DIRECT;
+        let direct = match fcntl(&file, FcntlArg::F_SETFL(flags)) {
+            Ok(_) => true,
+            Err(errno) => {
+                tracing::warn!(
+                    file = %path.display(), %errno,
+                    "this file system has no direct I/O; going through the page cache"
+                );
+                false
+            }
+        };
+        let path = path.to_owned();
+        Ok(Self {
+            file: Arc::new(OpenFile {
+                file,
+                path,
+                direct,
+                failed_flush: OnceLock::new(),
+            }),
+            size: AtomicU64::new(size.0),
+            flushing: Arc::default(),
+        })
+    }
+
+    /// Serves `size` bytes from now on, rounded down to whole blocks. A
+    /// smaller size than now changes nothing. The file must be that long already.
+    pub fn grow(&self, size: Bytes) {
+        self.size
+            .fetch_max(size.0 - size.0 % BLOCK, Ordering::AcqRel);
+    }
+
+    /// The bytes that `blocks` from `lba` on are: (first, length).
+    fn range(&self, lba: Lba, blocks: u64) -> Result<(u64, u64), DeviceError> {
+        let size = self.size();
+        let range = || {
+            let start = lba.0.checked_mul(BLOCK)?;
+            let length = blocks.checked_mul(BLOCK)?;
+            let end = start.checked_add(length)?;
+            (end <= size.0).then_some((start, length))
+        };
+        range().ok_or(DeviceError::OutOfRange { lba, blocks, size })
+    }
+
+    /// Runs `call` on the blocking pool, unless a flush has failed before.
+    async fn run<T: Send + 'static>(
+        &self,
+        call: impl FnOnce(&OpenFile) -> Result<T, DeviceError> + Send + 'static,
+    ) -> Result<T, DeviceError> {
+        let file = Arc::clone(&self.file);
+        tokio::task::spawn_blocking(move || {
+            file.usable()?;
+            call(&file)
+        })
+        .await
+        .unwrap_or_else(|lost| {
+            Err(DeviceError::Io {
+                call: format!("run a call on the blocking pool ({lost})"),
+                errno: Errno::ECANCELED,
+            })
+        })
+    }
+}
+
+#[async_trait]
+impl BlockDevice for FileDevice {
+    fn size(&self) -> Bytes {
+        Bytes(self.size.load(Ordering::Acquire))
+    }
+
+    async fn read(&self, lba: Lba, buffer: &mut [u8]) -> Result<(), DeviceError> {
+        let blocks = self.file.whole_blocks(buffer.len())?;
+        let (start, _) = self.range(lba, blocks)?;
+        let pages = self
+            .run(move |file| {
+                let mut pages = pages(blocks);
+                file.read(start, bytemuck::cast_slice_mut(&mut pages))?;
+                Ok(pages)
+            })
+            .await?;
+        buffer.copy_from_slice(bytemuck::cast_slice(&pages));
+        Ok(())
+    }
+
+    async fn write(&self, lba: Lba, data: &[u8], fua: bool) -> Result<(), DeviceError> {
+        let blocks = self.file.whole_blocks(data.len())?;
+        let (start, _) = self.range(lba, blocks)?;
+        let mut pages = pages(blocks);
+        bytemuck::cast_slice_mut(&mut pages).copy_from_slice(data);
+        // Through the page cache a failure of the durable half could be told
+        // to a flush beside it instead: there it is a write and a flush.
+        let durable = fua && self.file.direct;
+        self.run(move |file| file.write(start, bytemuck::cast_slice(&pages), durable))
+            .await?;
+        if fua && !durable {
+            self.flush().await
+        } else {
+            Ok(())
+        }
+    }
+
+    async fn flush(&self) -> Result<(), DeviceError> {
+        let alone = Arc::clone(&self.flushing).lock_owned().await;
+        self.run(move |file| {
+            let _alone = alone;
+            // A flush that waited for one that failed has failed as well.
+            file.usable()?;
+            file.flush()
+        })
+        .await
+    }
+
+    async fn write_zeroes(&self, lba: Lba, blocks: u64, unmap: bool) -> Result<(), DeviceError> {
+        let (start, length) = self.range(lba, blocks)?;
+        if length == 0 {
+            return Ok(());
+        }
+        self.run(move |file| {
+            if unmap {
+                file.punch(start, length)
+            } else {
+                file.zero(start, length)
+            }
+        })
+        .await
+    }
+
+    async fn deallocate(&self, lba: Lba, blocks: u64) -> Result<(), DeviceError> {
+        self.write_zeroes(lba, blocks, true).await
+    }
+}
+
+impl OpenFile {
+    fn error(&self, call: &str, errno: Errno) -> DeviceError {
+        match errno {
+            Errno::ENOSPC | Errno::EDQUOT => DeviceError::NoSpace,
+            errno => DeviceError::Io {
+                call: format!("{call} {}", self.path.display()),
+                errno,
+            },
+        }
+    }
+
+    fn usable(&self) -> Result<(), DeviceError> {
+        match self.failed_flush.get() {
+            Some(why) => Err(DeviceError::FlushFailed(why.clone())),
+            None => Ok(()),
+        }
+    }
+
+    fn latch(&self, call: &str, errno: Errno) -> DeviceError {
+        let why = format!("{call} {}: {errno}", self.path.display());
+        tracing::error!(%why, "the device serves nothing any more");
+        DeviceError::FlushFailed(self.failed_flush.get_or_init(|| why).clone())
+    }
+
+    fn whole_blocks(&self, length: usize) -> Result<u64, DeviceError> {
+        let length = length as u64;
+        if length.is_multiple_of(BLOCK) {
+            Ok(length / BLOCK)
+        } else {
+            Err(self.error("transfer of a part of a block of", Errno::EINVAL))
+        }
+    }
+
+    fn read(&self, start: u64, buffer: &mut [u8]) -> Result<(), DeviceError> {
+        let mut done = 0;
+        while done < buffer.len() {
+            let at = offset(start + done as u64);
+            match nix::sys::uio::pread(&self.file, &mut buffer[done..], at) {
+                // The file is shorter than the volume: it was cut, and what was there is lost.
+                Ok(0) => return Err(self.error("read beyond the end of", Errno::EIO)),
+                Ok(read) => done += read,
+                Err(Errno::EINTR) => {}
+                Err(errno) => return Err(self.error("read", errno)),
+            }
+        }
+        Ok(())
+    }
+
+    fn write(&self, start: u64, data: &[u8], durable: bool) -> Result<(), DeviceError> {
+        let mut done = 0;
+        while done < data.len() {
+            match self.write_some(start + done as u64, &data[done..], durable) {
+                Ok(0) => return Err(self.error("write (nothing was taken) to", Errno::EIO)),
+                Ok(written) => done += written,
+                Err(Errno::EINTR) => {}
+                Err(errno @ (Errno::ENOSPC | Errno::EDQUOT)) => {
+                    return Err(self.error("write", errno));
+                }
+                // Which half failed, the write or the flush, is not told.
+                Err(errno) if durable => return Err(self.latch("write with RWF_DSYNC", errno)),
+                Err(errno) => return Err(self.error("write", errno)),
+            }
+        }
+        Ok(())
+    }
+
+    fn write_some(&self, at: u64, data: &[u8], durable: bool) -> Result<usize, Errno> {
+        let data = [IoSlice::new(data)];
+        let flags = if durable { libc::RWF_DSYNC } else { 0 };
+        // SAFETY: IoSlice has the layout of iovec (std guarantees it), the one
+        // entry points to `data`, which outlives the call, and the call only reads it.
+        let written = unsafe {
+            libc::pwritev2(
+                self.file.as_raw_fd(),
+                data.as_ptr().cast(),
+                1,
+                offset(at),
+                flags,
+            )
+        };
+        Errno::result(written).map(isize::cast_unsigned)
+    }
+
+    fn flush(&self) -> Result<(), DeviceError> {
+        loop {
+            match nix::unistd::fdatasync(&self.file) {
+                Ok(()) => return Ok(()),
+                Err(Errno::EINTR) => {}
+                Err(errno) => return Err(self.latch("fdatasync", errno)),
+            }
+        }
+    }
+
+    fn punch(&self, start: u64, length: u64) -> Result<(), DeviceError> {
+        let mode = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+        self.allocate(mode, start, length)
+            .map_err(|errno| self.error("fallocate PUNCH_HOLE", errno))
+    }
+
+    /// Zeroes that keep their space, by the file system or, where it cannot, by writing them.
+    fn zero(&self, start: u64, length: u64) -> Result<(), DeviceError> {
+        let mode = FallocateFlags::FALLOC_FL_ZERO_RANGE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+        match self.allocate(mode, start, length) {
+            Ok(()) => return Ok(()),
+            Err(Errno::EOPNOTSUPP) => {}
+            Err(errno) => return Err(self.error("fallocate ZERO_RANGE", errno)),
+        }
+        let zeroes = pages(length.min(ZEROES) / BLOCK);
+        let zeroes: &[u8] = bytemuck::cast_slice(&zeroes);
+        let mut done = 0;
+        while done < length {
+            let some = (length - done).min(ZEROES);
+            self.write(start + done, &zeroes[..size(some)], false)?;
+            done += some;
+        }
+        Ok(())
+    }
+
+    fn allocate(&self, mode: FallocateFlags, start: u64, length: u64) -> Result<(), Errno> {
+        loop {
+            match fallocate(&self.file, mode, offset(start), offset(length)) {
+                Err(Errno::EINTR) => {}
+                other => return other,
+            }
+        }
+    }
+}
+
+fn pages(blocks: u64) -> Vec<Page> {
+    bytemuck::zeroed_vec(size(blocks))
+}
+
+/// A count that came from a buffer's length, or is smaller than one.
+fn size(count: u64) -> usize {
+    usize::try_from(count).expect("drover is built for 64-bit machines")
+}
+
+/// A file offset. What does not fit is beyond every file, and the kernel says so.
+fn offset(at: u64) -> i64 {
+    i64::try_from(at).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+#[path = "file_tests.rs"]
+mod tests;
