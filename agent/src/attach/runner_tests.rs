@@ -1,1 +1,827 @@
+//! The runner over a real store, with homes and nodes that keep records of
+//! their own, fall silent, answer twice, and with the process ended at any
+//! call of any port.
 
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::atomic::AtomicUsize;
+use std::time::SystemTime;
+
+use async_trait::async_trait;
+use uuid::Uuid;
+
+use super::*;
+use crate::attach::ports::{
+    Content, ExportRequest, Exported, FenceRequest, Home, HostIdentity, Node, NodeAnswer, Protocol,
+    SettledBy, Settlement, SnapshotInfo, Target,
+};
+use crate::attach::record::TicketKind;
+use crate::store::{EmbeddedStore, Key, Stored, Version};
+
+const LONG: Duration = Duration::from_secs(20);
+const MIB: u64 = 1 << 20;
+
+/// Where the process ends: at the n-th point, nothing goes on.
+#[derive(Default)]
+struct Death {
+    at: Option<usize>,
+    passed: AtomicUsize,
+    dead: Notify,
+}
+
+impl Death {
+    async fn point(&self) {
+        let point = self.passed.fetch_add(1, Ordering::SeqCst);
+        if self.at.is_some_and(|at| point >= at) {
+            self.dead.notify_one();
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+#[derive(Default)]
+struct World {
+    /// By volume: the highest epoch, and who has it open.
+    volumes: Mutex<BTreeMap<VolumeId, (u64, Option<NodeId>)>>,
+    snapshots: Mutex<BTreeSet<SnapshotId>>,
+    silent: AtomicBool,
+    full: AtomicBool,
+    released: Mutex<Vec<(VolumeId, NodeId, Epoch)>>,
+    interrupted: Mutex<Vec<TicketId>>,
+    answered: Notify,
+}
+
+impl World {
+    fn open(&self) -> Vec<(Epoch, NodeId)> {
+        let volumes = self.volumes.lock().unwrap();
+        let open = volumes
+            .values()
+            .filter_map(|(epoch, node)| node.clone().map(|node| (Epoch(*epoch), node)));
+        open.collect()
+    }
+}
+
+/// A home or node of the world, as one process reaches it.
+#[derive(Clone)]
+struct Door {
+    world: Arc<World>,
+    death: Arc<Death>,
+    node: NodeId,
+}
+
+impl Door {
+    async fn call<T>(
+        &self,
+        act: impl FnOnce(&World) -> Result<T, HomeError>,
+    ) -> Result<T, HomeError> {
+        self.death.point().await;
+        if self.world.silent.load(Ordering::SeqCst) {
+            return Err(HomeError::Unreachable {
+                node: self.node.clone(),
+                detail: "switched off".to_owned(),
+            });
+        }
+        let result = act(&self.world);
+        self.death.point().await;
+        result
+    }
+}
+
+#[async_trait]
+impl Home for Door {
+    async fn create(&self, volume: &VolumeId, size: Bytes, _: &Content) -> Result<(), HomeError> {
+        self.call(|world| {
+            if world.full.load(Ordering::SeqCst) {
+                return Err(HomeError::NoSpace {
+                    pool: "/pool".into(),
+                    needed: size,
+                    available: Bytes(0),
+                });
+            }
+            world
+                .volumes
+                .lock()
+                .unwrap()
+                .entry(volume.clone())
+                .or_default();
+            Ok(())
+        })
+        .await
+    }
+    async fn delete(&self, volume: &VolumeId) -> Result<(), HomeError> {
+        self.call(|world| {
+            let gone = world.volumes.lock().unwrap().remove(volume);
+            assert!(!matches!(gone, Some((_, Some(_)))), "deleted while open");
+            Ok(())
+        })
+        .await
+    }
+    async fn expand(&self, _: &VolumeId, size: Bytes) -> Result<Bytes, HomeError> {
+        self.call(|_| Ok(size)).await
+    }
+    async fn snapshot(
+        &self,
+        volume: &VolumeId,
+        id: &SnapshotId,
+    ) -> Result<SnapshotInfo, HomeError> {
+        self.call(|world| {
+            if !world.volumes.lock().unwrap().contains_key(volume) {
+                return Err(HomeError::NoVolume(volume.clone()));
+            }
+            world.snapshots.lock().unwrap().insert(id.clone());
+            Ok(SnapshotInfo {
+                id: id.clone(),
+                volume: volume.clone(),
+                size: Bytes(MIB),
+                taken: SystemTime::UNIX_EPOCH,
+            })
+        })
+        .await
+    }
+    async fn delete_snapshot(&self, id: &SnapshotId) -> Result<(), HomeError> {
+        self.call(|world| {
+            world.snapshots.lock().unwrap().remove(id);
+            Ok(())
+        })
+        .await
+    }
+    async fn capacity(&self) -> Result<Capacity, HomeError> {
+        let room = Capacity {
+            available: Bytes(1 << 40),
+            total: Bytes(1 << 40),
+        };
+        self.call(|_| Ok(room)).await
+    }
+    async fn export(&self, request: &ExportRequest) -> Result<Exported, HomeError> {
+        self.call(|world| {
+            let mut volumes = world.volumes.lock().unwrap();
+            let Some((highest, open)) = volumes.get_mut(&request.volume) else {
+                return Err(HomeError::NoVolume(request.volume.clone()));
+            };
+            let repeat = request.epoch.0 == *highest && open.as_ref() == Some(&request.node);
+            if !repeat {
+                if request.epoch.0 <= *highest {
+                    return Err(HomeError::StaleEpoch {
+                        home: Epoch(*highest),
+                    });
+                }
+                assert_eq!(*open, None, "granted while another epoch is open");
+                (*highest, *open) = (request.epoch.0, Some(request.node.clone()));
+            }
+            Ok(Exported {
+                epoch: request.epoch,
+                target: Target {
+                    subsystem: format!("nqn.{}", request.epoch),
+                    namespace: Uuid::nil(),
+                    address: SocketAddr::from(([127, 0, 0, 1], 4420)),
+                },
+                ever_written: false,
+            })
+        })
+        .await
+    }
+    async fn fence(&self, request: &FenceRequest) -> Result<Settlement, HomeError> {
+        self.call(|world| {
+            let mut volumes = world.volumes.lock().unwrap();
+            let Some((highest, open)) = volumes.get_mut(&request.volume) else {
+                return Err(HomeError::NoVolume(request.volume.clone()));
+            };
+            if *highest > request.epoch.0 {
+                return Err(HomeError::StaleEpoch {
+                    home: Epoch(*highest),
+                });
+            }
+            if request.granted && *highest < request.epoch.0 {
+                return Err(HomeError::RecordBehind {
+                    home: Epoch(*highest),
+                    granted: request.epoch,
+                });
+            }
+            *highest = request.epoch.0;
+            let node = open.take();
+            Ok(Settlement {
+                volume: request.volume.clone(),
+                epoch: request.epoch,
+                settled_by: match node {
+                    Some(_) => SettledBy::Drained,
+                    None => SettledBy::NothingOpen,
+                },
+                node,
+                sessions_ended: 2,
+                inside_at_close: 1,
+                settle_time: Duration::from_millis(1),
+                late_refused: 0,
+                last_write: None,
+            })
+        })
+        .await
+    }
+}
+
+#[async_trait]
+impl Node for Door {
+    async fn release(&self, volume: &VolumeId, epoch: Epoch) -> NodeAnswer {
+        self.death.point().await;
+        let told = (volume.clone(), self.node.clone(), epoch);
+        self.world.released.lock().unwrap().push(told);
+        self.world.answered.notify_one();
+        NodeAnswer::Clean
+    }
+    async fn interrupt(&self, _: &VolumeId, ticket: &TicketId, _: Duration) -> bool {
+        self.death.point().await;
+        self.world.interrupted.lock().unwrap().push(ticket.clone());
+        self.world.answered.notify_one();
+        true
+    }
+}
+
+struct Doors {
+    world: Arc<World>,
+    death: Arc<Death>,
+}
+
+impl Doors {
+    fn door(&self, node: &NodeId) -> Arc<Door> {
+        Arc::new(Door {
+            world: Arc::clone(&self.world),
+            death: Arc::clone(&self.death),
+            node: node.clone(),
+        })
+    }
+}
+
+impl Ports for Doors {
+    fn home(&self, node: &NodeId) -> Option<Arc<dyn Home>> {
+        Some(self.door(node))
+    }
+    fn node(&self, node: &NodeId) -> Option<Arc<dyn Node>> {
+        Some(self.door(node))
+    }
+}
+
+/// The real store, with a point before and after every change.
+struct Mortal {
+    store: EmbeddedStore,
+    death: Arc<Death>,
+    /// Changes take effect, and their callers are told that it is not known.
+    unsure: Arc<AtomicBool>,
+    /// Changes hang.
+    hung: Arc<AtomicBool>,
+}
+
+impl Mortal {
+    async fn after<T>(&self, result: Result<T, StoreError>) -> Result<T, StoreError> {
+        self.death.point().await;
+        if self.unsure.load(Ordering::SeqCst) {
+            return Err(StoreError::Unavailable("no answer".to_owned()));
+        }
+        result
+    }
+    async fn before(&self) {
+        self.death.point().await;
+        if self.hung.load(Ordering::SeqCst) {
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+#[async_trait]
+impl StateStore for Mortal {
+    async fn get(&self, key: &Key) -> Result<Option<Stored>, StoreError> {
+        self.store.get(key).await
+    }
+    async fn put(
+        &self,
+        key: &Key,
+        expected: Option<Version>,
+        bytes: Vec<u8>,
+    ) -> Result<Version, StoreError> {
+        self.before().await;
+        let result = self.store.put(key, expected, bytes).await;
+        self.after(result).await
+    }
+    async fn delete(&self, key: &Key, expected: Version) -> Result<(), StoreError> {
+        self.before().await;
+        let result = self.store.delete(key, expected).await;
+        self.after(result).await
+    }
+    async fn list(&self, kind: Kind) -> Result<Vec<(Key, Stored)>, StoreError> {
+        self.store.list(kind).await
+    }
+}
+
+/// One life of a controller over a world.
+struct Life {
+    arbiter: Arc<Arbiter>,
+    unsure: Arc<AtomicBool>,
+    hung: Arc<AtomicBool>,
+}
+
+async fn begin(path: &Path, world: &Arc<World>, death: &Arc<Death>) -> Result<Life, ArbiterError> {
+    let (unsure, hung) = (Arc::default(), Arc::default());
+    let store = Arc::new(Mortal {
+        store: EmbeddedStore::open(path)?,
+        death: Arc::clone(death),
+        unsure: Arc::clone(&unsure),
+        hung: Arc::clone(&hung),
+    });
+    let ports = Arc::new(Doors {
+        world: Arc::clone(world),
+        death: Arc::clone(death),
+    });
+    let arbiter = Arbiter::start(store, ports).await?;
+    for name in ["a", "b"] {
+        arbiter
+            .register(registration(name, "boot-1", vec![]))
+            .await?;
+    }
+    Ok(Life {
+        arbiter,
+        unsure,
+        hung,
+    })
+}
+
+fn id<T: std::str::FromStr<Err = crate::ids::InvalidId>>(text: &str) -> T {
+    text.parse().unwrap()
+}
+
+fn registration(name: &str, boot: &str, attached: Vec<(VolumeId, Epoch)>) -> Registration {
+    Registration {
+        node: id(name),
+        incarnation: boot.to_owned(),
+        host: HostIdentity {
+            nqn: format!("nqn.{name}"),
+            id: Uuid::nil(),
+        },
+        agent: SocketAddr::from(([127, 0, 0, 1], 1)),
+        has_pool: name == "a",
+        attached,
+    }
+}
+
+fn request(name: &str, mib: u64) -> NewVolume {
+    NewVolume {
+        name: name.to_owned(),
+        at_least: Bytes(mib * MIB),
+        at_most: None,
+        content: Content::Empty,
+        protocol: Protocol::NvmeTcp,
+        home: None,
+        busy_deadline: Duration::from_secs(120),
+        parameters: BTreeMap::new(),
+    }
+}
+
+async fn publish(arbiter: &Arbiter, volume: &VolumeId, node: &str) -> Result<Epoch, ArbiterError> {
+    arbiter
+        .publish(volume, &id(node), AccessMode::SingleWriter, LONG)
+        .await
+}
+
+/// A whole story: made, published, moved, snapshotted, grown, deleted.
+async fn story(arbiter: &Arbiter, world: &World) -> Result<(), ArbiterError> {
+    let volume = arbiter.create_volume(request("pvc", 2)).await?.spec.id;
+    let there: Vec<VolumeId> = world.volumes.lock().unwrap().keys().cloned().collect();
+    assert!(there.contains(&volume), "answered before it was made");
+    // After a death the story begins again, whoever has it.
+    arbiter.unpublish(&volume, None).await?;
+    publish(arbiter, &volume, "a").await?;
+    let snapshot = arbiter.create_snapshot(&volume, "snap").await?;
+    assert!(snapshot.ready);
+    assert_eq!(
+        world.snapshots.lock().unwrap().len(),
+        1,
+        "leaked or doubled"
+    );
+    arbiter.expand(&volume, Bytes(3 * MIB), None).await?;
+    arbiter.unpublish(&volume, Some(&id("a"))).await?;
+    let epoch = publish(arbiter, &volume, "b").await?;
+    assert_eq!(world.open(), [(epoch, id("b"))]);
+    let attachment = arbiter.attachment(&volume, &id("b")).await?;
+    assert_eq!(
+        (attachment.exported.epoch, attachment.size),
+        (epoch, Bytes(3 * MIB))
+    );
+    arbiter.unpublish(&volume, None).await?;
+    arbiter.delete_snapshot(&snapshot.info.id).await?;
+    arbiter.delete_volume(&volume).await?;
+    Ok(())
+}
+
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap()
+}
+
+#[test]
+fn a_death_at_any_call_loses_leaks_and_doubles_nothing() {
+    let mut deaths = 0;
+    for at in 0.. {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("state");
+        let world = Arc::new(World::default());
+        let death = Arc::new(Death {
+            at: Some(at),
+            ..Death::default()
+        });
+        let first = runtime();
+        let died = first.block_on(async {
+            let life = async {
+                let life = begin(&path, &world, &death).await?;
+                story(&life.arbiter, &world).await
+            };
+            tokio::select! {
+                biased;
+                () = death.dead.notified() => true,
+                result = life => { result.unwrap(); false }
+            }
+        });
+        first.shutdown_timeout(LONG);
+        if !died {
+            break;
+        }
+        deaths += 1;
+        let second = runtime();
+        second.block_on(async {
+            let life = begin(&path, &world, &Arc::default()).await.unwrap();
+            let told = story(&life.arbiter, &world).await;
+            assert!(told.is_ok(), "after a death at {at}: {told:?}");
+            assert!(
+                world.volumes.lock().unwrap().is_empty(),
+                "a death at {at} leaked"
+            );
+            assert!(
+                world.snapshots.lock().unwrap().is_empty(),
+                "a death at {at} leaked"
+            );
+            assert!(life.arbiter.volumes().await.unwrap().is_empty());
+        });
+        second.shutdown_timeout(LONG);
+    }
+    assert!(
+        deaths > 40,
+        "only {deaths} deaths: the story has no faults in it"
+    );
+}
+
+/// A life with a volume.
+async fn with_volume() -> (tempfile::TempDir, Arc<World>, Life, VolumeId) {
+    let folder = tempfile::tempdir().unwrap();
+    let world = Arc::new(World::default());
+    let life = begin(&folder.path().join("state"), &world, &Arc::default())
+        .await
+        .unwrap();
+    let volume = life
+        .arbiter
+        .create_volume(request("pvc", 1))
+        .await
+        .unwrap()
+        .spec
+        .id;
+    (folder, world, life, volume)
+}
+
+#[tokio::test]
+async fn unpublish_does_not_wait_for_a_silent_home_and_the_fence_follows() {
+    let (_folder, world, life, volume) = with_volume().await;
+    publish(&life.arbiter, &volume, "a").await.unwrap();
+    world.silent.store(true, Ordering::SeqCst);
+    life.arbiter
+        .unpublish(&volume, Some(&id("a")))
+        .await
+        .unwrap();
+    assert!(
+        life.arbiter
+            .volume(&volume)
+            .await
+            .unwrap()
+            .published
+            .is_empty()
+    );
+    assert_eq!(world.open().len(), 1, "the home was silent");
+    let soon = Duration::from_millis(300);
+    let mode = AccessMode::SingleWriter;
+    match life.arbiter.publish(&volume, &id("b"), mode, soon).await {
+        Err(ArbiterError::Unavailable(text)) => assert!(text.contains("switched off"), "{text}"),
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(world.open()[0].1, id("a"), "granted without a receipt");
+    world.silent.store(false, Ordering::SeqCst);
+    let epoch = publish(&life.arbiter, &volume, "b").await.unwrap();
+    assert_eq!(world.open(), [(epoch, id("b"))]);
+}
+
+#[tokio::test]
+async fn unpublish_says_unavailable_when_the_store_hangs() {
+    let (_folder, world, life, volume) = with_volume().await;
+    publish(&life.arbiter, &volume, "a").await.unwrap();
+    life.hung.store(true, Ordering::SeqCst);
+    let result = life.arbiter.unpublish(&volume, Some(&id("a"))).await;
+    assert!(
+        matches!(result, Err(ArbiterError::Unavailable(_))),
+        "{result:?}"
+    );
+    assert_eq!(world.open().len(), 1, "acted before it was durable");
+    life.arbiter
+        .unpublish(&id("no-such-volume"), None)
+        .await
+        .unwrap();
+}
+
+#[tokio::test]
+async fn a_change_the_store_was_unsure_of_is_taken_up() {
+    let (_folder, world, life, volume) = with_volume().await;
+    life.unsure.store(true, Ordering::SeqCst);
+    let result = publish(&life.arbiter, &volume, "a").await;
+    assert!(
+        matches!(result, Err(ArbiterError::Unavailable(_))),
+        "{result:?}"
+    );
+    assert!(
+        world.open().is_empty(),
+        "acted on what was not known to be durable"
+    );
+    let made = life.arbiter.create_volume(request("other", 1));
+    let unsure = timeout(Duration::from_millis(50), made).await;
+    assert!(unsure.is_err() || unsure.unwrap().is_err());
+    life.unsure.store(false, Ordering::SeqCst);
+    let epoch = publish(&life.arbiter, &volume, "a").await.unwrap();
+    assert_eq!(world.open(), [(epoch, id("a"))]);
+    life.arbiter
+        .create_volume(request("other", 1))
+        .await
+        .unwrap();
+    assert_eq!(world.volumes.lock().unwrap().len(), 2, "leaked or doubled");
+}
+
+#[tokio::test]
+async fn publish_is_idempotent_and_refuses_what_another_holds() {
+    let (_folder, _world, life, volume) = with_volume().await;
+    let arbiter = &life.arbiter;
+    let (one, two) = tokio::join!(
+        publish(arbiter, &volume, "a"),
+        publish(arbiter, &volume, "a")
+    );
+    assert_eq!(one, two);
+    assert_eq!(one, publish(arbiter, &volume, "a").await);
+    let held = publish(arbiter, &volume, "b").await.unwrap_err();
+    assert!(
+        matches!(&held, ArbiterError::HeldBy { node, .. } if *node == id("a")),
+        "{held:?}"
+    );
+    let in_use = arbiter.delete_volume(&volume).await;
+    assert!(matches!(in_use, Err(ArbiterError::InUse(_))), "{in_use:?}");
+    let nowhere = publish(arbiter, &volume, "nowhere").await;
+    assert_eq!(nowhere, Err(ArbiterError::NoNode(id("nowhere"))));
+    let nothing = publish(arbiter, &id("nothing"), "a").await;
+    assert_eq!(nothing, Err(ArbiterError::NoVolume(id("nothing"))));
+    let other = arbiter.attachment(&volume, &id("b")).await;
+    assert!(matches!(other, Err(ArbiterError::NotPublished { .. })));
+}
+
+#[tokio::test]
+async fn a_lost_node_gives_way_and_comes_back_clean() {
+    let (_folder, world, life, volume) = with_volume().await;
+    let arbiter = &life.arbiter;
+    let old = publish(arbiter, &volume, "a").await.unwrap();
+    arbiter.node_lost(&id("a")).await.unwrap();
+    arbiter.node_lost(&id("a")).await.unwrap();
+    let new = publish(arbiter, &volume, "b").await.unwrap();
+    assert_eq!(world.open(), [(new, id("b"))]);
+    let refused = publish(arbiter, &volume, "a").await;
+    assert_eq!(refused, Err(ArbiterError::NodeLost(id("a"))));
+    // Still the same boot, still attached: still lost, and told to let go.
+    world.released.lock().unwrap().clear();
+    let held = registration("a", "boot-1", vec![(volume.clone(), old)]);
+    arbiter.register(held).await.unwrap();
+    while world.released.lock().unwrap().is_empty() {
+        world.answered.notified().await;
+    }
+    assert_eq!(
+        world.released.lock().unwrap()[0],
+        (volume.clone(), id("a"), old)
+    );
+    assert_eq!(
+        publish(arbiter, &volume, "a").await,
+        Err(ArbiterError::NodeLost(id("a")))
+    );
+    arbiter
+        .register(registration("a", "boot-2", vec![]))
+        .await
+        .unwrap();
+    let held = publish(arbiter, &volume, "a").await;
+    assert!(matches!(held, Err(ArbiterError::HeldBy { .. })), "{held:?}");
+    // The holder's own attachment is never taken from it.
+    world.released.lock().unwrap().clear();
+    arbiter
+        .register(registration("b", "boot-1", vec![(volume.clone(), new)]))
+        .await
+        .unwrap();
+    arbiter.unpublish(&volume, None).await.unwrap();
+    publish(arbiter, &volume, "a").await.unwrap();
+    arbiter.node_lost(&id("b")).await.unwrap();
+    arbiter
+        .register(registration("b", "boot-1", vec![]))
+        .await
+        .unwrap();
+    assert!(
+        arbiter
+            .nodes()
+            .await
+            .unwrap()
+            .iter()
+            .all(|node| node.lost.is_none())
+    );
+}
+
+#[tokio::test]
+async fn a_store_put_back_from_an_old_copy_learns_the_homes_epoch() {
+    let folder = tempfile::tempdir().unwrap();
+    let (path, copy) = (folder.path().join("state"), folder.path().join("copy"));
+    let world = Arc::new(World::default());
+    let life = |path: std::path::PathBuf, world: Arc<World>| {
+        std::thread::spawn(move || {
+            let runtime = runtime();
+            let result = runtime.block_on(async {
+                let life = begin(&path, &world, &Arc::default()).await.unwrap();
+                let volume = life
+                    .arbiter
+                    .create_volume(request("pvc", 1))
+                    .await
+                    .unwrap()
+                    .spec
+                    .id;
+                life.arbiter.unpublish(&volume, None).await.unwrap();
+                let epoch = publish(&life.arbiter, &volume, "a").await.unwrap();
+                (volume, epoch)
+            });
+            runtime.shutdown_timeout(LONG);
+            result
+        })
+        .join()
+        .unwrap()
+    };
+    life(path.clone(), Arc::clone(&world));
+    std::fs::copy(&path, &copy).unwrap();
+    for _ in 0..3 {
+        life(path.clone(), Arc::clone(&world));
+    }
+    let (volume, before) = life(path, Arc::clone(&world));
+    let (_, after) = life(copy.clone(), Arc::clone(&world));
+    assert!(after > before, "{after} after {before}");
+    assert_eq!(world.open(), [(after, id("a"))]);
+
+    // And a home put back from an old copy serves nothing.
+    world
+        .volumes
+        .lock()
+        .unwrap()
+        .insert(volume.clone(), (1, None));
+    let begun = begin(&copy, &world, &Arc::default()).await.unwrap();
+    begun.arbiter.unpublish(&volume, None).await.unwrap();
+    let refused = publish(&begun.arbiter, &volume, "b").await;
+    assert!(
+        matches!(&refused, Err(ArbiterError::Failed(text)) if text.contains("old copy")),
+        "{refused:?}"
+    );
+    assert!(world.open().is_empty());
+}
+
+#[tokio::test]
+async fn tickets_are_interrupted_reaped_and_counted() {
+    let (_folder, world, life, volume) = with_volume().await;
+    let arbiter = &life.arbiter;
+    let ticket = |name: &str, lease_ms| Ticket {
+        id: id(name),
+        kind: TicketKind::Backup,
+        node: id("a"),
+        owner: "pid 4711".to_owned(),
+        interruptible: true,
+        home_side: false,
+        lease_ends: Some(SystemTime::now() + Duration::from_millis(lease_ms)),
+    };
+    arbiter
+        .take_ticket(&volume, ticket("short", 20))
+        .await
+        .unwrap();
+    arbiter
+        .take_ticket(&volume, ticket("long", 600_000))
+        .await
+        .unwrap();
+    let mut changes = 0;
+    while arbiter.volume(&volume).await.unwrap().tickets.len() > 1 {
+        changes += 1;
+        assert!(changes < 1000, "the lease never ran out");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let gone = arbiter.renew_ticket(&volume, &id("short"), LONG).await;
+    assert!(
+        matches!(gone, Err(ArbiterError::NoTicket { .. })),
+        "{gone:?}"
+    );
+    arbiter
+        .renew_ticket(&volume, &id("long"), LONG)
+        .await
+        .unwrap();
+    publish(arbiter, &volume, "b").await.unwrap();
+    while world.interrupted.lock().unwrap().is_empty() {
+        world.answered.notified().await;
+    }
+    assert_eq!(*world.interrupted.lock().unwrap(), [id("long")]);
+    arbiter
+        .end_ticket(&volume, &id("long"), "done")
+        .await
+        .unwrap();
+    arbiter.unpublish(&volume, None).await.unwrap();
+    publish(arbiter, &volume, "a").await.unwrap();
+
+    let notes = arbiter.notes(Some(&volume)).await.unwrap();
+    let kinds: Vec<&str> = notes.iter().map(|note| note.kind.as_str()).collect();
+    for kind in [
+        "created",
+        "lease-expired",
+        "interrupted",
+        "published",
+        "unpublished",
+        "fenced",
+    ] {
+        assert!(kinds.contains(&kind), "{kind} is not in {kinds:?}");
+    }
+    let mut registry = Registry::default();
+    arbiter.register_metrics(&mut registry);
+    let mut text = String::new();
+    prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+    for line in [
+        "drover_publishes_total{result=\"ok\"} 2",
+        "drover_unpublishes_total{result=\"ok\"} 1",
+        "drover_fences_total{result=\"drained\"} 1",
+        "drover_fence_receipt_seconds_count 1",
+        "drover_tickets{kind=\"workload\"} 1",
+        "drover_volumes{phase=\"attached\"} 1",
+        "drover_ticket_leases_expired_total 1",
+    ] {
+        assert!(text.contains(line), "{line} is not in\n{text}");
+    }
+}
+
+#[tokio::test]
+async fn volumes_and_snapshots_are_idempotent_by_name() {
+    let (_folder, world, life, volume) = with_volume().await;
+    let arbiter = &life.arbiter;
+    assert_eq!(
+        arbiter
+            .create_volume(request("pvc", 1))
+            .await
+            .unwrap()
+            .spec
+            .id,
+        volume
+    );
+    let larger = arbiter.create_volume(request("pvc", 9)).await;
+    assert!(
+        matches!(larger, Err(ArbiterError::Incompatible(_))),
+        "{larger:?}"
+    );
+    let (one, two) = tokio::join!(
+        arbiter.create_snapshot(&volume, "s"),
+        arbiter.create_snapshot(&volume, "s")
+    );
+    assert_eq!(one, two);
+    let source = one.unwrap().info.id;
+    let mut clone = request("clone", 1);
+    clone.content = Content::Snapshot(source.clone());
+    let clone = arbiter.create_volume(clone).await.unwrap().spec;
+    assert_eq!(clone.home, id("a"));
+    let other = arbiter.create_snapshot(&clone.id, "s").await;
+    assert!(
+        matches!(other, Err(ArbiterError::Incompatible(_))),
+        "{other:?}"
+    );
+    let mut orphan = request("orphan", 1);
+    orphan.content = Content::Snapshot(id("no-such"));
+    let orphan = arbiter.create_volume(orphan).await;
+    assert_eq!(orphan, Err(ArbiterError::NoSnapshot(id("no-such"))));
+    arbiter.delete_volume(&volume).await.unwrap();
+    arbiter.delete_volume(&volume).await.unwrap();
+    assert_eq!(
+        arbiter.snapshots().await.unwrap().len(),
+        1,
+        "a snapshot outlives its volume"
+    );
+    arbiter.delete_snapshot(&source).await.unwrap();
+    arbiter.delete_snapshot(&source).await.unwrap();
+    assert!(world.snapshots.lock().unwrap().is_empty());
+
+    world.full.store(true, Ordering::SeqCst);
+    let full = arbiter.create_volume(request("big", 1)).await;
+    assert!(matches!(full, Err(ArbiterError::NoSpace(_))), "{full:?}");
+    world.full.store(false, Ordering::SeqCst);
+    arbiter.create_volume(request("big", 1)).await.unwrap();
+    assert_eq!(arbiter.volumes().await.unwrap().len(), 2);
+    let shrunk = arbiter.expand(&clone.id, Bytes(1), None).await;
+    assert_eq!(shrunk, Ok(Bytes(MIB)));
+}

@@ -1,1 +1,909 @@
+//! The transition table, cell by cell, and random histories against a home
+//! that keeps its own record.
 
+use std::collections::{BTreeMap, BTreeSet};
+
+use proptest::prelude::*;
+use uuid::Uuid;
+
+use super::*;
+use crate::attach::ports::{Content, Protocol, SettledBy, Settlement, Target};
+
+const NOW: SystemTime = SystemTime::UNIX_EPOCH;
+
+fn node(name: &str) -> NodeId {
+    name.parse().unwrap()
+}
+
+fn holder(name: &str) -> Holder {
+    Holder {
+        node: node(name),
+        host: HostIdentity {
+            nqn: format!("nqn.{name}"),
+            id: Uuid::nil(),
+        },
+        mode: AccessMode::SingleWriter,
+    }
+}
+
+fn publish(name: &str) -> Event {
+    Event::Publish {
+        holder: holder(name),
+        lost: BTreeSet::new(),
+    }
+}
+
+fn publish_while_lost(name: &str, lost: &str) -> Event {
+    Event::Publish {
+        holder: holder(name),
+        lost: BTreeSet::from([node(lost)]),
+    }
+}
+
+fn fresh() -> VolumeState {
+    VolumeState::new(VolumeSpec {
+        id: "v".parse().unwrap(),
+        name: "pvc".to_owned(),
+        size: Bytes(1 << 20),
+        content: Content::Empty,
+        protocol: Protocol::NvmeTcp,
+        home: node("h"),
+        busy_deadline: Duration::from_secs(120),
+        parameters: BTreeMap::new(),
+    })
+}
+
+fn receipt(closing: Epoch) -> Receipt {
+    let asked = FenceRequest {
+        volume: "v".parse().unwrap(),
+        epoch: closing,
+        granted: true,
+    };
+    let settlement = Settlement {
+        volume: asked.volume.clone(),
+        epoch: closing,
+        node: None,
+        sessions_ended: 0,
+        inside_at_close: 0,
+        settled_by: SettledBy::Drained,
+        settle_time: Duration::ZERO,
+        late_refused: 0,
+        last_write: None,
+    };
+    Receipt::new(&asked, settlement, Duration::ZERO, NOW).unwrap()
+}
+
+fn exported(epoch: Epoch) -> Exported {
+    Exported {
+        epoch,
+        target: Target {
+            subsystem: format!("nqn.v:{epoch}"),
+            namespace: Uuid::nil(),
+            address: "127.0.0.1:4420".parse().unwrap(),
+        },
+        ever_written: false,
+    }
+}
+
+/// The result of what the state waits for.
+fn done(state: &VolumeState) -> Event {
+    let intent = state.intent().unwrap();
+    result(
+        &intent,
+        match &intent.task {
+            Task::Create { .. } => Outcome::Created,
+            Task::Fence { request, .. } => Outcome::Fenced(receipt(request.epoch)),
+            Task::Export(grant) => Outcome::Exported(exported(grant.request().epoch)),
+            Task::Delete(_) => Outcome::Deleted,
+        },
+    )
+}
+
+fn result(intent: &Intent, outcome: Outcome) -> Event {
+    Event::Result {
+        action: intent.id,
+        epoch: intent.epoch,
+        outcome,
+    }
+}
+
+fn refused(state: &VolumeState, error: HomeError) -> Event {
+    match state.intent() {
+        Some(intent) => result(&intent, Outcome::Refused(error)),
+        // Nobody waits: whatever comes is late.
+        None => Event::Result {
+            action: ActionId(1),
+            epoch: state.epoch,
+            outcome: Outcome::Refused(error),
+        },
+    }
+}
+
+fn go(state: &VolumeState, event: Event) -> VolumeState {
+    state.step(event, NOW).unwrap().0
+}
+
+/// A state at each stage; where there is a holder, it is node a.
+fn at(stage: Stage) -> VolumeState {
+    let idle = go(&fresh(), done(&fresh()));
+    let exporting = go(&idle, publish("a"));
+    let attached = go(&exporting, done(&exporting));
+    let closing = go(&attached, Event::Unpublish(None));
+    let rested = go(&closing, done(&closing));
+    let ending = go(&rested, Event::Delete);
+    let deleting = go(&ending, done(&ending));
+    let gone = go(&deleting, done(&deleting));
+    let state = match stage {
+        Stage::Creating => fresh(),
+        Stage::Idle => rested,
+        Stage::Closing => closing,
+        Stage::Handing => go(&rested, publish("a")),
+        Stage::Exporting => exporting,
+        Stage::Attached => attached,
+        Stage::Ending => ending,
+        Stage::Deleting => deleting,
+        Stage::Gone => gone,
+    };
+    assert_eq!(state.stage(), stage);
+    state
+}
+
+fn ticket(id: &str, kind: TicketKind, on: &str, interruptible: bool, home_side: bool) -> Ticket {
+    Ticket {
+        id: id.parse().unwrap(),
+        kind,
+        node: node(on),
+        owner: "test".to_owned(),
+        interruptible,
+        home_side,
+        lease_ends: None,
+    }
+}
+
+fn take(ticket: Ticket) -> Event {
+    Event::Take {
+        ticket,
+        lease: Some(Duration::from_secs(60)),
+    }
+}
+
+fn backup(on: &str) -> Ticket {
+    ticket("backup", TicketKind::Backup, on, true, false)
+}
+
+/// What a cell of the table says: a stage, or the first word of a refusal.
+fn cell(state: &VolumeState, event: Event) -> String {
+    match state.step(event, NOW) {
+        Ok((next, _)) => next.stage().name().to_owned(),
+        Err(refusal) => match refusal {
+            Refusal::HeldBy(_) => "HELD",
+            Refusal::NodeLost(_) => "LOST",
+            Refusal::InUse(_) => "INUSE",
+            Refusal::Incompatible(_) => "INCOMPATIBLE",
+            Refusal::NoVolume => "NOVOLUME",
+            Refusal::NoTicket(_) => "NOTICKET",
+            Refusal::NotYet(_) => "NOTYET",
+        }
+        .to_owned(),
+    }
+}
+
+type Row = (&'static str, fn(&VolumeState) -> Event, [&'static str; 9]);
+
+/// Columns: creating, idle, closing, handing, exporting, attached, ending, deleting, gone.
+/// "." is: the phase stays.
+const TABLE: &[Row] = &[
+    (
+        "publish to a",
+        |_| publish("a"),
+        [
+            "NOTYET", "handing", "handing", ".", ".", ".", "NOVOLUME", "NOVOLUME", "NOVOLUME",
+        ],
+    ),
+    (
+        "publish to b",
+        |_| publish("b"),
+        [
+            "NOTYET", "handing", "handing", "HELD", "HELD", "HELD", "NOVOLUME", "NOVOLUME",
+            "NOVOLUME",
+        ],
+    ),
+    (
+        "publish to b, a lost",
+        |_| publish_while_lost("b", "a"),
+        [
+            "NOTYET", "handing", "handing", "handing", "handing", "handing", "NOVOLUME",
+            "NOVOLUME", "NOVOLUME",
+        ],
+    ),
+    (
+        "publish to b, b lost",
+        |_| publish_while_lost("b", "b"),
+        [
+            "NOTYET", "LOST", "LOST", "LOST", "LOST", "LOST", "NOVOLUME", "NOVOLUME", "NOVOLUME",
+        ],
+    ),
+    (
+        "unpublish from a",
+        |_| Event::Unpublish(Some(node("a"))),
+        [
+            ".", ".", ".", "closing", "closing", "closing", ".", ".", ".",
+        ],
+    ),
+    (
+        "unpublish from b",
+        |_| Event::Unpublish(Some(node("b"))),
+        [".", ".", ".", ".", ".", ".", ".", ".", "."],
+    ),
+    (
+        "unpublish from all",
+        |_| Event::Unpublish(None),
+        [
+            ".", ".", ".", "closing", "closing", "closing", ".", ".", ".",
+        ],
+    ),
+    (
+        "node a lost",
+        |_| Event::NodeLost(node("a")),
+        [
+            ".", ".", ".", "closing", "closing", "closing", ".", ".", ".",
+        ],
+    ),
+    (
+        "node b lost",
+        |_| Event::NodeLost(node("b")),
+        [".", ".", ".", ".", ".", ".", ".", ".", "."],
+    ),
+    (
+        "delete",
+        |_| Event::Delete,
+        [
+            "NOTYET", "ending", "ending", "INUSE", "INUSE", "INUSE", ".", ".", ".",
+        ],
+    ),
+    (
+        "take a backup's ticket",
+        |_| take(backup("b")),
+        [
+            "NOTYET", ".", ".", ".", ".", ".", "NOVOLUME", "NOVOLUME", "NOVOLUME",
+        ],
+    ),
+    (
+        "take a restore's ticket",
+        |_| take(ticket("r", TicketKind::Restore, "h", false, true)),
+        [
+            "NOTYET", ".", "NOTYET", "INUSE", "INUSE", "INUSE", "NOVOLUME", "NOVOLUME", "NOVOLUME",
+        ],
+    ),
+    (
+        "take a maintenance ticket",
+        |_| take(ticket("m", TicketKind::Maintenance, "b", false, false)),
+        [
+            "NOTYET", ".", ".", ".", ".", ".", "NOVOLUME", "NOVOLUME", "NOVOLUME",
+        ],
+    ),
+    (
+        "take a workload's ticket",
+        |_| take(ticket("w", TicketKind::Workload, "b", false, false)),
+        [
+            "NOTYET",
+            "INCOMPATIBLE",
+            "INCOMPATIBLE",
+            "INCOMPATIBLE",
+            "INCOMPATIBLE",
+            "INCOMPATIBLE",
+            "NOVOLUME",
+            "NOVOLUME",
+            "NOVOLUME",
+        ],
+    ),
+    (
+        "renew an unknown ticket",
+        |_| Event::Renew {
+            ticket: "x".parse().unwrap(),
+            lease: Duration::from_secs(1),
+        },
+        ["NOTICKET"; 9],
+    ),
+    (
+        "end an unknown ticket",
+        |_| Event::End {
+            ticket: "x".parse().unwrap(),
+            why: String::new(),
+        },
+        ["."; 9],
+    ),
+    (
+        "expiry of an unknown ticket",
+        |_| Event::Expired("x".parse().unwrap()),
+        ["."; 9],
+    ),
+    ("resized", |_| Event::Resized(Bytes(1 << 30)), ["."; 9]),
+    ("resume", |_| Event::Resume, ["."; 9]),
+    (
+        "the result waited for",
+        |state| match state.intent() {
+            Some(_) => done(state),
+            None => Event::Resume,
+        },
+        [
+            "idle",
+            ".",
+            "idle",
+            "exporting",
+            "attached",
+            ".",
+            "deleting",
+            "gone",
+            ".",
+        ],
+    ),
+    (
+        "the same result of an earlier intent",
+        |state| match state.intent() {
+            Some(intent) => match done(state) {
+                Event::Result { epoch, outcome, .. } => Event::Result {
+                    action: ActionId(intent.id.0 - 1),
+                    epoch,
+                    outcome,
+                },
+                other => other,
+            },
+            None => Event::Resume,
+        },
+        ["."; 9],
+    ),
+    (
+        "the same result of another epoch",
+        |state| match state.intent() {
+            Some(intent) => match done(state) {
+                Event::Result {
+                    action, outcome, ..
+                } => Event::Result {
+                    action,
+                    epoch: intent.epoch.next(),
+                    outcome,
+                },
+                other => other,
+            },
+            None => Event::Resume,
+        },
+        ["."; 9],
+    ),
+    (
+        "a receipt of another epoch",
+        |state| match state.intent() {
+            Some(intent) => result(&intent, Outcome::Fenced(receipt(Epoch(77)))),
+            None => Event::Resume,
+        },
+        ["."; 9],
+    ),
+    (
+        "refused: stale epoch, home at 9",
+        |state| refused(state, HomeError::StaleEpoch { home: Epoch(9) }),
+        [
+            ".", ".", "closing", "handing", "handing", ".", "ending", "ending", ".",
+        ],
+    ),
+    (
+        "refused: stale epoch, home at 0",
+        |state| refused(state, HomeError::StaleEpoch { home: Epoch(0) }),
+        ["."; 9],
+    ),
+    (
+        "refused: failed",
+        |state| refused(state, HomeError::Failed("pwrite".to_owned())),
+        ["deleting", ".", ".", ".", ".", ".", ".", ".", "."],
+    ),
+    (
+        "refused: no such volume",
+        |state| refused(state, HomeError::NoVolume("v".parse().unwrap())),
+        ["deleting", ".", ".", ".", ".", ".", "deleting", ".", "."],
+    ),
+    (
+        "refused: record behind",
+        |state| {
+            refused(
+                state,
+                HomeError::RecordBehind {
+                    home: Epoch(0),
+                    granted: Epoch(1),
+                },
+            )
+        },
+        ["."; 9],
+    ),
+    (
+        "refused: unsettled",
+        |state| refused(state, HomeError::Unsettled { inside: 1 }),
+        ["."; 9],
+    ),
+    (
+        "refused: unreachable",
+        |state| {
+            refused(
+                state,
+                HomeError::Unreachable {
+                    node: node("h"),
+                    detail: String::new(),
+                },
+            )
+        },
+        ["."; 9],
+    ),
+];
+
+#[test]
+fn every_cell_of_the_table() {
+    for (name, event, row) in TABLE {
+        for (stage, expected) in Stage::ALL.into_iter().zip(row) {
+            let state = at(stage);
+            let expected = if *expected == "." {
+                stage.name()
+            } else {
+                expected
+            };
+            let found = cell(&state, event(&state));
+            assert_eq!(found, expected, "{name} while {}", stage.name());
+        }
+    }
+    let first = go(&fresh(), done(&fresh()));
+    assert_eq!(
+        cell(&first, publish("a")),
+        "exporting",
+        "nothing came before"
+    );
+}
+
+#[test]
+fn every_legal_move_happens_and_no_other() {
+    let mut seen = BTreeSet::new();
+    for (_, event, _) in TABLE {
+        let starts = Stage::ALL.into_iter().map(at);
+        for state in starts.chain([go(&fresh(), done(&fresh()))]) {
+            if let Ok((next, _)) = state.step(event(&state), NOW)
+                && next.stage() != state.stage()
+            {
+                seen.insert((state.stage(), next.stage()));
+            }
+        }
+    }
+    for from in Stage::ALL {
+        for to in Stage::ALL {
+            if from != to {
+                let pair = (from, to);
+                assert_eq!(seen.contains(&pair), from.may_become(to), "{pair:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_refused_intent_keeps_its_id_and_a_resumed_one_gets_another() {
+    for stage in [
+        Stage::Closing,
+        Stage::Handing,
+        Stage::Exporting,
+        Stage::Deleting,
+    ] {
+        let state = at(stage);
+        let again = go(&state, refused(&state, HomeError::Unsettled { inside: 2 }));
+        assert_eq!(again, state);
+        let resumed = go(&state, Event::Resume);
+        assert_ne!(resumed.pending, state.pending);
+        let (after, _) = resumed.step(done(&state), NOW).unwrap();
+        assert_eq!(after, resumed, "the old intent's result was taken");
+    }
+}
+
+#[test]
+fn the_epoch_is_decided_before_the_fence_and_the_fence_goes_on() {
+    let closing = at(Stage::Closing);
+    let (handing, actions) = closing.step(publish("b"), NOW).unwrap();
+    assert_eq!(handing.epoch, closing.epoch.next());
+    assert_eq!(handing.pending, closing.pending);
+    assert!(
+        !actions
+            .iter()
+            .any(|action| matches!(action, Action::Intent(_)))
+    );
+    let back = go(&handing, Event::Unpublish(None));
+    assert_eq!(back.pending, closing.pending);
+    assert_eq!(back.epoch, handing.epoch, "an epoch is not used twice");
+    let again = go(&back, publish("a"));
+    assert_eq!(again.epoch, handing.epoch.next());
+}
+
+#[test]
+fn a_fence_says_whether_the_home_must_know_the_epoch() {
+    let granted = |state: &VolumeState| match state.intent().unwrap().task {
+        Task::Fence { request, .. } => (request.epoch.0, request.granted),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(granted(&at(Stage::Closing)), (1, true));
+    assert_eq!(granted(&at(Stage::Handing)), (1, true));
+    let unknown = go(&at(Stage::Exporting), Event::Unpublish(None));
+    assert_eq!(granted(&unknown), (1, false));
+    let never = go(&go(&fresh(), done(&fresh())), Event::Delete);
+    assert_eq!(granted(&never), (0, false));
+}
+
+#[test]
+fn tickets_in_the_way_and_tickets_that_make_way() {
+    let idle = at(Stage::Idle);
+    let with = |ticket: Ticket| go(&idle, take(ticket));
+    use TicketKind::{Backup, Maintenance, Restore};
+    for (name, state, expected) in [
+        (
+            "backup elsewhere, interruptible",
+            with(ticket("t", Backup, "a", true, false)),
+            "handing",
+        ),
+        (
+            "backup elsewhere, not",
+            with(ticket("t", Backup, "a", false, false)),
+            "INUSE",
+        ),
+        (
+            "backup here, not",
+            with(ticket("t", Backup, "b", false, false)),
+            "handing",
+        ),
+        (
+            "backup at home",
+            with(ticket("t", Backup, "h", false, true)),
+            "handing",
+        ),
+        (
+            "restore",
+            with(ticket("t", Restore, "h", false, true)),
+            "INUSE",
+        ),
+        (
+            "restore, interruptible",
+            with(ticket("t", Restore, "h", true, false)),
+            "INUSE",
+        ),
+        (
+            "maintenance",
+            with(ticket("t", Maintenance, "b", false, false)),
+            "INUSE",
+        ),
+        (
+            "maintenance, interruptible",
+            with(ticket("t", Maintenance, "a", true, false)),
+            "handing",
+        ),
+    ] {
+        assert_eq!(cell(&state, publish("b")), expected, "{name}");
+    }
+    let (next, actions) = with(backup("a")).step(publish("b"), NOW).unwrap();
+    let told = actions.iter().any(|action| {
+        matches!(action, Action::Interrupt { node: on, grace, .. }
+            if *on == node("a") && *grace == Duration::from_secs(1))
+    });
+    assert!(told, "{actions:?}");
+    assert_eq!(next.claims.len(), 1, "the interrupted ticket has ended");
+    let home_side = with(ticket("t", Backup, "h", true, true));
+    let (next, actions) = home_side.step(publish("b"), NOW).unwrap();
+    assert_eq!(next.claims.len(), 2, "a stream at home goes on");
+    assert!(
+        !actions
+            .iter()
+            .any(|action| matches!(action, Action::Interrupt { .. }))
+    );
+    assert_eq!(
+        cell(&with(ticket("t", Backup, "a", false, false)), Event::Delete),
+        "INUSE"
+    );
+    assert_eq!(
+        cell(&with(ticket("t", Backup, "h", false, true)), Event::Delete),
+        "ending"
+    );
+}
+
+#[test]
+fn a_ticket_is_idempotent_renewed_and_reaped() {
+    let idle = at(Stage::Idle);
+    let one = go(&idle, take(backup("a")));
+    assert_eq!(go(&one, take(backup("a"))), one);
+    assert_eq!(cell(&one, take(backup("b"))), "INCOMPATIBLE");
+    let renewed = go(
+        &one,
+        Event::Renew {
+            ticket: "backup".parse().unwrap(),
+            lease: Duration::from_secs(90),
+        },
+    );
+    assert_eq!(
+        renewed.claims[0].ticket.lease_ends,
+        Some(NOW + Duration::from_secs(90))
+    );
+    let (reaped, actions) = renewed
+        .step(Event::Expired("backup".parse().unwrap()), NOW)
+        .unwrap();
+    assert!(reaped.claims.is_empty());
+    let Some(Action::Note(note)) = actions.first() else {
+        panic!("{actions:?}")
+    };
+    assert_eq!(note.kind, "lease-expired");
+    assert!(
+        note.text.contains("not renewed within 90s"),
+        "{}",
+        note.text
+    );
+    let endless = Event::Take {
+        ticket: ticket("m", TicketKind::Maintenance, "a", false, false),
+        lease: None,
+    };
+    assert_eq!(cell(&idle, endless), "INCOMPATIBLE");
+    // A workload's claim has no lease, whatever the reaper is told.
+    let attached = at(Stage::Attached);
+    let workload = attached.workload().unwrap().ticket.id.clone();
+    assert_eq!(go(&attached, Event::Expired(workload.clone())), attached);
+    let renew = Event::Renew {
+        ticket: workload.clone(),
+        lease: Duration::ZERO,
+    };
+    assert_eq!(cell(&attached, renew), "INCOMPATIBLE");
+    let end = Event::End {
+        ticket: workload,
+        why: "operator".to_owned(),
+    };
+    assert_eq!(cell(&attached, end), "closing");
+}
+
+#[test]
+fn the_same_node_otherwise_is_incompatible_and_as_another_host_gets_a_new_epoch() {
+    let attached = at(Stage::Attached);
+    let mut reader = holder("a");
+    reader.mode = AccessMode::SingleReader;
+    let event = |holder| Event::Publish {
+        holder,
+        lost: BTreeSet::new(),
+    };
+    assert_eq!(cell(&attached, event(reader)), "INCOMPATIBLE");
+    let mut other = holder("a");
+    other.host.nqn = "nqn.reinstalled".to_owned();
+    let next = go(&attached, event(other));
+    assert_eq!(next.stage(), Stage::Handing);
+    assert_eq!(next.epoch, attached.epoch.next());
+    assert_eq!(next.claims.len(), 1);
+}
+
+#[test]
+fn a_learned_epoch_is_fenced_and_passed() {
+    let stale = HomeError::StaleEpoch { home: Epoch(9) };
+    let handing = go(
+        &at(Stage::Exporting),
+        refused(&at(Stage::Exporting), stale.clone()),
+    );
+    assert_eq!((handing.epoch, handing.offered), (Epoch(10), Epoch(9)));
+    assert_eq!(handing.intent().unwrap().epoch, Epoch(9));
+    let closing = go(&at(Stage::Closing), refused(&at(Stage::Closing), stale));
+    assert_eq!(
+        (closing.epoch, closing.intent().unwrap().epoch),
+        (Epoch(9), Epoch(9))
+    );
+}
+
+#[test]
+fn the_record_reads_back_as_it_was() {
+    for stage in Stage::ALL {
+        let state = go_with_tickets(at(stage));
+        let text = serde_json::to_string(&state).unwrap();
+        assert_eq!(serde_json::from_str::<VolumeState>(&text).unwrap(), state);
+    }
+}
+
+fn go_with_tickets(state: VolumeState) -> VolumeState {
+    match state.step(take(backup("c")), NOW) {
+        Ok((next, _)) => next,
+        Err(_) => state,
+    }
+}
+
+/// A home that keeps its own record, as homes do.
+#[derive(Debug, Default)]
+struct ModelHome {
+    highest: u64,
+    open: Option<u64>,
+}
+
+impl ModelHome {
+    fn perform(&mut self, task: &Task) -> Outcome {
+        match task {
+            Task::Create { .. } => Outcome::Created,
+            Task::Delete(_) if self.open.is_some() => {
+                Outcome::Refused(HomeError::Failed("an export is open".to_owned()))
+            }
+            Task::Delete(_) => Outcome::Deleted,
+            Task::Fence { request, .. } => {
+                let epoch = request.epoch.0;
+                if self.highest > epoch {
+                    return Outcome::Refused(HomeError::StaleEpoch {
+                        home: Epoch(self.highest),
+                    });
+                }
+                assert!(
+                    !request.granted || self.highest == epoch,
+                    "no record was lost here"
+                );
+                (self.highest, self.open) = (epoch, None);
+                Outcome::Fenced(receipt(request.epoch))
+            }
+            Task::Export(grant) => {
+                let epoch = grant.request().epoch.0;
+                if self.open == Some(epoch) {
+                    return Outcome::Exported(exported(Epoch(epoch)));
+                }
+                if epoch <= self.highest {
+                    return Outcome::Refused(HomeError::StaleEpoch {
+                        home: Epoch(self.highest),
+                    });
+                }
+                // P1: the arbiter never asks for a second open epoch.
+                assert_eq!(
+                    self.open, None,
+                    "epoch {epoch} granted while another is open"
+                );
+                (self.highest, self.open) = (epoch, Some(epoch));
+                Outcome::Exported(exported(Epoch(epoch)))
+            }
+        }
+    }
+}
+
+#[derive(Debug, Clone)]
+enum Move {
+    Publish(usize, Option<usize>),
+    Unpublish(Option<usize>),
+    Lost(usize),
+    Take(usize, bool, bool),
+    Resume,
+    /// The n-th of the intents ever decided reaches the home; its answer may be lost.
+    Reach(usize, bool),
+    /// The n-th of the answers ever given arrives (again).
+    Answer(usize),
+    /// The store is put back to the n-th state there ever was.
+    OldCopy(usize),
+}
+
+fn moves(old_copies: u32) -> impl Strategy<Value = Vec<Move>> {
+    let one = prop_oneof![
+        6 => (0..3usize, prop::option::weighted(0.2, 0..3usize)).prop_map(|(n, lost)| Move::Publish(n, lost)),
+        4 => prop::option::of(0..3usize).prop_map(Move::Unpublish),
+        1 => (0..3usize).prop_map(Move::Lost),
+        1 => (0..3usize, any::<bool>(), any::<bool>()).prop_map(|(n, i, h)| Move::Take(n, i, h)),
+        1 => Just(Move::Resume),
+        8 => (0..40usize, prop::bool::weighted(0.8)).prop_map(|(n, back)| Move::Reach(n, back)),
+        6 => (0..40usize).prop_map(Move::Answer),
+        old_copies => (0..200usize).prop_map(Move::OldCopy),
+    ];
+    prop::collection::vec(one, 1..120)
+}
+
+const NODES: [&str; 3] = ["a", "b", "c"];
+
+fn check(state: &VolumeState) {
+    assert_eq!(
+        state.workload().map(|claim| &claim.ticket.node),
+        state.holder().map(|holder| &holder.node),
+        "the workload's ticket and the holder differ"
+    );
+    let workloads = state
+        .claims
+        .iter()
+        .filter(|claim| claim.ticket.kind == TicketKind::Workload);
+    assert!(workloads.count() <= 1);
+    assert!(state.offered <= state.epoch && state.recorded <= state.offered);
+    assert_eq!(state.pending.is_some(), state.intent().is_some());
+}
+
+/// Runs a history; at the end the home answers everything, and a publish must succeed.
+fn live(history: Vec<Move>, old_copies: bool) {
+    let mut home = ModelHome::default();
+    let mut state = go(&fresh(), done(&fresh()));
+    let mut states = vec![state.clone()];
+    let mut intents: Vec<Intent> = Vec::new();
+    let mut answers: Vec<Event> = Vec::new();
+    let recent = |len: usize, n: usize| len.checked_sub(1 + n % len.clamp(1, 6));
+    for step in history {
+        let event = match step {
+            Move::Publish(n, lost) => Event::Publish {
+                holder: holder(NODES[n]),
+                lost: lost.map(|n| node(NODES[n])).into_iter().collect(),
+            },
+            Move::Unpublish(n) => Event::Unpublish(n.map(|n| node(NODES[n]))),
+            Move::Lost(n) => Event::NodeLost(node(NODES[n])),
+            Move::Take(n, interruptible, home_side) => take(ticket(
+                &format!("t{n}"),
+                TicketKind::Backup,
+                NODES[n],
+                interruptible,
+                home_side,
+            )),
+            Move::Resume => Event::Resume,
+            Move::Reach(n, back) => {
+                // Any of the last few, so late and doubled requests too.
+                if let Some(place) = recent(intents.len(), n) {
+                    let intent = intents[place].clone();
+                    let outcome = home.perform(&intent.task);
+                    if back {
+                        answers.push(result(&intent, outcome));
+                    }
+                }
+                continue;
+            }
+            Move::Answer(n) => match recent(answers.len(), n) {
+                Some(place) => answers[place].clone(),
+                None => continue,
+            },
+            Move::OldCopy(n) => {
+                state = states[n % states.len()].clone();
+                intents.clear();
+                answers.clear();
+                Event::Resume
+            }
+        };
+        let idempotent = matches!(
+            event,
+            Event::Publish { .. } | Event::Unpublish(_) | Event::NodeLost(_) | Event::Take { .. }
+        );
+        let unpublish = matches!(event, Event::Unpublish(_));
+        match state.step(event.clone(), NOW) {
+            Ok((next, actions)) => {
+                check(&next);
+                if !old_copies {
+                    assert!(next.epoch >= state.epoch);
+                }
+                if idempotent {
+                    assert_eq!(go(&next, event), next, "the same again changed something");
+                }
+                for action in actions {
+                    if let Action::Intent(intent) = action {
+                        intents.push(intent);
+                    }
+                }
+                state = next;
+                states.push(state.clone());
+            }
+            Err(refusal) => assert!(!unpublish, "unpublish was refused: {refusal:?}"),
+        }
+    }
+    state = go(&state, Event::Unpublish(None));
+    state.claims.clear();
+    for _ in 0..2 {
+        settle(&mut state, &mut home);
+        assert!(
+            matches!(state.stage(), Stage::Idle | Stage::Attached),
+            "{state:?}"
+        );
+        if state.holder().is_none() {
+            state = go(&state, publish("c"));
+        }
+    }
+    assert_eq!(home.open, Some(state.epoch.0));
+}
+
+fn settle(state: &mut VolumeState, home: &mut ModelHome) {
+    for _ in 0..10 {
+        let Some(intent) = state.intent() else { return };
+        let outcome = home.perform(&intent.task);
+        *state = go(state, result(&intent, outcome));
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
+
+    #[test]
+    fn one_writer_and_nothing_stuck(history in moves(0)) {
+        live(history, false);
+    }
+
+    #[test]
+    fn one_writer_and_nothing_stuck_with_old_copies_of_the_store(history in moves(1)) {
+        live(history, true);
+    }
+}

@@ -2,18 +2,31 @@
 //!
 //! A crash in between leaves a record that is not whole. It is finished at the
 //! next start, so that neither a name nor space is lost, and whoever asks for
-//! the same name again gets that snapshot.
+//! the same name again gets that snapshot. A deletion is recorded before the
+//! home is asked, too: a condemned snapshot is no snapshot to anybody, its name
+//! is free, and its deletion is finished at the next start.
 
 use std::sync::Arc;
 use std::time::SystemTime;
 
 use super::perform::{HOME, within};
-use super::slot::Slot;
+use super::slot::{PAUSE, Slot};
 use super::{ArbiterError, Inner};
+use serde::{Deserialize, Serialize};
+
 use crate::attach::ports::{Content, HomeError, SnapshotInfo};
 use crate::attach::record::SnapshotRecord;
 use crate::ids::{SnapshotId, VolumeId};
 use crate::store::{Key, Kind, StoreError, Stored, Version};
+
+/// What the store keeps of a snapshot.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Kept {
+    #[serde(flatten)]
+    record: SnapshotRecord,
+    /// It is being deleted.
+    condemned: bool,
+}
 
 fn key(snapshot: &SnapshotId) -> Key {
     Key {
@@ -22,18 +35,21 @@ fn key(snapshot: &SnapshotId) -> Key {
     }
 }
 
-fn read(key: &Key, stored: &Stored) -> Result<SnapshotRecord, ArbiterError> {
+fn read(key: &Key, stored: &Stored) -> Result<Kept, ArbiterError> {
     serde_json::from_slice(&stored.bytes)
         .map_err(|error| ArbiterError::Failed(format!("read record {key}: {error}")))
 }
 
-fn bytes(record: &SnapshotRecord) -> Result<Vec<u8>, ArbiterError> {
-    serde_json::to_vec(record).map_err(|error| {
-        ArbiterError::Failed(format!("record of snapshot {}: {error}", record.info.id))
+fn bytes(kept: &Kept) -> Result<Vec<u8>, ArbiterError> {
+    serde_json::to_vec(kept).map_err(|error| {
+        ArbiterError::Failed(format!(
+            "record of snapshot {}: {error}",
+            kept.record.info.id
+        ))
     })
 }
 
-async fn all(inner: &Inner) -> Result<Vec<SnapshotRecord>, ArbiterError> {
+async fn all(inner: &Inner) -> Result<Vec<Kept>, ArbiterError> {
     let stored = inner.store.list(Kind::Snapshot).await?;
     stored
         .iter()
@@ -44,7 +60,7 @@ async fn all(inner: &Inner) -> Result<Vec<SnapshotRecord>, ArbiterError> {
 async fn one(
     inner: &Inner,
     snapshot: &SnapshotId,
-) -> Result<Option<(SnapshotRecord, Version)>, ArbiterError> {
+) -> Result<Option<(Kept, Version)>, ArbiterError> {
     let key = key(snapshot);
     match inner.store.get(&key).await? {
         None => Ok(None),
@@ -54,9 +70,11 @@ async fn one(
 
 /// The snapshots that are whole, in order of id.
 pub(super) async fn whole(inner: &Inner) -> Result<Vec<SnapshotRecord>, ArbiterError> {
-    let mut records = all(inner).await?;
-    records.retain(|record| record.ready);
-    Ok(records)
+    let kept = all(inner).await?.into_iter();
+    Ok(kept
+        .filter(|kept| kept.record.ready && !kept.condemned)
+        .map(|kept| kept.record)
+        .collect())
 }
 
 /// One whole snapshot.
@@ -65,7 +83,7 @@ pub(super) async fn whole_one(
     snapshot: &SnapshotId,
 ) -> Result<SnapshotRecord, ArbiterError> {
     match one(inner, snapshot).await? {
-        Some((record, _)) if record.ready => Ok(record),
+        Some((kept, _)) if kept.record.ready && !kept.condemned => Ok(kept.record),
         _ => Err(ArbiterError::NoSnapshot(snapshot.clone())),
     }
 }
@@ -101,7 +119,8 @@ async fn intend(
     let found = all(inner)
         .await?
         .into_iter()
-        .find(|record| record.name == name);
+        .find(|kept| kept.record.name == name && !kept.condemned)
+        .map(|kept| kept.record);
     if let Some(record) = found {
         names.remove(name);
         if record.info.volume != *volume {
@@ -129,36 +148,43 @@ async fn intend(
         home: state.spec.home.clone(),
         ready: false,
     };
-    inner.store.put(&key(id), None, bytes(&record)?).await?;
+    let kept = Kept {
+        record,
+        condemned: false,
+    };
+    inner.store.put(&key(id), None, bytes(&kept)?).await?;
     names.remove(name);
-    Ok(record)
+    Ok(kept.record)
 }
 
 /// Has the home take an intended snapshot, and records that it is whole.
 async fn finish(inner: &Arc<Inner>, id: &SnapshotId) -> Result<SnapshotRecord, ArbiterError> {
     let gone = || ArbiterError::NoSnapshot(id.clone());
-    let volume = one(inner, id).await?.ok_or_else(gone)?.0.info.volume;
+    let volume = one(inner, id).await?.ok_or_else(gone)?.0.record.info.volume;
     let slot = inner.slot(&volume);
     // One at a time, so that clearing away a failed one never meets a good one.
     let _busy = match &slot {
         Some(slot) => Some(slot.snapshotting.lock().await),
         None => None,
     };
-    let (mut record, version) = one(inner, id).await?.ok_or_else(gone)?;
-    if record.ready {
-        return Ok(record);
+    let (mut kept, version) = one(inner, id).await?.ok_or_else(gone)?;
+    if kept.condemned {
+        return Err(gone());
     }
-    let node = record.home.clone();
+    if kept.record.ready {
+        return Ok(kept.record);
+    }
+    let node = kept.record.home.clone();
     let home = inner.home(&node)?;
     match within(&node, "snapshot", HOME, home.snapshot(&volume, id)).await {
         Ok(info) if info.id == *id && info.volume == volume => {
-            record.info = info;
-            record.ready = true;
+            kept.record.info = info;
+            kept.record.ready = true;
             inner
                 .store
-                .put(&key(id), Some(version), bytes(&record)?)
+                .put(&key(id), Some(version), bytes(&kept)?)
                 .await?;
-            Ok(record)
+            Ok(kept.record)
         }
         Ok(info) => Err(ArbiterError::Failed(format!(
             "home {node} was asked for snapshot {id} of {volume} and answered {} of {}",
@@ -173,8 +199,9 @@ async fn finish(inner: &Arc<Inner>, id: &SnapshotId) -> Result<SnapshotRecord, A
     }
 }
 
+/// Deletes a snapshot. Once begun it is finished, by the next start if need be.
 pub(super) async fn delete(inner: &Arc<Inner>, id: &SnapshotId) -> Result<(), ArbiterError> {
-    let Some((record, _)) = one(inner, id).await? else {
+    let Some((Kept { record, .. }, _)) = one(inner, id).await? else {
         return Ok(());
     };
     inner.no_making_of(&Content::Snapshot(id.clone()))?;
@@ -183,21 +210,20 @@ pub(super) async fn delete(inner: &Arc<Inner>, id: &SnapshotId) -> Result<(), Ar
         Some(slot) => Some(slot.snapshotting.lock().await),
         None => None,
     };
+    let Some((mut kept, mut version)) = one(inner, id).await? else {
+        return Ok(());
+    };
+    if !kept.condemned {
+        kept.condemned = true;
+        let bytes = bytes(&kept)?;
+        version = inner.store.put(&key(id), Some(version), bytes).await?;
+    }
     let home = inner.home(&record.home)?;
-    match within(
-        &record.home,
-        "delete_snapshot",
-        HOME,
-        home.delete_snapshot(id),
-    )
-    .await
-    {
+    let deleting = home.delete_snapshot(id);
+    match within(&record.home, "delete_snapshot", HOME, deleting).await {
         Ok(()) | Err(HomeError::NoSnapshot(_)) => {}
         Err(error) => return Err(error.into()),
     }
-    let Some((_, version)) = one(inner, id).await? else {
-        return Ok(());
-    };
     match inner.store.delete(&key(id), version).await {
         Ok(()) => Ok(()),
         // Somebody else deleted it at the same time.
@@ -206,22 +232,28 @@ pub(super) async fn delete(inner: &Arc<Inner>, id: &SnapshotId) -> Result<(), Ar
     }
 }
 
-/// Finishes the snapshots that an earlier process intended.
+/// Finishes what an earlier process began with snapshots.
 pub(super) async fn take_up(inner: &Arc<Inner>) -> Result<(), ArbiterError> {
-    for record in all(inner).await? {
-        if record.ready {
+    for kept in all(inner).await? {
+        if kept.record.ready && !kept.condemned {
             continue;
         }
         let inner = Arc::clone(inner);
         tokio::spawn(async move {
+            let id = &kept.record.info.id;
             while !inner.stopped() {
-                match finish(&inner, &record.info.id).await {
-                    Err(error @ ArbiterError::Unavailable(_)) => {
-                        tracing::warn!(snapshot = %record.info.id, %error, "not finished yet");
+                let done = if kept.condemned {
+                    delete(&inner, id).await
+                } else {
+                    finish(&inner, id).await.map(|_| ())
+                };
+                match done {
+                    Err(error) if error.may_pass() || kept.condemned => {
+                        tracing::warn!(snapshot = %id, %error, "not finished yet");
                     }
                     _ => return,
                 }
-                tokio::time::sleep(super::slot::PAUSE.1).await;
+                tokio::time::sleep(PAUSE.1).await;
             }
         });
     }
