@@ -207,7 +207,7 @@ async fn a_volume_moves_by_fence_and_export() {
     let first = bench.export("a", 1).await.unwrap();
     assert!(!first.ever_written);
     assert_eq!(bench.export("a", 1).await.unwrap(), first, "a repeat");
-    assert_eq!(bench.target.live(), [first.target.subsystem.clone()]);
+    assert_eq!(bench.target.live(), [&*first.target.subsystem]);
     let device = bench.target.device("vol-1");
     device
         .write(Lba(0), &[1; BLOCK as usize], true)
@@ -376,7 +376,7 @@ async fn after_a_crash_exports_are_as_the_record_says() {
     let bench = bench.restart();
     let restored = bench.home.restore().await;
     assert_eq!((restored.open, restored.closed), (1, 1));
-    assert_eq!(bench.target.live(), [second.target.subsystem.clone()]);
+    assert_eq!(bench.target.live(), [&*second.target.subsystem]);
     assert!(bench.target.is_closed(&first.target.subsystem));
     assert_eq!(
         bench.export("b", 2).await.unwrap(),
@@ -644,6 +644,38 @@ async fn a_full_pool_keeps_no_gate_open_needs_root() {
         .snapshot_path(&"snap-1".parse().unwrap())
         .unwrap();
     assert_eq!(std::fs::read(clone).unwrap()[0], 1);
+}
+
+#[tokio::test]
+async fn a_record_that_cannot_be_written_gives_no_settlement_needs_root() {
+    let fs = Mounted::xfs();
+    let target = Arc::new(Target::default());
+    let home = home_over(open_pool(&fs.pool()).unwrap(), &target);
+    let id = vol("vol-1");
+    home.create(&id, Bytes(MIB), &Content::Empty).await.unwrap();
+    let exported = home.export(&request("a", 1)).await.unwrap();
+    fs.fail();
+    let fence = FenceRequest {
+        volume: id.clone(),
+        epoch: Epoch(1),
+        granted: true,
+    };
+    for _ in 0..2 {
+        let error = home.fence(&fence).await.unwrap_err();
+        assert!(matches!(error, HomeError::Failed(_)), "{error:?}");
+        assert!(error.to_string().contains("vol-1/record"), "{error}");
+        assert!(target.live().is_empty(), "the gate stays closed");
+        assert!(!target.is_closed(&exported.target.subsystem), "not ended");
+    }
+    assert_eq!(home.export(&request("a", 1)).await.unwrap_err(), stale(1));
+    drop((home, target));
+    fs.mend();
+    // The disk never heard of the fence: the same export is open again.
+    let target = Arc::new(Target::default());
+    let home = home_over(open_pool(&fs.pool()).unwrap(), &target);
+    assert_eq!(home.restore().await.open, 1);
+    assert_eq!(target.live(), [exported.target.subsystem]);
+    home.fence(&fence).await.unwrap();
 }
 
 #[tokio::test]

@@ -49,7 +49,7 @@ fn a_pool_is_found_again_with_all_it_holds() {
     let pool = open(folder.path()).unwrap();
     assert_eq!(pool.uuid(), uuid);
     assert_eq!(pool.incarnation(), incarnation + 1);
-    assert_eq!(pool.volumes(), [id.clone()]);
+    assert_eq!(pool.volumes(), std::slice::from_ref(&id));
     let found = pool.volume(&id).unwrap();
     assert_eq!(found.size(), Bytes(8 * MIB));
     assert_eq!(found.record().get().highest, crate::ids::Epoch(7));
@@ -555,7 +555,7 @@ fn a_full_pool_still_opens_and_still_changes_its_records_needs_root() {
         let error = refused.unwrap_err();
         assert!(error.is_full(), "{error}");
     }
-    assert_eq!(pool.volumes(), [id.clone()]);
+    assert_eq!(pool.volumes(), std::slice::from_ref(&id));
     drop((of, pool));
     let pool = open(&fs.pool()).unwrap();
     let found = pool.volume(&id).unwrap().record().get();

@@ -58,10 +58,7 @@ impl Mounted {
         std::fs::create_dir(folder.path().join("mnt")).unwrap();
         let made = Self { folder };
         run(Command::new(mkfs[0]).args(&mkfs[1..]).arg(&image));
-        run(Command::new("mount")
-            .args(["-o", "loop"])
-            .arg(&image)
-            .arg(made.dir()));
+        made.mount();
         made
     }
 
@@ -72,6 +69,26 @@ impl Mounted {
     /// The pool's folder in it.
     pub fn pool(&self) -> PathBuf {
         self.dir().join("pool")
+    }
+
+    /// Shuts the XFS down without its log: every call fails from now on.
+    pub fn fail(&self) {
+        let shutdown = ["-x", "-c", "shutdown"];
+        run(Command::new("xfs_io").args(shutdown).arg(self.dir()));
+    }
+
+    /// Mounts it anew, as after a power loss. Nothing may be open on it.
+    pub fn mend(&self) {
+        run(Command::new("umount").arg(self.dir()));
+        self.mount();
+    }
+
+    fn mount(&self) {
+        let image = self.folder.path().join("image");
+        run(Command::new("mount")
+            .args(["-o", "loop"])
+            .arg(image)
+            .arg(self.dir()));
     }
 
     /// Takes every free block.
