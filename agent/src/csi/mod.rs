@@ -40,6 +40,7 @@ pub mod status;
 pub use registration::register;
 
 /// The protocol's messages and services, from `proto/csi.proto`.
+#[expect(clippy::allow_attributes, reason = "generated code")]
 pub mod proto {
     tonic::include_proto!("csi.v1");
 }

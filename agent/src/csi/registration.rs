@@ -27,6 +27,7 @@ use super::{CsiError, DriverName, socket, stopped};
 use proto::registration_server;
 
 /// The protocol's messages and service, from `proto/pluginregistration.proto`.
+#[expect(clippy::allow_attributes, reason = "generated code")]
 mod proto {
     tonic::include_proto!("pluginregistration");
 }
