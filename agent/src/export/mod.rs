@@ -17,7 +17,7 @@ mod listener;
 
 use std::collections::HashMap;
 use std::sync::{Arc, OnceLock, RwLock, RwLockReadGuard, RwLockWriteGuard};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use prometheus_client::registry::Registry;
 use uuid::Uuid;
@@ -26,6 +26,7 @@ use crate::attach::ports::HostIdentity;
 use crate::block::BlockDevice;
 use crate::block::gate::Gate;
 use crate::ids::{Epoch, VolumeId};
+use crate::nvme_tcp::connection;
 use crate::nvme_tcp::metrics::Metrics;
 use crate::nvme_tcp::subsystem::{Directory, Found, Host, Subsystem};
 
@@ -52,6 +53,8 @@ pub struct ExportSpec {
 pub struct Exports {
     table: Arc<RwLock<Table>>,
     metrics: Metrics,
+    /// How long a connection may take until it has passed Connect.
+    handshake: Duration,
 }
 
 #[derive(Default)]
@@ -70,9 +73,14 @@ struct Live {
 impl Exports {
     /// None yet.
     pub fn new() -> Arc<Self> {
+        Self::with_handshake(connection::HANDSHAKE)
+    }
+
+    fn with_handshake(handshake: Duration) -> Arc<Self> {
         Arc::new(Self {
             table: Arc::default(),
             metrics: Metrics::default(),
+            handshake,
         })
     }
 

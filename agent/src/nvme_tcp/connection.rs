@@ -33,7 +33,7 @@ use super::wire::{self, Data, FLAG_LAST, Flaw, Kind};
 use crate::block::gate::Pass;
 
 /// From accept to an admitted Connect.
-const HANDSHAKE: Duration = Duration::from_secs(10);
+pub const HANDSHAKE: Duration = Duration::from_secs(10);
 /// A host that takes nothing for this long is gone.
 const WRITE_STALLED: Duration = Duration::from_secs(30);
 /// A host that was asked for data and has not sent all of it is gone.
@@ -42,13 +42,15 @@ const DATA_STALLED: Duration = Duration::from_secs(60);
 const LAST_WORDS: Duration = Duration::from_secs(1);
 const WRITE_BUFFER: usize = 64 << 10;
 
-/// Serves one accepted connection to its end. `evicted` ends it early while
-/// it has not connected; when it has, `connected` is dropped.
+/// Serves one accepted connection to its end. `evicted`, or the time
+/// `handshake`, ends it early while it has not connected; when it has,
+/// `connected` is dropped.
 pub async fn serve<T>(
     stream: TcpStream,
     peer: SocketAddr,
     directory: &dyn Directory,
     metrics: &Metrics,
+    handshake: Duration,
     evicted: impl Future<Output = ()>,
     connected: T,
 ) {
@@ -59,12 +61,12 @@ pub async fn serve<T>(
     }
     let (reading, mut writing) = stream.into_split();
     let mut reader = Reader::new(reading);
-    let handshake = async {
+    let connecting = async {
         connect::agree(&mut reader, &mut writing).await?;
         connect::connect(&mut reader, &mut writing, directory, metrics, peer).await
     };
     let admitted = tokio::select! {
-        admitted = tokio::time::timeout(HANDSHAKE, handshake) => {
+        admitted = tokio::time::timeout(handshake, connecting) => {
             admitted.unwrap_or(Err(End::Late("Connect")))
         }
         () = evicted => Err(End::Ended("closed before Connect, to make room for newer connections")),

@@ -1,0 +1,239 @@
+#!/bin/bash
+# Real Linux initiators against the NVMe/TCP target. Runs as root inside a VM:
+#   nvme_target.sh PATH/TO/nvme_target
+# (the example of that name). One line per check; exits non-zero if any failed.
+set -u
+
+target=$1
+kernel=$(uname -r)
+work=$(mktemp -d /dev/shm/nvme-target.XXXXXX)
+host=nqn.2014-08.org.nvmexpress:uuid:00000000-0000-4000-8000-00000000000a
+host_id=00000000-0000-4000-8000-00000000000a
+size=$((320 << 20)) # mkfs.xfs wants 300 MiB
+failed=0
+target_pid=
+
+finish() {
+    if [ $failed -gt 0 ]; then
+        echo "--- the target's log"
+        tail -n 60 "$work/log"
+        echo "--- the kernel's log"
+        dmesg | tail -n 40
+    fi
+    rm -rf "$work"
+    echo "$kernel: $failed failed"
+    [ $failed -eq 0 ]
+    exit
+}
+ok() { echo "ok      $kernel  $*"; }
+bad() { echo "FAILED  $kernel  $*"; failed=$((failed + 1)); }
+# check NAME COMMAND...: the command succeeds
+check() {
+    local name=$1
+    shift
+    if "$@" > "$work/out" 2>&1; then ok "$name"; else bad "$name"; sed 's/^/        /' "$work/out" | tail -n 15; fi
+}
+# within SECONDS COMMAND...: the command succeeds before they are over
+within() {
+    local end=$((SECONDS + $1))
+    shift
+    until "$@"; do
+        [ $SECONDS -lt $end ] || return 1
+        sleep 0.1
+    done
+}
+
+serve() { # NQN UUID [more arguments]; answers of the target go to $work/said
+    exec 9>&-
+    rm -f "$work/fifo"
+    mkfifo "$work/fifo"
+    "$target" --file "$work/volume" --subsystem "$1" --namespace "$2" \
+        --host $host --host-id $host_id "${@:3}" \
+        < "$work/fifo" > "$work/said" 2>> "$work/log" &
+    target_pid=$!
+    exec 9> "$work/fifo"
+    within 20 grep -q serving "$work/said"
+}
+tell() { echo "$@" >&9; }
+heard() { within "$1" grep -q "$2" "$work/said"; }
+end_target() {
+    tell stop
+    wait $target_pid
+}
+connect() { # NQN [more options]
+    timeout 60 bash -c "echo transport=tcp,traddr=127.0.0.1,trsvcid=4420,nqn=$1,hostnqn=$host,hostid=$host_id,nr_io_queues=2,keep_alive_tmo=10,reconnect_delay=1,ctrl_loss_tmo=-1${2:+,$2} > /dev/nvme-fabrics"
+}
+subsystem() { # NQN: its folder in sysfs
+    local folder
+    for folder in /sys/class/nvme-subsystem/*; do
+        [ "$(cat "$folder/subsysnqn" 2> /dev/null)" = "$1" ] && echo "$folder" && return
+    done
+    return 1
+}
+disk() { # NQN: the name of its multipath head
+    local folder
+    folder=$(subsystem "$1") || return 1
+    # The head only, not its paths (nvme0c0n1).
+    ls "$folder" | grep -E '^nvme[0-9]+n1$'
+}
+must_have_disk() { # NQN: nothing that follows makes sense without it
+    within 20 have_disk "$1" && return
+    bad "a disk of $1 appears"
+    finish
+}
+have_disk() { name=$(disk "$1") && [ -b "/dev/$name" ]; }
+no_disk() { ! disk "$1" > /dev/null; }
+no_subsystem() { ! subsystem "$1" > /dev/null; }
+disconnect() { # NQN
+    local controller
+    for controller in "$(subsystem "$1")"/nvme[0-9]*; do
+        case ${controller##*/} in *n*n*) continue ;; esac
+        [ -e "$controller/delete_controller" ] && timeout 60 bash -c "echo 1 > $controller/delete_controller"
+    done
+    within 10 no_subsystem "$1"
+}
+is() { [ "$1" = "$2" ] || { echo "$1, expected $2"; return 1; }; }
+zeroes() { # DEVICE OFFSET_MIB MIB
+    cmp <(dd if="$1" bs=1M skip="$2" count="$3" iflag=direct status=none) <(head -c $(($3 << 20)) /dev/zero)
+}
+pattern() { # DEVICE: writes a known pattern of 8 MiB at 16 MiB and reads it back from the backing file
+    dd if="$work/pattern" of="$1" bs=1M seek=16 oflag=direct conv=fsync,notrunc status=none &&
+        cmp "$work/pattern" <(dd if="$1" bs=1M skip=16 count=8 iflag=direct status=none) &&
+        cmp "$work/pattern" <(dd if="$work/volume" bs=1M skip=16 count=8 status=none)
+}
+file_system() { # TYPE DEVICE
+    mkdir -p "$work/mnt"
+    case $1 in xfs) mkfs.xfs -q -f "$2" ;; ext4) mkfs.ext4 -q -F "$2" ;; esac &&
+        mount -t "$1" "$2" "$work/mnt" &&
+        cp -r "$work/pattern" /etc "$work/mnt/" &&
+        umount "$work/mnt" && mount -t "$1" "$2" "$work/mnt" &&
+        cmp "$work/pattern" "$work/mnt/pattern"
+    local result=$?
+    fstrim "$work/mnt" || result=1
+    umount "$work/mnt" || result=1
+    return $result
+}
+verified() { # DEVICE MIB [more options of fio]
+    fio --name=verify --filename="$1" --rw=randwrite --bsrange=4k-256k --bs_unaligned=0 \
+        --size="$2M" --direct=1 --ioengine=libaio --iodepth=16 --verify=crc32c \
+        --do_verify=1 --verify_fatal=1 --fsync=64 --randseed=7 --output-format=terse "${@:3}"
+}
+
+ip link set lo up
+modprobe nvme-tcp || exit 2
+modprobe xfs 2> /dev/null
+modprobe ext4 2> /dev/null
+dd if=/dev/urandom of="$work/pattern" bs=1M count=8 status=none
+truncate -s $size "$work/volume"
+[ "$(cat /sys/module/nvme_core/parameters/multipath)" = Y ] || bad "the kernel has NVMe multipath"
+
+# 1. What a host does in an ordinary life.
+one=nqn.2026-01.io.drover:vm:1
+serve $one 11111111-1111-4111-8111-111111111111
+check "connect" connect $one
+must_have_disk $one
+ok "the disk is a multipath head"
+name=$(disk $one)
+dev=/dev/$name
+check "logical block size" is "$(blockdev --getss "$dev")" 4096
+check "size" is "$(blockdev --getsize64 "$dev")" $size
+check "volatile write cache" is "$(cat "/sys/block/$name/queue/write_cache")" "write back"
+check "uuid" grep -q 11111111-1111-4111-8111-111111111111 "/sys/block/$name/uuid"
+check "a large transfer is one command" is "$(cat "/sys/block/$name/queue/max_hw_sectors_kb")" 1024
+check "write, read, and the file beneath" pattern "$dev"
+check "blkdiscard" blkdiscard -o $((16 << 20)) -l $((4 << 20)) "$dev"
+check "what was discarded reads as zeroes" zeroes "$dev" 16 4
+check "blkdiscard -z" blkdiscard -z -o $((20 << 20)) -l $((4 << 20)) "$dev"
+check "what was zeroed reads as zeroes" zeroes "$dev" 20 4
+check "xfs" file_system xfs "$dev"
+check "ext4" file_system ext4 "$dev"
+check "fio verify" verified "$dev" 24
+check "nvme-cli: identify controller" nvme id-ctrl "$dev"
+check "nvme-cli: identify namespace" nvme id-ns "$dev"
+check "nvme-cli: health log" nvme smart-log "$dev"
+check "nvme-cli: effects log" nvme effects-log "$dev"
+check "nvme-cli: verify" nvme verify "$dev" -s 0 -c 1023
+check "nvme-cli: an opcode that is not served is refused" \
+    bash -c "! nvme compare $dev -s 0 -c 0 -z 4096 -d $work/pattern"
+
+# 2. The volume grows.
+size=$((384 << 20))
+tell grow $size
+grown() { [ "$(blockdev --getsize64 "$dev")" = $size ]; }
+check "the host sees a resize by itself" within 20 grown
+
+# 3. kill -9 of the target under I/O, three times: no error reaches the workload.
+verified "$dev" 96 --rate_iops=150 > "$work/fio" 2>&1 &
+fio_pid=$!
+for round in 1 2 3; do
+    sleep 2
+    kill -9 $target_pid
+    wait $target_pid 2> /dev/null
+    kill -0 $fio_pid 2> /dev/null || bad "kill -9, round $round: the workload was running"
+    sleep 1
+    serve $one 11111111-1111-4111-8111-111111111111
+done
+through() { ! kill -0 $fio_pid 2> /dev/null; }
+within 180 through || { bad "kill -9: the workload ended in time"; kill -9 $fio_pid; }
+check "kill -9 three times: every write arrived, no error" bash -c "exit $(wait $fio_pid; echo $?)"
+check "the disk is the same one" is "$(disk $one)" "$name"
+check "disconnect" disconnect $one
+
+# 4. Digests.
+check "connect with header and data digests" connect $one hdr_digest,data_digest
+must_have_disk $one
+check "write, read with digests" pattern "/dev/$(disk $one)"
+check "fio verify with digests" verified "/dev/$(disk $one)" 16
+disconnect $one
+end_target
+
+# 5. Fence: under I/O, and nobody comes back.
+two=nqn.2026-01.io.drover:vm:2
+serve $two 22222222-2222-4222-8222-222222222222
+connect $two
+must_have_disk $two
+dev=/dev/$(disk $two)
+fio --name=writer --filename="$dev" --rw=randwrite --bs=4k --size=64M --direct=1 --ioengine=libaio \
+    --iodepth=8 --time_based --runtime=120 --output-format=terse > "$work/fio" 2>&1 &
+fio_pid=$!
+sleep 3
+check "the workload runs before the fence" kill -0 $fio_pid
+tell fence
+check "fence" heard 15 "^fenced .*settled=Ok"
+sum=$(sha256sum < "$work/volume")
+check "the workload's I/O fails" within 20 through
+check "the disk disappears" within 20 no_disk $two
+wait $fio_pid && bad "the workload was told" || ok "the workload was told"
+tell late
+check "late commands were counted" heard 5 "^late [1-9]"
+check "nothing was written after the fence" is "$(sha256sum < "$work/volume")" "$sum"
+sed 's/^/        /' "$work/said" | grep -E "fenced|late"
+no_controller() { no_subsystem $two; }
+case $kernel in
+    6.1.*) sleep 12 ;; # tries again for ever by its nature
+    *) check "the controller goes by itself" within 30 no_controller ;;
+esac
+check "the disk stays away" no_disk $two
+no_subsystem $two || check "what is left can be disconnected" disconnect $two
+if connect $two 2> /dev/null; then bad "a fenced identity is refused"; else ok "a fenced identity is refused"; fi
+end_target
+# The target was started anew and remembers the closing only from its record.
+serve $two 22222222-2222-4222-8222-222222222222 --closed $two
+if connect $two 2> /dev/null; then bad "a closed identity is refused after a restart"; else ok "a closed identity is refused after a restart"; fi
+if connect nqn.2026-01.io.drover:vm:none 2> /dev/null; then bad "an unknown identity is refused"; else ok "an unknown identity is refused"; fi
+end_target
+
+# 6. Read only.
+three=nqn.2026-01.io.drover:vm:3
+serve $three 33333333-3333-4333-8333-333333333333 --read-only
+connect $three
+must_have_disk $three
+dev=/dev/$(disk $three)
+check "a read-only disk says so" is "$(blockdev --getro "$dev")" 1
+check "a read-only disk can be read" dd if="$dev" of=/dev/null bs=1M count=1 iflag=direct status=none
+check "a read-only disk refuses writes" bash -c "! dd if=/dev/zero of=$dev bs=4k count=1 oflag=direct status=none"
+disconnect $three
+if host=nqn.2026-01.io.drover:other connect $three 2> /dev/null; then bad "another host is refused"; else ok "another host is refused"; fi
+end_target
+
+finish
