@@ -12,6 +12,7 @@
 //! - qemu opens its standard output and error anew, as files: two that are one
 //!   regular file write over each other, so it gets two pipes;
 //! - standard input must not be a terminal, which it would set to raw;
+//! - it looks for a virtiofsd that may not serve it: 9p is asked for;
 //! - a kernel that panics shows nothing and gives status 255, so the console
 //!   stays on with only the gravest messages let through, and 255 without the
 //!   guest's own word for it is said to be the kernel's end;
@@ -164,7 +165,7 @@ pub fn run(spec: &VmSpec, line: &mut dyn FnMut(&str)) -> Result<Outcome> {
         .env("PATH", places::path()?)
         .arg("--run")
         .arg(&image)
-        .args(["--disable-kvm", "--cpus", "2", "--verbose"])
+        .args(["--disable-kvm", "--cpus", "2", "--force-9p", "--verbose"])
         .arg("--memory")
         .arg(format!("{}M", spec.memory_mib))
         .args([
@@ -180,17 +181,21 @@ pub fn run(spec: &VmSpec, line: &mut dyn FnMut(&str)) -> Result<Outcome> {
     }
     vng.arg("--exec")
         .arg(format!("sh {}", quoted(&text(&script)?)));
+    let mut console = Console::default();
     let ended = process::stream(&mut vng, spec.timeout + BOOT, &mut |text| {
-        if !is_chatter(text) {
-            line(text);
+        if let Some(shown) = console.shown(text) {
+            line(shown);
         }
     })
     .context("start the VM; `cargo xtask setup` installs virtme-ng")?;
+    if let Some(boot) = console.withheld() {
+        line(&boot);
+    }
     let status = match (
         guest_status(&written),
         ended.status.and_then(|status| status.code()),
     ) {
-        (Some(TIMED_OUT), _) => Status::TimedOut,
+        (Some(TIMED_OUT | KILLED), _) => Status::TimedOut,
         (Some(code), _) => Status::Exited(code),
         (None, None) => Status::TimedOut,
         (None, Some(NO_STATUS)) => Status::Down,
@@ -205,6 +210,8 @@ pub fn run(spec: &VmSpec, line: &mut dyn FnMut(&str)) -> Result<Outcome> {
 
 /// What `timeout` answers for a command that it ended.
 const TIMED_OUT: i32 = 124;
+/// And for one that it had to kill.
+const KILLED: i32 = 137;
 
 /// The script that the guest runs: the prelude, then the command under a limit.
 /// Its status goes to a file, since virtme-ng's 255 may mean two things.
@@ -222,6 +229,7 @@ fn guest_script(spec: &VmSpec, status: &Path) -> Result<String> {
     for (name, value) in &spec.environment {
         export(name, value);
     }
+    script.push_str(&format!("echo '{BOOTED}'\n"));
     let words: Vec<String> = spec.command.iter().map(|word| quoted(word)).collect();
     script.push_str(&format!(
         "cd {}\ntimeout --kill-after=10 {} {}\ncode=$?\necho $code > {}\nexit $code\n",
@@ -233,15 +241,41 @@ fn guest_script(spec: &VmSpec, status: &Path) -> Result<String> {
     Ok(script)
 }
 
-/// The status that the guest wrote down. 137 is `timeout` that had to kill.
+/// The status that the guest wrote down.
 fn guest_status(path: &Path) -> Option<i32> {
     fs::read_to_string(path).ok()?.trim().parse().ok()
 }
 
-/// virtme-ng's own talk at boot.
-fn is_chatter(line: &str) -> bool {
-    let plain = line.trim_start_matches(|c: char| c == '\u{1b}' || c.is_control());
-    plain.contains("virtme-ng-init: ") || plain.starts_with("virtme:")
+/// The line that the guest prints when the boot is over.
+const BOOTED: &str = "drover-vm: booted";
+
+/// What the VM prints: a boot that went well is not worth showing.
+#[derive(Default)]
+struct Console {
+    boot: String,
+    booted: bool,
+}
+
+impl Console {
+    /// The line, when it is the command's or a complaint of the kernel's.
+    fn shown<'a>(&mut self, line: &'a str) -> Option<&'a str> {
+        if self.booted {
+            return (!line.contains("] reboot: ")).then_some(line);
+        }
+        if line.ends_with(BOOTED) {
+            self.booted = true;
+            self.boot.clear();
+        } else {
+            self.boot.push_str(line);
+            self.boot.push('\n');
+        }
+        None
+    }
+
+    /// The last lines of a boot that never ended.
+    fn withheld(&self) -> Option<String> {
+        (!self.booted).then(|| process::tail(&self.boot))
+    }
 }
 
 fn text(path: &Path) -> Result<String> {
@@ -296,6 +330,17 @@ mod tests {
         ] {
             assert!(memory(wrong).unwrap_err().contains(wrong), "{wrong}");
         }
+    }
+
+    #[test]
+    fn a_boot_is_shown_only_when_it_never_ends() {
+        let mut console = Console::default();
+        assert_eq!(console.shown("[    0.000000] Linux version"), None);
+        assert!(console.withheld().unwrap().contains("Linux version"));
+        assert_eq!(console.shown(BOOTED), None);
+        assert_eq!(console.shown("ok"), Some("ok"));
+        assert_eq!(console.shown("[   18.848588] reboot: Power down"), None);
+        assert_eq!(console.withheld(), None);
     }
 
     #[test]
