@@ -13,8 +13,7 @@ use std::path::{Path, PathBuf};
 const ALLOWED: &[(&str, &[&str])] = &[
     ("ids", &[]),
     ("config", &["ids"]),
-    // The store keeps the arbiter's records as they are, and knows no more of them.
-    ("store", &["attach::record", "ids"]),
+    ("store", &["ids"]),
     ("attach", &["ids", "store"]),
     ("csi", &["attach", "store", "ids"]),
     ("block", &["ids"]),

@@ -128,7 +128,7 @@ fn newest_kernel() -> Result<String> {
     let text = process::read(&mut search, LOOK)?;
     newest(&text).context(
         "no package linux-image-6.12.N+deb12-amd64 is known to apt: \
-         add Debian 12's bookworm-backports (or its security archive) to /etc/apt/sources.list",
+         add Debian 12's security archive (bookworm-security main) to apt's sources",
     )
 }
 

@@ -14,7 +14,7 @@ const BOOT: &str = "/boot";
 pub enum Kernel {
     /// Debian's 6.1.
     V6_1,
-    /// Debian's 6.12 (backports).
+    /// Debian's 6.12 (its security archive).
     V6_12,
     /// An image of one's own.
     Image(PathBuf),
