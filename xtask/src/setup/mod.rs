@@ -1,0 +1,35 @@
+//! `cargo xtask setup`: every prerequisite, on a fresh Debian 12 with Rust by rustup.
+//!
+//! Each part looks first whether its things are there, which costs a moment and
+//! no network, and installs only what is missing. [`packages`] is Debian's
+//! part; [`tools`] what goes into the cache folder. Two runs at once wait for
+//! each other.
+
+mod packages;
+mod tools;
+
+pub use tools::{CSI_SANITY, go};
+
+use anyhow::Result;
+
+use crate::{places, say};
+
+/// The command.
+pub fn command() -> Result<std::process::ExitCode> {
+    run()?;
+    Ok(std::process::ExitCode::SUCCESS)
+}
+
+/// Makes sure that every prerequisite is there.
+///
+/// # Errors
+/// The prerequisite that could not be had, and how to get it by hand.
+pub fn run() -> Result<()> {
+    let _lock = places::lock("setup.lock", || {
+        say::note("another `cargo xtask setup` is at work; waiting for it");
+    })?;
+    say::step("prerequisites", || {
+        packages::install()?;
+        tools::install()
+    })
+}

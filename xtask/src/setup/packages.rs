@@ -1,0 +1,191 @@
+//! Debian's packages: compilers, file system tools, kernels and the emulator.
+//!
+//! The package lists are fetched at most once, and only when something is
+//! missing. Services that come with a package are not started.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+
+use crate::{process, say};
+
+/// What drover's build and tests use, and what for.
+const PACKAGES: &[&str] = &[
+    // The eBPF programs: a rustc with its source tree, and the LLVM that
+    // bpf-linker must share with it.
+    "rustc-web",
+    "rust-web-src",
+    "cargo-web",
+    "llvm-22-dev",
+    "libpolly-22-dev",
+    "libzstd-dev",
+    "zlib1g-dev",
+    "gcc",
+    "g++",
+    "libc6-dev",
+    "protobuf-compiler",
+    "git",
+    // The VM, and its older kernel (6.1).
+    "qemu-system-x86",
+    "linux-image-amd64",
+    "python3",
+    "python3-venv",
+    // Volumes on a node, as kubelet handles them.
+    "xfsprogs",
+    "e2fsprogs",
+    "util-linux",
+    "mount",
+    "udev",
+    "kmod",
+    "dmsetup",
+    "iproute2",
+    "procps",
+    "psmisc",
+    // Load, and other people's tools that check drover's results.
+    "nvme-cli",
+    "fio",
+    "restic",
+    "prometheus",
+    "sg3-utils",
+];
+
+/// The VM's newer kernel: one package a version, the newest is wanted.
+const KERNEL: &str = "linux-image-6.12.";
+
+const LOOK: Duration = Duration::from_secs(30);
+const UPDATE: Duration = Duration::from_secs(600);
+const INSTALL: Duration = Duration::from_secs(3600);
+
+/// Installs what is missing.
+pub fn install() -> Result<()> {
+    let present = installed()?;
+    let mut missing: Vec<String> = PACKAGES
+        .iter()
+        .filter(|name| !present.contains(**name))
+        .map(|name| (*name).to_owned())
+        .collect();
+    let kernel_there = present.iter().any(|name| is_kernel(name));
+    if missing.is_empty() && kernel_there {
+        return Ok(());
+    }
+    say::step("apt-get update", || {
+        process::read(&mut apt(&["update", "-qq"])?, UPDATE)
+    })
+    .context("fetch Debian's package lists; check /etc/apt/sources.list and the network")?;
+    if !kernel_there {
+        missing.push(newest_kernel()?);
+    }
+    let list = missing.join(" ");
+    say::step(&format!("apt-get install {list}"), || {
+        let mut command = apt(&["install", "-qq", "--yes", "--no-install-recommends"])?;
+        process::read(command.args(&missing), INSTALL)
+    })
+    .with_context(|| format!("install Debian packages; by hand: apt-get install {list}"))?;
+    let present = installed()?;
+    let absent: Vec<String> = missing
+        .into_iter()
+        .filter(|name| !present.contains(name.as_str()))
+        .collect();
+    if !absent.is_empty() {
+        let list = absent.join(" ");
+        bail!("apt-get left these packages uninstalled; by hand: apt-get install {list}");
+    }
+    Ok(())
+}
+
+/// The names of all installed packages.
+fn installed() -> Result<BTreeSet<String>> {
+    let mut query = Command::new("dpkg-query");
+    query.args(["--show", "--showformat=${db:Status-Abbrev} ${Package}\n"]);
+    let text = process::read(&mut query, LOOK)
+        .context("dpkg-query lists the installed packages: setup knows Debian 12 only")?;
+    Ok(text
+        .lines()
+        .filter_map(|line| line.strip_prefix("ii"))
+        .map(|name| name.trim().to_owned())
+        .collect())
+}
+
+fn is_kernel(package: &str) -> bool {
+    package
+        .strip_prefix(KERNEL)
+        .and_then(|rest| rest.strip_suffix("+deb12-amd64"))
+        .is_some_and(|patch| patch.parse::<u32>().is_ok())
+}
+
+/// The newest 6.12 kernel that the package lists know.
+fn newest_kernel() -> Result<String> {
+    let mut search = Command::new("apt-cache");
+    search.args([
+        "search",
+        "--names-only",
+        "^linux-image-6\\.12\\..*deb12-amd64$",
+    ]);
+    let text = process::read(&mut search, LOOK)?;
+    newest(&text).context(
+        "no package linux-image-6.12.N+deb12-amd64 is known to apt: \
+         add Debian 12's security archive (bookworm-security main) to apt's sources",
+    )
+}
+
+fn newest(search: &str) -> Option<String> {
+    search
+        .lines()
+        .filter_map(|line| line.split_whitespace().next())
+        .filter(|name| is_kernel(name))
+        .max_by_key(|name| patch(name))
+        .map(str::to_owned)
+}
+
+/// 117 of `linux-image-6.12.117+deb12-amd64`.
+fn patch(package: &str) -> u32 {
+    let digits = package
+        .strip_prefix(KERNEL)
+        .and_then(|rest| rest.split('+').next());
+    digits.and_then(|digits| digits.parse().ok()).unwrap_or(0)
+}
+
+/// apt-get, as root, that asks nothing and waits for another apt.
+fn apt(arguments: &[&str]) -> Result<Command> {
+    let root = fs::metadata("/proc/self")
+        .context("look at /proc/self")?
+        .uid()
+        == 0;
+    // RUNLEVEL=1 keeps invoke-rc.d from starting the services of packages
+    // (prometheus) on machines without systemd.
+    let settings = ["DEBIAN_FRONTEND=noninteractive", "RUNLEVEL=1"];
+    let mut command = Command::new(if root { "env" } else { "sudo" });
+    if !root {
+        command.args(["--non-interactive", "env"]);
+    }
+    command
+        .args(settings)
+        .args(["apt-get", "-o", "DPkg::Lock::Timeout=600"])
+        .args(arguments);
+    Ok(command)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_newest_plain_kernel_is_taken() {
+        let search = "\
+linux-image-6.12.9+deb12-amd64 - Linux 6.12 for 64-bit PCs
+linux-image-6.12.117+deb12-amd64 - Linux 6.12 for 64-bit PCs
+linux-image-6.12.118+deb12-cloud-amd64 - cloud
+linux-image-6.12.118+deb12-rt-amd64 - rt
+linux-image-6.12.118+deb12-amd64-dbg - symbols
+linux-image-6.12.22+deb12-amd64 - Linux 6.12";
+        assert_eq!(
+            newest(search).as_deref(),
+            Some("linux-image-6.12.117+deb12-amd64")
+        );
+        assert_eq!(newest("linux-image-6.12.118+deb12-rt-amd64 - rt"), None);
+    }
+}

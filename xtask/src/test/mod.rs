@@ -1,0 +1,145 @@
+//! `cargo xtask test`: everything that is tested, in one go; what CI runs.
+//!
+//! Checks of the text first (format, clippy, manifests), then all tests on this
+//! machine's own kernel, then one VM a kernel for what this machine's kernel
+//! lacks. A failure never keeps the rest from running. The last line sums up:
+//! "N passed, N failed".
+
+mod boot;
+mod stages;
+mod tally;
+
+use std::fs::{self, File};
+use std::os::unix::fs::MetadataExt;
+use std::process::{Command, ExitCode};
+use std::time::{Duration, Instant, SystemTime};
+
+use anyhow::{Context, Result};
+
+use crate::vm::Kernel;
+use crate::{build, deploy, lint, places, process, say, setup};
+use tally::Tally;
+
+/// All tests on the machine, without their compilation.
+const MACHINE: Duration = Duration::from_secs(1800);
+
+/// Which of the tests to run; all, when nothing is said.
+#[derive(clap::Args)]
+pub struct Arguments {
+    /// Only what runs on this machine's own kernel
+    #[arg(long, conflicts_with = "vm")]
+    machine: bool,
+    /// Only what runs in VMs
+    #[arg(long)]
+    vm: bool,
+    /// Only the VMs of this kernel
+    #[arg(long)]
+    kernel: Option<Kernel>,
+    /// Only the VM programs whose name contains one of these
+    #[arg(requires = "vm")]
+    names: Vec<String>,
+}
+
+/// The command.
+pub fn command(arguments: &Arguments) -> Result<ExitCode> {
+    let begin = Instant::now();
+    setup::run()?;
+    let _products = if places::in_ci() {
+        Some(shared_products()?)
+    } else {
+        None
+    };
+    let mut tally = Tally::default();
+    if !arguments.vm {
+        machine(&mut tally)?;
+    }
+    if !arguments.machine {
+        vms(arguments, &mut tally)?;
+    }
+    for name in tally.failures() {
+        println!("{} {name}", say::bad("FAILED"));
+    }
+    say::note(&format!("in {}", say::duration(begin.elapsed())));
+    println!("{tally}");
+    Ok(if tally.good() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+/// CI's checkouts share one folder of build products, so one run at a time uses
+/// it; and cargo compares modification times, which in a checkout made before
+/// another's build are too old for their difference to be seen.
+fn shared_products() -> Result<File> {
+    let lock = places::lock("products.lock", || {
+        say::note("another CI run uses the build products; waiting for it");
+    })?;
+    let mut list = Command::new("git");
+    list.args(["ls-files", "-z"]).current_dir(places::root());
+    let files = process::read(&mut list, Duration::from_secs(60)).context("list the sources")?;
+    let now = SystemTime::now();
+    for name in files.trim_end().split('\0').filter(|name| !name.is_empty()) {
+        let path = places::root().join(name);
+        let touched = File::options()
+            .append(true)
+            .open(&path)
+            .and_then(|f| f.set_modified(now));
+        touched.with_context(|| format!("touch {}", path.display()))?;
+    }
+    Ok(lock)
+}
+
+fn machine(tally: &mut Tally) -> Result<()> {
+    say::title("Checks");
+    tally.check("cargo fmt --check", lint::format());
+    tally.check("cargo clippy", lint::clippy());
+    tally.check("cargo deny", lint::licences());
+    tally.check("manifests in deploy/", deploy::check());
+    say::title("Tests on this machine");
+    if fs::metadata("/proc/self")?.uid() != 0 {
+        say::note("not root: tests that need loop devices and mounts will fail");
+    }
+    if let Err(failure) = build::cargo_step("build the tests", &["test", "--workspace", "--no-run"])
+    {
+        tally.check("build the tests", Err(failure));
+        return Ok(());
+    }
+    let mut text = String::new();
+    let ended = say::step("cargo test --workspace", || {
+        let mut cargo = build::cargo()?;
+        cargo.args(["test", "--workspace", "--no-fail-fast"]);
+        process::stream(&mut cargo, MACHINE, &mut |line| {
+            text.push_str(line);
+            text.push('\n');
+        })
+    })?;
+    let success = ended.status.is_some_and(|status| status.success());
+    if !success {
+        println!("{text}");
+    }
+    tally.libtest("cargo test --workspace", &text, success);
+    Ok(())
+}
+
+fn vms(arguments: &Arguments, tally: &mut Tally) -> Result<()> {
+    let built = build::drover(false).and_then(|_| build::tests());
+    let binaries = match built {
+        Ok(binaries) => binaries,
+        Err(failure) => {
+            tally.check("build for the VMs", Err(failure));
+            return Ok(());
+        }
+    };
+    let wanted = |name: &str| {
+        arguments.names.is_empty() || arguments.names.iter().any(|part| name.contains(part))
+    };
+    for (kernel, mut programs) in stages::programs(&binaries)? {
+        programs.retain(|program| wanted(&program.name));
+        let asked = arguments.kernel.as_ref().is_none_or(|only| *only == kernel);
+        if asked && !programs.is_empty() {
+            boot::run(&kernel, &programs, tally)?;
+        }
+    }
+    Ok(())
+}
