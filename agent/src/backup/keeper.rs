@@ -70,6 +70,8 @@ pub struct KeptStream {
     pub job: Job,
     /// How far it is; none: it was stopped before this agent started.
     pub progress: Option<Progress>,
+    /// Whether it failed so that no resume can help: its snapshot is gone.
+    pub beyond_resume: bool,
 }
 
 /// Why a stream is not kept.
@@ -243,12 +245,19 @@ impl Keeper {
     /// Every stream, by id.
     pub fn list(&self) -> Vec<KeptStream> {
         let entries = self.entries();
+        let gone = |stream: &Arc<Stream>| {
+            matches!(
+                stream.outcome(),
+                Some(Outcome::Failed(BackupError::SnapshotGone { .. }))
+            )
+        };
         let view = |entry: &Entry| KeptStream {
             job: entry.kept.job.clone(),
             progress: entry
                 .stream
                 .as_ref()
                 .map(|stream| stream.progress().borrow().clone()),
+            beyond_resume: entry.stream.as_ref().is_some_and(gone),
         };
         entries.values().map(view).collect()
     }

@@ -250,6 +250,11 @@ impl Stream {
         self.progress.subscribe()
     }
 
+    /// How it ended, if it has.
+    pub fn outcome(&self) -> Option<Outcome> {
+        self.outcome.borrow().clone()
+    }
+
     /// Waits until it has ended.
     pub async fn ended(&self) -> Outcome {
         let mut outcome = self.outcome.subscribe();

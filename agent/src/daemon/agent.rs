@@ -16,7 +16,7 @@ use crate::attach::record::Registration;
 use crate::backup::Streams;
 use crate::backup::keeper::Keeper;
 use crate::block::file::FileDevice;
-use crate::csi::registration;
+use crate::csi;
 use crate::evidence::{Evidence, EvidenceConfig};
 use crate::export::Exports;
 use crate::home::{Home, HomeConfig};
@@ -122,7 +122,7 @@ pub(super) async fn start(process: &mut Process) -> anyhow::Result<Arc<dyn Stagi
         let (driver, endpoint) = (config.driver_name.clone(), config.csi_socket.clone());
         let stop = process.stop.clone();
         process.tasks.spawn(async move {
-            Ok(registration::register(&folder, &driver, &endpoint, stop).await?)
+            Ok(csi::register(&folder, &driver, &endpoint, stop).await?)
         });
     }
     Ok(initiator)

@@ -9,7 +9,7 @@ use serde_json::json;
 
 use crate::attach::ports::{Control, ControlError, Note};
 use crate::backup::keeper::{Job, Keeper, KeptStream};
-use crate::backup::{Phase, Progress};
+use crate::backup::Phase;
 use crate::ids::{NodeId, TicketId};
 use crate::rpc::controller_client::ControllerClient;
 use crate::rpc::controller_service::BACKUP_LEASE;
@@ -91,7 +91,7 @@ impl Reporter {
         let done = phase == Phase::Done;
         match &kept.job {
             Job::Restore(_) if !done => self.control.delete_volume(volume).await?,
-            Job::Backup(spec) if done || final_failure(kept.progress.as_ref()) => {
+            Job::Backup(spec) if done || kept.beyond_resume => {
                 self.control.delete_snapshot(&spec.snapshot).await?;
             }
             _ => {}
@@ -108,7 +108,7 @@ impl Reporter {
         self.control.end_ticket(volume, id, &why).await?;
         self.control.note(self.note(kept, phase, why)).await;
         let resumable =
-            matches!(kept.job, Job::Backup(_)) && !done && !final_failure(kept.progress.as_ref());
+            matches!(kept.job, Job::Backup(_)) && !done && !kept.beyond_resume;
         let kept = if resumable {
             self.keeper.mark_stopped(id)
         } else {
@@ -136,9 +136,4 @@ impl Reporter {
     fn told(&self) -> std::sync::MutexGuard<'_, HashMap<TicketId, (Phase, u64)>> {
         self.told.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// Whether no resume can help: the snapshot is gone.
-fn final_failure(progress: Option<&Progress>) -> bool {
-    progress.is_some_and(|progress| progress.is_final_failure())
 }

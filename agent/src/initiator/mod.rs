@@ -58,7 +58,7 @@ pub use fabric::{Attached, DevNumber, Device, ExportName, Fabric, NQN_PREFIX, No
 pub use nvme::{FabricDeadlines, Nvme, Roots};
 
 use crate::attach::ports::{
-    Attachment, Control, ControlError, HostIdentity, NodeError, Note, Witness,
+    Attachment, Control, ControlError, Disk, HostIdentity, NodeError, Note, Witness,
 };
 use crate::ids::{Epoch, NodeId, VolumeId};
 use child_ops::Op;
@@ -171,6 +171,20 @@ impl Initiator {
         found.sort();
         found.dedup();
         Ok(found)
+    }
+
+    /// The disk of a volume's newest export here, and where drover has it
+    /// mounted. None: it is not attached, or has no disk yet.
+    pub fn disk(&self, volume: &VolumeId) -> Result<Option<(Disk, Vec<PathBuf>)>, NodeError> {
+        let attached = self.attached_of(volume)?;
+        let newest = attached.into_iter().max_by_key(|attached| attached.name.epoch);
+        let Some(device) = newest.and_then(|attached| attached.device) else {
+            return Ok(None);
+        };
+        let shown = mountinfo::mounts()?;
+        let shown = shown.into_iter().filter(|mount| mount.shows(&device));
+        let points = shown.map(|mount| mount.point).collect();
+        Ok(Some((device.disk, points)))
     }
 
     /// At start: says what an earlier agent left attached. Nothing is changed.

@@ -15,6 +15,7 @@ use super::error::PoolError;
 use super::lock::PoolLock;
 use super::volume::Volume;
 use super::{Pool, VOLUMES};
+use crate::block::file::FileDevice;
 use crate::block::{BlockDevice, DeviceError};
 use crate::ids::{Bytes, Lba, VolumeId};
 
@@ -22,6 +23,12 @@ use crate::ids::{Bytes, Lba, VolumeId};
 pub trait Backing: BlockDevice {
     /// Takes note of the file's new size; it never shrinks.
     fn grow(&self, size: Bytes);
+}
+
+impl Backing for FileDevice {
+    fn grow(&self, size: Bytes) {
+        FileDevice::grow(self, size);
+    }
 }
 
 /// Makes the device over a volume's file, which is open for reading and

@@ -199,7 +199,7 @@ impl pb::home_server::Home for HomeService {
 
     async fn list_streams(&self, _: Request<pb::Nothing>) -> Answer<pb::ListStreamsAnswer> {
         let streams = self.keeper.list().into_iter().map(|kept| {
-            let KeptStream { job, progress } = kept;
+            let KeptStream { job, progress, .. } = kept;
             progress_message(&job, progress.as_ref())
         });
         Ok(Response::new(pb::ListStreamsAnswer {
