@@ -338,6 +338,7 @@ async fn a_killed_worker_costs_at_most_its_slice() {
         std::fs::read_dir(bench.path("repo/locks")).unwrap().count(),
         0
     );
+    assert!(!left.exists());
 }
 
 fn kill(stream: &Stream, signal: &str) {

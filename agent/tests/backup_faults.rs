@@ -213,7 +213,7 @@ async fn a_backup_cut_off_at_random_comes_out_whole() {
     println!("seed {seed}");
     let mut random = Random(seed);
     let bench = Bench::new(12 * SEGMENT);
-    for round in 0..6 {
+    for round in 0..4 {
         let mut spec = bench.spec();
         spec.repo.limit_upload = Some(64 * MIB);
         let stream = bench.streams.start(spec).await.unwrap();

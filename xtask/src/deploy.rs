@@ -18,7 +18,10 @@ const LIMIT: Duration = Duration::from_secs(1200);
 pub fn check() -> Result<()> {
     say::step("manifests in deploy/", || {
         let deploy = places::root().join("deploy");
-        for arguments in [["test", "-mod=readonly", "."], ["run", "-mod=readonly", "."]] {
+        for arguments in [
+            ["test", "-mod=readonly", "."],
+            ["run", "-mod=readonly", "."],
+        ] {
             let mut go = Command::new(setup::go()?);
             go.current_dir(deploy.join("check")).args(arguments);
             if arguments[0] == "run" {

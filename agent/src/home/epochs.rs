@@ -17,6 +17,7 @@ use crate::block::BlockDevice;
 use crate::export::{Ended, ExportSpec};
 use crate::ids::{Epoch, VolumeId};
 use crate::pool::Volume;
+use crate::pool::device::FirstWrite;
 use crate::pool::record::{ExportState, OpenExport, Record};
 
 /// What an NQN may be long (NVMe base specification 2.0, section 4.5).
@@ -104,6 +105,8 @@ impl Inner {
             namespace: Uuid::new_v4(),
             read_only: request.read_only,
         };
+        // Before the record says open: a volume that cannot be served is not granted.
+        let device = self.device(volume).await?;
         let noted = export.clone();
         self.change(volume, move |record| {
             record.highest = noted.epoch;
@@ -111,11 +114,17 @@ impl Inner {
             record.export = ExportState::Open { export: noted };
         })
         .await?;
-        self.serve(volume, site, &export).await?;
+        self.let_in(volume, site, &export, device)?;
         Ok(export)
     }
 
-    /// Lets the hosts of a recorded export in, unless a fence was quicker.
+    async fn device(self: &Arc<Self>, volume: &Volume) -> Result<Arc<FirstWrite>, HomeError> {
+        let id = volume.id().clone();
+        self.blocking(move |inner| inner.pool.device(&id, &inner.open))
+            .await
+    }
+
+    /// Serves a recorded export, if it is not served yet.
     async fn serve(
         self: &Arc<Self>,
         volume: &Arc<Volume>,
@@ -125,10 +134,18 @@ impl Inner {
         if matches!(site.now().serving, Serving::Open { .. }) {
             return Ok(());
         }
-        let id = volume.id().clone();
-        let device = self
-            .blocking(move |inner| inner.pool.device(&id, &inner.open))
-            .await?;
+        let device = self.device(volume).await?;
+        self.let_in(volume, site, export, device)
+    }
+
+    /// Lets the hosts of a recorded export in, unless a fence was quicker.
+    fn let_in(
+        &self,
+        volume: &Volume,
+        site: &Site,
+        export: &OpenExport,
+        device: Arc<FirstWrite>,
+    ) -> Result<(), HomeError> {
         {
             let mut now = site.now();
             if now.floor >= export.epoch || !matches!(now.serving, Serving::Nothing) {

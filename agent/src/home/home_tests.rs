@@ -577,6 +577,7 @@ async fn a_device_that_does_not_open_opens_no_export() {
     let home = Home::new(pool, Arc::clone(&bench.target) as _, open, config);
     assert!(home.export(&request("a", 1)).await.is_err());
     assert!(bench.target.live().is_empty());
+    assert_eq!(bench.record().highest, Epoch(0), "nothing was granted");
     works.store(true, Ordering::Relaxed);
     let exported = home.export(&request("a", 1)).await.unwrap();
     assert_eq!(bench.target.live(), [exported.target.subsystem]);

@@ -21,17 +21,18 @@ use crate::{build, places, say};
 const DRIVER: &str = include_str!("driver.sh");
 const MEMORY_MIB: u32 = 3072;
 
-/// Runs the programs in one VM of that kernel and counts them.
+/// Runs the programs in one VM of that kernel and counts them; `library` is the
+/// library's test binary, which scripts may use too.
 ///
 /// # Errors
 /// When the VM cannot be started at all.
-pub fn run(kernel: &Kernel, programs: &[Program], tally: &mut Tally) -> Result<()> {
+pub fn run(kernel: &Kernel, programs: &[Program], library: &str, tally: &mut Tally) -> Result<()> {
     say::title(&format!("Tests in a VM with Linux {}", kernel.name()));
     let scratch = places::Scratch::new(&format!("test-{}", kernel.name()))?;
     let folder = scratch.path();
     let script = folder.join("driver.sh");
     fs::write(&script, driver(programs)).with_context(|| format!("write {}", script.display()))?;
-    let outcome = vm::run(&spec(kernel, programs, folder)?, &mut |line| {
+    let outcome = vm::run(&spec(kernel, programs, library, folder)?, &mut |line| {
         println!("{line}")
     })?;
     let record = Record::read(folder);
@@ -61,7 +62,7 @@ pub fn run(kernel: &Kernel, programs: &[Program], tally: &mut Tally) -> Result<(
     Ok(())
 }
 
-fn spec(kernel: &Kernel, programs: &[Program], folder: &Path) -> Result<VmSpec> {
+fn spec(kernel: &Kernel, programs: &[Program], library: &str, folder: &Path) -> Result<VmSpec> {
     let script = path_text(&folder.join("driver.sh"))?;
     let limit: Duration = programs.iter().map(|program| program.timeout).sum();
     let command = vec!["bash".to_owned(), script];
@@ -73,13 +74,10 @@ fn spec(kernel: &Kernel, programs: &[Program], folder: &Path) -> Result<VmSpec> 
     spec.environment = vec![
         ("DROVER".into(), format!("{build}/drover")),
         ("DROVER_BUILD".into(), build),
+        ("DROVER_TESTS".into(), library.to_owned()),
         ("DROVER_RECORD".into(), path_text(folder)?),
         ("XTASK".into(), path_text(&build::xtask()?)?),
     ];
-    if let Some(tests) = programs.iter().find(|program| program.libtest) {
-        spec.environment
-            .push(("DROVER_TESTS".into(), tests.command[0].clone()));
-    }
     Ok(spec)
 }
 

@@ -4,11 +4,12 @@ failed=0
 
 # run NUMBER NAME SECONDS COMMAND...
 run() {
-    local number=$1 name=$2 limit=$3 code begin took
+    local number=$1 name=$2 limit=$3 code begin took before
     shift 3
     export RESULTS=$record/$number
     mkdir -p "$RESULTS"
     echo "… $name"
+    before=$(dmesg 2>/dev/null | wc -l)
     begin=$(date +%s%3N)
     timeout --kill-after=10 "$limit" "$@" >"$record/$number.log" 2>&1 </dev/null
     code=$?
@@ -21,7 +22,6 @@ run() {
     fi
     failed=1
     cat "$record/$number.log"
-    echo "--- the kernel's last words"
-    dmesg 2>/dev/null | tail -n 30
+    dmesg 2>/dev/null | tail -n +$((before + 1)) | tail -n 40
     echo "FAILED $name (status $code, $took ms)"
 }

@@ -131,6 +131,7 @@ fn vms(arguments: &Arguments, tally: &mut Tally) -> Result<()> {
             return Ok(());
         }
     };
+    let library = stages::library(&binaries)?;
     let wanted = |name: &str| {
         arguments.names.is_empty() || arguments.names.iter().any(|part| name.contains(part))
     };
@@ -138,7 +139,7 @@ fn vms(arguments: &Arguments, tally: &mut Tally) -> Result<()> {
         programs.retain(|program| wanted(&program.name));
         let asked = arguments.kernel.as_ref().is_none_or(|only| *only == kernel);
         if asked && !programs.is_empty() {
-            boot::run(&kernel, &programs, tally)?;
+            boot::run(&kernel, &programs, &library, tally)?;
         }
     }
     Ok(())
