@@ -6,7 +6,7 @@
 //! or touches a file system on it: a disk whose home is lost would never answer.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::fs::File;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
@@ -289,6 +289,7 @@ impl Counts {
         Ok(whole(
             self.get(&devices.whole)? - explained(&devices.whole),
             &through_parts,
+            counts_each(),
         ))
     }
 }
@@ -297,11 +298,29 @@ impl Counts {
 /// are taken off. Older kernels open the whole disk once per partition that is
 /// open, newer ones once per opener of a partition (blkdev_get_part in
 /// block/bdev.c). The lower number fits either only when nothing else is open.
-fn whole(left: i64, through_parts: &[i64]) -> i64 {
+fn whole(left: i64, through_parts: &[i64], counts_each: bool) -> i64 {
     let partitions = through_parts.iter().filter(|&&openers| openers > 0).count();
     let once = left - i64::try_from(partitions).unwrap_or(i64::MAX);
     let each = left - through_parts.iter().sum::<i64>();
-    if once == 0 { 0 } else { each }
+    if once == 0 || !counts_each {
+        once
+    } else {
+        each
+    }
+}
+
+/// Whether this kernel is known to count every opener of a partition on the
+/// whole disk: 6.6 does. An older one that does so too leaves openers unexplained.
+fn counts_each() -> bool {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    is_at_least_6_6(&release)
+}
+
+fn is_at_least_6_6(release: &str) -> bool {
+    let mut numbers = release
+        .split(|c: char| !c.is_ascii_digit())
+        .map_while(|digits| digits.parse::<u32>().ok());
+    numbers.next().zip(numbers.next()) >= Some((6, 6))
 }
 
 #[cfg(test)]

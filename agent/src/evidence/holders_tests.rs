@@ -32,18 +32,35 @@ fn own_mounts_are_told_from_private_copies() {
 
 #[test]
 fn partitions_account_for_their_share_of_the_whole_disk() {
-    // (what is left of the whole disk's count, openers of each partition)
-    for (left, parts, unexplained) in [
-        (0, &[][..], 0),
-        (2, &[], 2),
-        (1, &[1], 0),
-        (1, &[2], 0),
-        (2, &[2], 0),
-        (2, &[1, 1], 0),
-        (3, &[1], 2),
-        (4, &[2], 2),
-        (0, &[0, 0], 0),
+    // (what is left of the whole disk's count, openers of each partition,
+    // unexplained where each counts, unexplained where only the first does)
+    for (left, parts, each, once) in [
+        (0, &[][..], 0, 0),
+        (2, &[], 2, 2),
+        (1, &[1], 0, 0),
+        (1, &[2], 0, 0),
+        (2, &[2], 0, 1),
+        (2, &[1, 1], 0, 0),
+        (3, &[1], 2, 2),
+        (4, &[2], 2, 3),
+        (0, &[0, 0], 0, 0),
     ] {
-        assert_eq!(whole(left, parts), unexplained, "{left} {parts:?}");
+        assert_eq!(whole(left, parts, true), each, "{left} {parts:?}");
+        assert_eq!(whole(left, parts, false), once, "{left} {parts:?}");
+    }
+}
+
+#[test]
+fn releases_are_told_apart_by_number() {
+    for (release, new) in [
+        ("6.1.0-56-amd64", false),
+        ("6.5.13", false),
+        ("6.6.14", true),
+        ("6.12.117+deb12-amd64", true),
+        ("7.0-rc1", true),
+        ("5.15.0", false),
+        ("", false),
+    ] {
+        assert_eq!(is_at_least_6_6(release), new, "{release:?}");
     }
 }

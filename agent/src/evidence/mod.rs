@@ -14,6 +14,10 @@
 //! namespace (`hostPID`), else openers stay unexplained; a file registered with
 //! an io_uring, a descriptor on its way over a socket and users inside the
 //! kernel that sysfs does not show (an nvmet or LIO backend) are unexplained.
+//!
+//! One limit is not on the safe side: passthrough by a character device
+//! (`/dev/ng0n1`, `/dev/sg0`) opens no block device and sends no bio, so
+//! nothing here sees it. Only the home's gate stops it.
 
 pub mod btf;
 pub mod cgroups;

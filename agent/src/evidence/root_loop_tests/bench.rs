@@ -15,8 +15,8 @@ use nix::mount::{MntFlags, MsFlags};
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
 
-use super::super::{Evidence, EvidenceConfig, Reader, monotonic};
-use crate::attach::ports::{Disk, Judgement, Witness};
+use super::super::{Evidence, EvidenceConfig, ProcessIo, Reader, monotonic};
+use crate::attach::ports::{Disk, Judgement, Verdict, Witness};
 use crate::ids::Diskseq;
 
 /// One test at a time has programs in the kernel and forks children.
@@ -57,6 +57,29 @@ impl Bench {
 
     pub fn judge(&self, disk: &LoopDisk, own: &[PathBuf]) -> Judgement {
         self.judge_disk(&disk.disk, own)
+    }
+
+    /// Judges until the verdict is this one: udev opens a disk that has
+    /// changed, for a moment.
+    pub fn settles(&self, disk: &LoopDisk, own: &[PathBuf], verdict: Verdict) -> Judgement {
+        let begin = Instant::now();
+        loop {
+            let judged = self.judge(disk, own);
+            if judged.verdict == verdict {
+                return judged;
+            }
+            assert!(begin.elapsed() < Duration::from_secs(60), "{judged:?}");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Waits until a process has read so much of the disk.
+    pub fn has_read(&self, disk: &LoopDisk, pid: u32, reads: u64) -> ProcessIo {
+        until(|| {
+            let io = self.evidence.io(&disk.disk).unwrap();
+            let mut all = io.processes.into_iter();
+            all.find(|p| p.pid == pid && p.count.reads >= reads)
+        })
     }
 
     pub fn judge_disk(&self, disk: &Disk, own: &[PathBuf]) -> Judgement {
@@ -130,6 +153,7 @@ impl LoopDisk {
         let name = device.strip_prefix("/dev/").unwrap().to_owned();
         let seq = fs::read_to_string(format!("/sys/block/{name}/diskseq")).unwrap();
         let diskseq = Diskseq(seq.trim().parse().unwrap());
+        settle();
         Self {
             disk: Disk { name, diskseq },
             _file: file,
@@ -157,6 +181,13 @@ impl LoopDisk {
 impl Drop for LoopDisk {
     fn drop(&mut self) {
         let _ = Command::new("losetup").arg("-d").arg(self.path()).status();
+    }
+}
+
+/// Lets udev, where there is one, read what it wants of a new disk.
+fn settle() {
+    if Path::new("/run/udev/control").exists() {
+        run("udevadm", &["settle", "--timeout=60"]);
     }
 }
 
