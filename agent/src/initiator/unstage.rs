@@ -30,7 +30,7 @@ use super::fabric::{Attached, Device, ExportName};
 use super::mountinfo;
 use super::publish::STACKED;
 use super::steps::Steps;
-use super::{Initiator, Whose, resolve};
+use super::{Initiator, POLL, Whose, resolve};
 use crate::attach::ports::{ControlError, Holder, Judgement, NodeError, Verdict};
 use crate::ids::VolumeId;
 
@@ -87,6 +87,11 @@ fn decide(verdict: Verdict, claim: &Claim, standing: &Standing, waited: Duration
         },
     }
 }
+
+/// How long a busy mount or disk is tried again before anybody is judged: a
+/// process that only looks (statfs, blkid, a copy of the mount namespace that
+/// ends) keeps it for a moment, and kubelet's next call comes much later.
+const MOMENT: Duration = Duration::from_millis(500);
 
 /// How many holders a sentence names.
 const NAMED: usize = 5;
@@ -177,7 +182,9 @@ impl Initiator {
         changed: &mut bool,
         steps: &mut Steps,
     ) -> Result<Claim, NodeError> {
-        for _ in 0..STACKED {
+        let began = Instant::now();
+        let mut unmounted = 0;
+        while unmounted < STACKED {
             let mounts = mountinfo::mounts()?;
             let Some(mount) = mountinfo::at(&mounts, staging) else {
                 return Ok(Claim::Free);
@@ -201,10 +208,21 @@ impl Initiator {
             *changed = true;
             let deadline = self.settings.device.unmount;
             match self.devices.children.run(&op, deadline).await {
-                Ok((_, took)) => steps.kernel("umount", took),
+                Ok((_, took)) => {
+                    unmounted += 1;
+                    steps.kernel("umount", took);
+                }
                 // Nothing can be saved any more, and nobody can write.
-                Err(_) if dead => self.detach(staging, steps).await?,
-                Err(error) if error.errno() == Some(Errno::EBUSY) => return Ok(Claim::Mounted),
+                Err(_) if dead => {
+                    unmounted += 1;
+                    self.detach(staging, steps).await?;
+                }
+                Err(error) if error.errno() == Some(Errno::EBUSY) => {
+                    if began.elapsed() >= MOMENT {
+                        return Ok(Claim::Mounted);
+                    }
+                    tokio::time::sleep(POLL * 10).await;
+                }
                 Err(error) => match NodeError::from(error) {
                     hangs @ NodeError::Deadline { .. } => {
                         return Ok(Claim::Held(hangs.to_string()));
@@ -294,29 +312,34 @@ impl Initiator {
         let op = Op::SyncDevice {
             device: Node::from(&device.disk),
         };
-        match self
-            .devices
-            .children
-            .run(&op, self.settings.device.sync)
-            .await
-        {
-            Ok((_, took)) => {
-                steps.kernel("sync", took);
-                Claim::Free
-            }
-            Err(error) => match error.errno() {
-                Some(Errno::EBUSY) => Claim::Held(format!(
-                    "a file system or tool that has claimed {}",
-                    device.disk.name
-                )),
+        let began = Instant::now();
+        let deadline = self.settings.device.sync;
+        loop {
+            let error = match self.devices.children.run(&op, deadline).await {
+                Ok((_, took)) => {
+                    steps.kernel("sync", took);
+                    return Claim::Free;
+                }
+                Err(error) => error,
+            };
+            match error.errno() {
+                Some(Errno::EBUSY) if began.elapsed() < MOMENT => {
+                    tokio::time::sleep(POLL * 10).await;
+                }
+                Some(Errno::EBUSY) => {
+                    return Claim::Held(format!(
+                        "a file system or tool that has claimed {}",
+                        device.disk.name
+                    ));
+                }
                 // The disk has gone or fails for good, as after a fence:
                 // there is nothing left that could be written back.
                 Some(errno) => {
                     tracing::warn!(disk = device.disk.name, %errno, %error, "the disk took no sync");
-                    Claim::Free
+                    return Claim::Free;
                 }
-                None => Claim::Held(error.to_string()),
-            },
+                None => return Claim::Held(error.to_string()),
+            }
         }
     }
 
