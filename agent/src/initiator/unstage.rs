@@ -30,7 +30,7 @@ use super::fabric::{Attached, Device, ExportName};
 use super::mountinfo;
 use super::publish::STACKED;
 use super::steps::Steps;
-use super::{Initiator, POLL, Whose, resolve};
+use super::{Initiator, Whose, resolve};
 use crate::attach::ports::{ControlError, Holder, Judgement, NodeError, Verdict};
 use crate::ids::VolumeId;
 
@@ -88,10 +88,11 @@ fn decide(verdict: Verdict, claim: &Claim, standing: &Standing, waited: Duration
     }
 }
 
-/// How long a busy mount or disk is tried again before anybody is judged: a
-/// process that only looks (statfs, blkid, a copy of the mount namespace that
-/// ends) keeps it for a moment, and kubelet's next call comes much later.
-const MOMENT: Duration = Duration::from_millis(500);
+/// How often a busy mount or disk is tried, [`PAUSE`] apart, before it counts as
+/// held: a process that only looks (statfs, blkid, a copy of the mount namespace
+/// that ends) keeps it for a moment, and kubelet's next call comes much later.
+const TRIES: u32 = 10;
+const PAUSE: Duration = Duration::from_millis(50);
 
 /// How many holders a sentence names.
 const NAMED: usize = 5;
@@ -182,8 +183,7 @@ impl Initiator {
         changed: &mut bool,
         steps: &mut Steps,
     ) -> Result<Claim, NodeError> {
-        let began = Instant::now();
-        let mut unmounted = 0;
+        let (mut unmounted, mut busy) = (0, 0);
         while unmounted < STACKED {
             let mounts = mountinfo::mounts()?;
             let Some(mount) = mountinfo::at(&mounts, staging) else {
@@ -218,10 +218,11 @@ impl Initiator {
                     self.detach(staging, steps).await?;
                 }
                 Err(error) if error.errno() == Some(Errno::EBUSY) => {
-                    if began.elapsed() >= MOMENT {
+                    busy += 1;
+                    if busy == TRIES {
                         return Ok(Claim::Mounted);
                     }
-                    tokio::time::sleep(POLL * 10).await;
+                    tokio::time::sleep(PAUSE).await;
                 }
                 Err(error) => match NodeError::from(error) {
                     hangs @ NodeError::Deadline { .. } => {
@@ -312,7 +313,7 @@ impl Initiator {
         let op = Op::SyncDevice {
             device: Node::from(&device.disk),
         };
-        let began = Instant::now();
+        let mut busy = 0;
         let deadline = self.settings.device.sync;
         loop {
             let error = match self.devices.children.run(&op, deadline).await {
@@ -323,8 +324,9 @@ impl Initiator {
                 Err(error) => error,
             };
             match error.errno() {
-                Some(Errno::EBUSY) if began.elapsed() < MOMENT => {
-                    tokio::time::sleep(POLL * 10).await;
+                Some(Errno::EBUSY) if busy + 1 < TRIES => {
+                    busy += 1;
+                    tokio::time::sleep(PAUSE).await;
                 }
                 Some(Errno::EBUSY) => {
                     return Claim::Held(format!(
