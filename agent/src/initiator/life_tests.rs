@@ -336,6 +336,20 @@ async fn root_a_live_holder_keeps_its_device_until_the_deadline() {
 }
 
 #[tokio::test]
+async fn root_who_only_looks_for_a_moment_is_no_holder() {
+    let bench = Bench::new(64);
+    bench.stage(mount(FsType::Ext4)).await.unwrap();
+    let looking = fs::File::open(bench.path("staging")).unwrap();
+    *bench.eye.0.lock().unwrap() = Verdict::Live;
+    let (unstaged, ()) = tokio::join!(bench.unstage(), async {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        drop(looking);
+        *bench.eye.0.lock().unwrap() = Verdict::Quiet;
+    });
+    unstaged.unwrap();
+}
+
+#[tokio::test]
 async fn root_a_file_system_mounted_elsewhere_counts_as_a_holder() {
     let bench = Bench::new(64);
     bench.stage(mount(FsType::Ext4)).await.unwrap();

@@ -117,6 +117,8 @@ impl Initiator {
             .make_ready(request, &attachment, &name, &staging, steps)
             .await;
         match &result {
+            // A raw block volume that was connected already: a repeat.
+            Ok(()) if connected_before && request.access == Access::Block => {}
             Ok(()) => self.note(
                 "staged",
                 volume,

@@ -88,6 +88,12 @@ fn decide(verdict: Verdict, claim: &Claim, standing: &Standing, waited: Duration
     }
 }
 
+/// How often a busy mount or disk is tried, [`PAUSE`] apart, before it counts as
+/// held: a process that only looks (statfs, blkid, a copy of the mount namespace
+/// that ends) keeps it for a moment, and kubelet's next call comes much later.
+const TRIES: u32 = 10;
+const PAUSE: Duration = Duration::from_millis(50);
+
 /// How many holders a sentence names.
 const NAMED: usize = 5;
 
@@ -177,7 +183,8 @@ impl Initiator {
         changed: &mut bool,
         steps: &mut Steps,
     ) -> Result<Claim, NodeError> {
-        for _ in 0..STACKED {
+        let (mut unmounted, mut busy) = (0, 0);
+        while unmounted < STACKED {
             let mounts = mountinfo::mounts()?;
             let Some(mount) = mountinfo::at(&mounts, staging) else {
                 return Ok(Claim::Free);
@@ -201,10 +208,22 @@ impl Initiator {
             *changed = true;
             let deadline = self.settings.device.unmount;
             match self.devices.children.run(&op, deadline).await {
-                Ok((_, took)) => steps.kernel("umount", took),
+                Ok((_, took)) => {
+                    unmounted += 1;
+                    steps.kernel("umount", took);
+                }
                 // Nothing can be saved any more, and nobody can write.
-                Err(_) if dead => self.detach(staging, steps).await?,
-                Err(error) if error.errno() == Some(Errno::EBUSY) => return Ok(Claim::Mounted),
+                Err(_) if dead => {
+                    unmounted += 1;
+                    self.detach(staging, steps).await?;
+                }
+                Err(error) if error.errno() == Some(Errno::EBUSY) => {
+                    busy += 1;
+                    if busy == TRIES {
+                        return Ok(Claim::Mounted);
+                    }
+                    tokio::time::sleep(PAUSE).await;
+                }
                 Err(error) => match NodeError::from(error) {
                     hangs @ NodeError::Deadline { .. } => {
                         return Ok(Claim::Held(hangs.to_string()));
@@ -294,29 +313,35 @@ impl Initiator {
         let op = Op::SyncDevice {
             device: Node::from(&device.disk),
         };
-        match self
-            .devices
-            .children
-            .run(&op, self.settings.device.sync)
-            .await
-        {
-            Ok((_, took)) => {
-                steps.kernel("sync", took);
-                Claim::Free
-            }
-            Err(error) => match error.errno() {
-                Some(Errno::EBUSY) => Claim::Held(format!(
-                    "a file system or tool that has claimed {}",
-                    device.disk.name
-                )),
+        let mut busy = 0;
+        let deadline = self.settings.device.sync;
+        loop {
+            let error = match self.devices.children.run(&op, deadline).await {
+                Ok((_, took)) => {
+                    steps.kernel("sync", took);
+                    return Claim::Free;
+                }
+                Err(error) => error,
+            };
+            match error.errno() {
+                Some(Errno::EBUSY) if busy + 1 < TRIES => {
+                    busy += 1;
+                    tokio::time::sleep(PAUSE).await;
+                }
+                Some(Errno::EBUSY) => {
+                    return Claim::Held(format!(
+                        "a file system or tool that has claimed {}",
+                        device.disk.name
+                    ));
+                }
                 // The disk has gone or fails for good, as after a fence:
                 // there is nothing left that could be written back.
                 Some(errno) => {
                     tracing::warn!(disk = device.disk.name, %errno, %error, "the disk took no sync");
-                    Claim::Free
+                    return Claim::Free;
                 }
-                None => Claim::Held(error.to_string()),
-            },
+                None => return Claim::Held(error.to_string()),
+            }
         }
     }
 
