@@ -46,17 +46,21 @@ pub fn clippy() -> Result<()> {
 /// cargo-deny agrees with deny.toml. It takes minutes to compile, so setup does
 /// not install it: checked where it is, said where it is not.
 pub fn licences() -> Result<()> {
-    let found = Command::new("cargo-deny")
-        .arg("--version")
-        .env("PATH", places::path()?)
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .status()
-        .is_ok_and(|status| status.success());
-    if !found {
+    if !can_check_licences()? {
         say::note("licences not checked: no cargo-deny here (cargo install cargo-deny)");
         return Ok(());
     }
     let arguments = ["deny", "--offline", "check", "licenses", "bans", "sources"];
     build::cargo_step("cargo deny", &arguments).map(drop)
+}
+
+/// Whether cargo-deny is here.
+pub fn can_check_licences() -> Result<bool> {
+    let mut command = Command::new("cargo-deny");
+    command.arg("--version").env("PATH", places::path()?);
+    Ok(command
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status()
+        .is_ok_and(|s| s.success()))
 }

@@ -27,7 +27,7 @@ for _ in $(seq 600); do
     sleep 0.1
 done
 if [ ! -S "$work/csi.sock" ]; then
-    echo "drover standalone did not open its CSI socket within 60 s:"
+    echo "drover standalone ended, or did not open its CSI socket within 60 s:"
     tail -n 40 "$RESULTS/drover.log"
     exit 1
 fi
