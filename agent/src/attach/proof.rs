@@ -199,7 +199,7 @@ pub enum Cleared {
     /// No epoch came before: nothing was ever exported.
     First,
     /// All that came before has ended.
-    By(Receipt),
+    By(Box<Receipt>),
 }
 
 /// The right to ask a home for one export.
@@ -300,7 +300,7 @@ mod tests {
 
     #[test]
     fn a_grant_needs_what_came_before_it_to_have_ended() {
-        let by = Cleared::By(receipt(4));
+        let by = Cleared::By(Box::new(receipt(4)));
         assert!(Grant::new(&by, request("v", 5)).is_ok());
         for wrong in [request("v", 4), request("v", 3), request("w", 5)] {
             assert!(matches!(

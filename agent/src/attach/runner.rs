@@ -11,8 +11,8 @@
 //! has a deadline, and a caller is told what has not happened yet. It retries
 //! behind, with growing pauses, until the intent is done or superseded.
 //!
-//! [`slot`](self) files: `slot` one volume's step, `perform` its actions,
-//! `provision` making and growing volumes, `snapshots`, `nodes`, `reaper` leases.
+//! `slot` is one volume's step, `perform` its actions, `provision` the making
+//! and growing of volumes, `reaper` the end of leases.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -25,14 +25,15 @@ use tokio::time::{Instant, timeout};
 
 use super::figures::Figures;
 use super::journal::Journal;
-use super::ports::{Attachment, Capacity, HomeError, Note, Ports};
+use super::ports::{Attachment, Capacity, Note, Ports};
 use super::record::{
     AccessMode, NewVolume, NodeRecord, Registration, SnapshotRecord, Ticket, VolumeView,
 };
-use super::state::{Event, Holder, Phase, Refusal, Stage, VolumeState};
+use super::state::{Event, Holder, Phase, Stage, VolumeState};
 use crate::ids::{Bytes, Epoch, NodeId, SnapshotId, TicketId, VolumeId};
-use crate::store::{Kind, StateStore, StoreError};
+use crate::store::{Kind, StateStore};
 
+mod error;
 mod nodes;
 mod perform;
 mod provision;
@@ -40,6 +41,7 @@ mod reaper;
 mod slot;
 mod snapshots;
 
+pub use error::ArbiterError;
 use slot::{Seen, Slot};
 
 /// How long unpublish may take before it says that the store does not answer.
@@ -48,125 +50,6 @@ const UNPUBLISH: Duration = Duration::from_millis(900);
 const PROVISION: Duration = Duration::from_secs(8);
 /// Notes that may wait for the store; more are logged only.
 const BACKLOG: usize = 1024;
-
-/// Why the arbiter refused.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum ArbiterError {
-    /// No such volume.
-    #[error("no volume {0}")]
-    NoVolume(VolumeId),
-    /// No such snapshot.
-    #[error("no snapshot {0}")]
-    NoSnapshot(SnapshotId),
-    /// No node of that name has ever registered.
-    #[error("no node {0} has registered")]
-    NoNode(NodeId),
-    /// No such ticket.
-    #[error("volume {volume} has no ticket {ticket}")]
-    NoTicket {
-        /// The volume.
-        volume: VolumeId,
-        /// The ticket.
-        ticket: TicketId,
-    },
-    /// A workload on another node holds the volume.
-    #[error(
-        "volume {volume} is published to node {node}; unpublish it there, or declare the node lost (drover node lost {node})"
-    )]
-    HeldBy {
-        /// The volume.
-        volume: VolumeId,
-        /// The node that holds it.
-        node: NodeId,
-    },
-    /// The volume is not published to the node.
-    #[error("volume {volume} is not published to node {node}: call ControllerPublishVolume first")]
-    NotPublished {
-        /// The volume.
-        volume: VolumeId,
-        /// The node.
-        node: NodeId,
-    },
-    /// The same name or node again with other properties.
-    #[error("{0}")]
-    Incompatible(String),
-    /// Something needs the object still (a published volume, a snapshot being cloned).
-    #[error("{0}")]
-    InUse(String),
-    /// The size cannot be had.
-    #[error("{0}")]
-    OutOfRange(String),
-    /// A pool is full.
-    #[error("{0}")]
-    NoSpace(String),
-    /// This home or pool cannot do that.
-    #[error("{0}")]
-    Unsupported(String),
-    /// A node that was declared lost has not come back clean.
-    #[error("node {0} was declared lost and has not come back clean")]
-    NodeLost(NodeId),
-    /// What must happen first has not happened yet; the text says what and since when. Retry.
-    #[error("{0}")]
-    NotYet(String),
-    /// The store or a home cannot be reached. Retry.
-    #[error("{0}")]
-    Unavailable(String),
-    /// A home failed; the text names the call and its object.
-    #[error("{0}")]
-    Failed(String),
-}
-
-impl From<StoreError> for ArbiterError {
-    fn from(error: StoreError) -> Self {
-        match error {
-            StoreError::Conflict(key) => {
-                Self::NotYet(format!("record {key} has changed meanwhile"))
-            }
-            StoreError::Unavailable(text) => Self::Unavailable(format!("store: {text}")),
-        }
-    }
-}
-
-impl From<HomeError> for ArbiterError {
-    fn from(error: HomeError) -> Self {
-        let text = error.to_string();
-        match error {
-            HomeError::Unreachable { .. } => Self::Unavailable(text),
-            HomeError::StaleEpoch { .. } | HomeError::Unsettled { .. } => Self::NotYet(text),
-            HomeError::RecordBehind { .. } | HomeError::NoVolume(_) | HomeError::Failed(_) => {
-                Self::Failed(text)
-            }
-            HomeError::NoSnapshot(snapshot) => Self::NoSnapshot(snapshot),
-            HomeError::NoSpace { .. } => Self::NoSpace(text),
-            HomeError::Unsupported(_) => Self::Unsupported(text),
-        }
-    }
-}
-
-impl ArbiterError {
-    fn refused(volume: &VolumeId, refusal: Refusal) -> Self {
-        match refusal {
-            Refusal::HeldBy(node) => Self::HeldBy {
-                volume: volume.clone(),
-                node,
-            },
-            Refusal::NodeLost(node) => Self::NodeLost(node),
-            Refusal::InUse(text) => Self::InUse(text),
-            Refusal::Incompatible(text) => Self::Incompatible(text),
-            Refusal::NoVolume => Self::NoVolume(volume.clone()),
-            Refusal::NoTicket(ticket) => Self::NoTicket {
-                volume: volume.clone(),
-                ticket,
-            },
-            Refusal::NotYet(text) => Self::NotYet(text),
-        }
-    }
-
-    /// Whether waiting a little may still help.
-    fn may_pass(&self) -> bool {
-        matches!(self, Self::NotYet(_) | Self::Unavailable(_))
-    }
-}
 
 /// The arbiter: decides by [`super::state`] and acts through [`super::ports`].
 ///

@@ -13,11 +13,11 @@ use uuid::Uuid;
 
 use super::*;
 use crate::attach::ports::{
-    Content, ExportRequest, Exported, FenceRequest, Home, HostIdentity, Node, NodeAnswer, Protocol,
-    SettledBy, Settlement, SnapshotInfo, Target,
+    Content, ExportRequest, Exported, FenceRequest, Home, HomeError, HostIdentity, Node,
+    NodeAnswer, Protocol, SettledBy, Settlement, SnapshotInfo, Target,
 };
 use crate::attach::record::TicketKind;
-use crate::store::{EmbeddedStore, Key, Stored, Version};
+use crate::store::{EmbeddedStore, Key, StoreError, Stored, Version};
 
 const LONG: Duration = Duration::from_secs(20);
 const MIB: u64 = 1 << 20;
@@ -161,6 +161,9 @@ impl Home for Door {
             };
             let repeat = request.epoch.0 == *highest && open.as_ref() == Some(&request.node);
             if !repeat {
+                if request.epoch.0 == *highest && open.is_some() {
+                    return Err(HomeError::Failed("the epoch has another holder".to_owned()));
+                }
                 if request.epoch.0 <= *highest {
                     return Err(HomeError::StaleEpoch {
                         home: Epoch(*highest),
@@ -421,7 +424,13 @@ fn runtime() -> tokio::runtime::Runtime {
 fn a_death_at_any_call_loses_leaks_and_doubles_nothing() {
     let mut deaths = 0;
     for at in 0.. {
-        let folder = tempfile::tempdir().unwrap();
+        // In memory where it can be: these deaths are the process's, not the disk's.
+        let shm = Path::new("/dev/shm");
+        let folder = if shm.is_dir() {
+            tempfile::tempdir_in(shm).unwrap()
+        } else {
+            tempfile::tempdir().unwrap()
+        };
         let path = folder.path().join("state");
         let world = Arc::new(World::default());
         let death = Arc::new(Death {

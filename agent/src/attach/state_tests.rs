@@ -2,12 +2,15 @@
 //! that keeps its own record.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use proptest::prelude::*;
 use uuid::Uuid;
 
 use super::*;
 use crate::attach::ports::{Content, Protocol, SettledBy, Settlement, Target};
+use crate::attach::proof::Receipt;
+use crate::ids::Bytes;
 
 const NOW: SystemTime = SystemTime::UNIX_EPOCH;
 
@@ -393,7 +396,7 @@ const TABLE: &[Row] = &[
     (
         "refused: failed",
         |state| refused(state, HomeError::Failed("pwrite".to_owned())),
-        ["deleting", ".", ".", ".", ".", ".", ".", ".", "."],
+        ["deleting", ".", ".", ".", "handing", ".", ".", ".", "."],
     ),
     (
         "refused: no such volume",
@@ -707,7 +710,7 @@ fn go_with_tickets(state: VolumeState) -> VolumeState {
 #[derive(Debug, Default)]
 struct ModelHome {
     highest: u64,
-    open: Option<u64>,
+    open: Option<(u64, NodeId)>,
 }
 
 impl ModelHome {
@@ -734,8 +737,15 @@ impl ModelHome {
             }
             Task::Export(grant) => {
                 let epoch = grant.request().epoch.0;
-                if self.open == Some(epoch) {
-                    return Outcome::Exported(exported(Epoch(epoch)));
+                let to = grant.request().node.clone();
+                if let Some((open, by)) = &self.open
+                    && *open == epoch
+                {
+                    return if *by == to {
+                        Outcome::Exported(exported(Epoch(epoch)))
+                    } else {
+                        Outcome::Refused(HomeError::Failed("it has one holder".to_owned()))
+                    };
                 }
                 if epoch <= self.highest {
                     return Outcome::Refused(HomeError::StaleEpoch {
@@ -747,7 +757,7 @@ impl ModelHome {
                     self.open, None,
                     "epoch {epoch} granted while another is open"
                 );
-                (self.highest, self.open) = (epoch, Some(epoch));
+                (self.highest, self.open) = (epoch, Some((epoch, to)));
                 Outcome::Exported(exported(Epoch(epoch)))
             }
         }
@@ -883,7 +893,10 @@ fn live(history: Vec<Move>, old_copies: bool) {
             state = go(&state, publish("c"));
         }
     }
-    assert_eq!(home.open, Some(state.epoch.0));
+    let holder = state
+        .holder()
+        .map(|holder| (state.epoch.0, holder.node.clone()));
+    assert_eq!(home.open, holder);
 }
 
 fn settle(state: &mut VolumeState, home: &mut ModelHome) {

@@ -14,22 +14,22 @@ impl Turn {
                 self.enter(Phase::Idle);
                 self.note("created", None, text);
             }
-            (Phase::Fencing { closing, then, .. }, Outcome::Fenced(receipt)) => {
-                if receipt.closed() == closing && *receipt.volume() == self.state.spec.id {
-                    self.fenced(receipt, then);
-                }
+            (Phase::Fencing { closing, then, .. }, Outcome::Fenced(receipt))
+                if receipt.closed() == closing && *receipt.volume() == self.state.spec.id =>
+            {
+                self.fenced(receipt, then);
             }
-            (Phase::Exporting { holder, .. }, Outcome::Exported(exported)) => {
-                if exported.epoch == self.state.epoch {
-                    self.exported(holder, exported);
-                }
+            (Phase::Exporting { holder, .. }, Outcome::Exported(exported))
+                if exported.epoch == self.state.epoch =>
+            {
+                self.exported(holder, exported);
             }
             (Phase::Deleting { unmade }, Outcome::Deleted) => {
                 self.enter(Phase::Gone { unmade });
                 self.note("deleted", None, "deleted at its home".to_owned());
             }
             (_, Outcome::Refused(error)) => self.refused(error),
-            // A result of another kind than the intent's proves nothing.
+            // A result of another kind, volume or epoch than the intent's proves nothing.
             _ => {}
         }
     }
@@ -44,7 +44,7 @@ impl Turn {
                 self.state.offered = self.state.epoch;
                 self.enter(Phase::Exporting {
                     holder,
-                    cleared: Cleared::By(receipt),
+                    cleared: Cleared::By(Box::new(receipt)),
                 });
             }
         }
@@ -103,6 +103,22 @@ impl Turn {
                 self.learn(home, true);
                 self.enter(Phase::Fencing {
                     closing: home,
+                    holder: None,
+                    then: Then::Export(holder),
+                });
+            }
+            // A store put back from a copy made before the first export: the
+            // home has this very epoch open for another, and says only that.
+            (
+                Phase::Exporting {
+                    holder,
+                    cleared: Cleared::First,
+                },
+                HomeError::Failed(_),
+            ) => {
+                self.state.epoch = self.state.epoch.next();
+                self.enter(Phase::Fencing {
+                    closing: self.state.offered,
                     holder: None,
                     then: Then::Export(holder),
                 });
