@@ -64,7 +64,7 @@ impl FileDevice {
             call: format!("{call} {}", path.display()),
             errno,
         };
-        if size.0 % BLOCK != 0 {
+        if !size.0.is_multiple_of(BLOCK) {
             return Err(failed(
                 "serve a size that is not whole blocks of",
                 Errno::EINVAL,

@@ -14,6 +14,7 @@ use crate::nvme_tcp::wire::{self, Completion, Data, Digests, FLAG_LAST, Frame, K
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A connection to a target.
+#[derive(Debug)]
 pub struct TestHost {
     pub stream: TcpStream,
     pub digests: Digests,
@@ -68,13 +69,20 @@ impl TestHost {
     /// Connects TCP and agrees on `digests`.
     pub async fn open(address: SocketAddr, digests: Digests) -> Self {
         let stream = TcpStream::connect(address).await.unwrap();
-        let mut host = Self { stream, digests: Digests::default(), next: 1 };
+        let mut host = Self {
+            stream,
+            digests: Digests::default(),
+            next: 1,
+        };
         let mut request = [0; 128];
         request[..8].copy_from_slice(&wire::common(Kind::IcReq, 0, digests, 0));
         request[11] = u8::from(digests.header) | u8::from(digests.data) << 1;
         host.raw(&request).await;
         let answer = host.receive().await.unwrap();
-        assert_eq!((answer.kind, answer.header[11]), (Kind::IcResp, request[11]));
+        assert_eq!(
+            (answer.kind, answer.header[11]),
+            (Kind::IcResp, request[11])
+        );
         host.digests = digests;
         host
     }
@@ -87,7 +95,11 @@ impl TestHost {
     ) -> Result<(Self, u16), u16> {
         let mut host = Self::open(address, digests).await;
         let done = host.log_in(login).await;
-        if done.status == 0 { Ok((host, done.result as u16)) } else { Err(done.status) }
+        if done.status == 0 {
+            Ok((host, done.result as u16))
+        } else {
+            Err(done.status)
+        }
     }
 
     pub async fn log_in(&mut self, login: &Login) -> Completion {
@@ -102,7 +114,10 @@ impl TestHost {
         data[256..256 + login.subsystem.len()].copy_from_slice(login.subsystem.as_bytes());
         data[512..512 + login.host.len()].copy_from_slice(login.host.as_bytes());
         self.send(entry, &data).await;
-        self.receive().await.expect("an answer to Connect").completion()
+        self.receive()
+            .await
+            .expect("an answer to Connect")
+            .completion()
     }
 
     /// Sends bytes as they are.
@@ -140,7 +155,9 @@ impl TestHost {
 
     /// The next PDU; none when the target has closed the connection.
     pub async fn receive(&mut self) -> Option<Answer> {
-        tokio::time::timeout(PATIENCE, self.receive_whole()).await.expect("a PDU in time")
+        tokio::time::timeout(PATIENCE, self.receive_whole())
+            .await
+            .expect("a PDU in time")
     }
 
     async fn receive_whole(&mut self) -> Option<Answer> {
@@ -150,7 +167,10 @@ impl TestHost {
         header.resize(frame.header, 0);
         self.stream.read_exact(&mut header[8..]).await.ok()?;
         if frame.header_digest {
-            assert_eq!(self.stream.read_u32_le().await.ok()?, crc32c::crc32c(&header));
+            assert_eq!(
+                self.stream.read_u32_le().await.ok()?,
+                crc32c::crc32c(&header)
+            );
         }
         assert_eq!(frame.pad, 0, "Linux skips no padding");
         let mut data = vec![0; frame.data];
@@ -158,7 +178,11 @@ impl TestHost {
         if frame.data_digest {
             assert_eq!(self.stream.read_u32_le().await.ok()?, crc32c::crc32c(&data));
         }
-        Some(Answer { kind: frame.kind, header, data })
+        Some(Answer {
+            kind: frame.kind,
+            header,
+            data,
+        })
     }
 
     /// Does a command: its data and its completion.
@@ -193,14 +217,23 @@ impl TestHost {
     pub async fn terminated(&mut self) -> (u16, u32) {
         let answer = self.receive().await.expect("a C2HTermReq");
         assert_eq!(answer.kind, Kind::C2HTermReq, "{answer:?}");
-        let read = (wire::u16_at(&answer.header, 8), wire::u32_at(&answer.header, 10));
-        assert!(self.receive().await.is_none(), "the connection is closed behind it");
+        let read = (
+            wire::u16_at(&answer.header, 8),
+            wire::u32_at(&answer.header, 10),
+        );
+        assert!(
+            self.receive().await.is_none(),
+            "the connection is closed behind it"
+        );
         read
     }
 
     /// Enables the controller, as a host does after Connect.
     pub async fn enable(&mut self) {
-        assert_eq!(self.status(property(true, false, 0x14, 0x0046_0001)).await, 0);
+        assert_eq!(
+            self.status(property(true, false, 0x14, 0x0046_0001)).await,
+            0
+        );
         let (_, status) = self.run(property(false, false, 0x1c, 0), &[]).await;
         assert_eq!(status.result & 1, 1, "ready");
     }

@@ -71,7 +71,16 @@ fn begin(exports: &Arc<Exports>, waiting: &Arc<HalfOpen>, stream: TcpStream, pee
                 std::future::pending::<()>().await;
             }
         };
-        connection::serve(stream, peer, &*exports, &exports.metrics, exports.handshake, evicted, place).await;
+        connection::serve(
+            stream,
+            peer,
+            &*exports,
+            &exports.metrics,
+            exports.handshake,
+            evicted,
+            place,
+        )
+        .await;
     });
 }
 

@@ -15,8 +15,14 @@ use crate::block::{BLOCK, DeviceError};
 use crate::ids::{Bytes, Lba};
 use crate::nvme_tcp::wire::{self, Data, Digests, IN_CAPSULE, Kind, MAX_H2C_DATA};
 
-const NONE: Digests = Digests { header: false, data: false };
-const BOTH: Digests = Digests { header: true, data: true };
+const NONE: Digests = Digests {
+    header: false,
+    data: false,
+};
+const BOTH: Digests = Digests {
+    header: true,
+    data: true,
+};
 const HOST: &str = "nqn.2014-08.org.nvmexpress:uuid:host-of-tests";
 const FINAL: u16 = 0x4083;
 const REFUSED: u16 = 0x4184;
@@ -67,7 +73,9 @@ impl BlockDevice for Memory {
     async fn read(&self, lba: Lba, buffer: &mut [u8]) -> Result<(), DeviceError> {
         let bytes = self.bytes.lock().unwrap();
         let start = lba.0.saturating_mul(BLOCK) as usize;
-        let part = start.checked_add(buffer.len()).and_then(|end| bytes.get(start..end));
+        let part = start
+            .checked_add(buffer.len())
+            .and_then(|end| bytes.get(start..end));
         let size = Bytes(bytes.len() as u64);
         let blocks = buffer.len() as u64 / BLOCK;
         buffer.copy_from_slice(part.ok_or(DeviceError::OutOfRange { lba, blocks, size })?);
@@ -86,7 +94,8 @@ impl BlockDevice for Memory {
         Ok(())
     }
     async fn write_zeroes(&self, lba: Lba, blocks: u64, _unmap: bool) -> Result<(), DeviceError> {
-        self.write(lba, &vec![0; (blocks * BLOCK) as usize], false).await
+        self.write(lba, &vec![0; (blocks * BLOCK) as usize], false)
+            .await
     }
     async fn deallocate(&self, lba: Lba, blocks: u64) -> Result<(), DeviceError> {
         self.write_zeroes(lba, blocks, true).await
@@ -99,7 +108,9 @@ async fn until(mut condition: impl FnMut() -> bool) {
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(20), looking).await.expect("it came about in time");
+    tokio::time::timeout(Duration::from_secs(20), looking)
+        .await
+        .expect("it came about in time");
 }
 
 struct Target {
@@ -115,7 +126,10 @@ fn spec(name: &str) -> ExportSpec {
         epoch: Epoch(1),
         subsystem: format!("nqn.2026-01.io.drover:test:{name}"),
         namespace: Uuid::from_u128(7),
-        host: HostIdentity { nqn: HOST.to_owned(), id: Uuid::from_u128(1) },
+        host: HostIdentity {
+            nqn: HOST.to_owned(),
+            id: Uuid::from_u128(1),
+        },
         read_only: false,
     }
 }
@@ -145,21 +159,32 @@ impl Target {
         let address = listener.local_addr().unwrap();
         let (stop, stopped) = watch::channel(false);
         tokio::spawn(Arc::clone(&exports).serve(listener, stopped));
-        Self { exports, device, address, _stop: stop }
+        Self {
+            exports,
+            device,
+            address,
+            _stop: stop,
+        }
     }
 
     /// An enabled association of export `a`: its admin queue and I/O queue 1.
     async fn host(&self, digests: Digests) -> (TestHost, TestHost) {
         let admin = TestHost::connect(self.address, digests, &login("a")).await;
-        let (mut admin, controller) = admin.ok().expect("Connect");
+        let (mut admin, controller) = admin.expect("Connect");
         admin.enable().await;
-        let io = Login { controller, queue: 1, ..login("a") };
+        let io = Login {
+            controller,
+            queue: 1,
+            ..login("a")
+        };
         let io = TestHost::connect(self.address, digests, &io).await;
-        (admin, io.ok().expect("Connect of an I/O queue").0)
+        (admin, io.expect("Connect of an I/O queue").0)
     }
 
     async fn refused(&self, login: &Login) -> u16 {
-        TestHost::connect(self.address, NONE, login).await.err().expect("a refusal")
+        TestHost::connect(self.address, NONE, login)
+            .await
+            .expect_err("a refusal")
     }
 
     fn metrics(&self) -> String {
@@ -171,7 +196,9 @@ impl Target {
     }
 
     fn close(&self) -> Closing {
-        self.exports.close(&spec("a").subsystem).expect("a live export")
+        self.exports
+            .close(&spec("a").subsystem)
+            .expect("a live export")
     }
 }
 
@@ -194,30 +221,67 @@ async fn serves(digests: Digests) {
     assert_eq!(io.run(small_write(5), &[9; BLOCK_BYTES]).await.1.status, 0);
 
     let blocks = 64;
-    let data: Vec<u8> = (0..blocks as usize * BLOCK_BYTES).map(|i| (i / 7) as u8).collect();
+    let data: Vec<u8> = (0..blocks as usize * BLOCK_BYTES)
+        .map(|i| (i / 7) as u8)
+        .collect();
     io.send(large_write(blocks), &[]).await;
     let asked = io.r2t().await;
     assert_eq!((asked.offset, asked.length as usize), (0, data.len()));
     let half = data.len() / 2;
-    let part = Data { length: half as u32, ..asked };
+    let part = Data {
+        length: half as u32,
+        ..asked
+    };
     io.send_data(part, false, &data[..half]).await;
-    io.send_data(Data { offset: half as u32, ..part }, true, &data[half..]).await;
+    io.send_data(
+        Data {
+            offset: half as u32,
+            ..part
+        },
+        true,
+        &data[half..],
+    )
+    .await;
     assert_eq!(io.receive().await.unwrap().completion().status, 0);
     assert_eq!(io.run(read(0, blocks), &[]).await.0, data);
 
-    assert_eq!(io.status(command(0x08, 0x5a, 0, [0, 0, 1 << 25 | 1])).await, 0);
+    assert_eq!(
+        io.status(command(0x08, 0x5a, 0, [0, 0, 1 << 25 | 1])).await,
+        0
+    );
     let mut ranges = vec![0; 4096];
     ranges[4..8].copy_from_slice(&2u32.to_le_bytes());
     ranges[8] = 10;
-    assert_eq!(io.run(command(0x09, 0x01, 4096, [0, 4, 0]), &ranges).await.1.status, 0);
+    assert_eq!(
+        io.run(command(0x09, 0x01, 4096, [0, 4, 0]), &ranges)
+            .await
+            .1
+            .status,
+        0
+    );
     let (now, _) = io.run(read(0, blocks), &[]).await;
-    for (lba, (block, was)) in now.chunks(BLOCK_BYTES).zip(data.chunks(BLOCK_BYTES)).enumerate() {
+    for (lba, (block, was)) in now
+        .chunks(BLOCK_BYTES)
+        .zip(data.chunks(BLOCK_BYTES))
+        .enumerate()
+    {
         let gone = matches!(lba, 0 | 1 | 10 | 11);
-        assert!(if gone { block.iter().all(|b| *b == 0) } else { block == was }, "block {lba}");
+        assert!(
+            if gone {
+                block.iter().all(|b| *b == 0)
+            } else {
+                block == was
+            },
+            "block {lba}"
+        );
     }
     assert_eq!(io.status(command(0x00, 0x5a, 0, [0; 3])).await, 0);
     assert_eq!(target.device.flushes.load(Ordering::SeqCst), 1);
-    assert_eq!(io.status(command(0x0c, 0x5a, 0, [0, 0, BLOCKS as u32 - 1])).await, 0);
+    assert_eq!(
+        io.status(command(0x0c, 0x5a, 0, [0, 0, BLOCKS as u32 - 1]))
+            .await,
+        0
+    );
     assert!(target.exports.last_write(&spec("a").volume).is_some());
     let metrics = target.metrics();
     assert!(metrics.contains(r#"drover_nvme_commands_total{opcode="write",result="success"} 2"#));
@@ -240,17 +304,35 @@ async fn commands_beyond_the_rules_get_their_status() {
     let target = Target::start().await;
     let (mut admin, mut io) = target.host(NONE).await;
     assert_eq!(io.status(read(BLOCKS as u32 - 1, 2)).await, 0x4080);
-    assert_eq!(io.status(command(READ, 0x5a, 257 * 4096, [0, 0, 256])).await, 0x4002);
-    assert_eq!(io.status(command(READ, 0x5a, 8192, [0, 0, 0])).await, 0x400f);
-    assert_eq!(io.status(command(READ, 0x02, 4096, [0, 0, 0])).await, 0x4011);
-    assert_eq!(io.status(command(0x05, 0x5a, 4096, [0, 0, 0])).await, 0x4001);
+    assert_eq!(
+        io.status(command(READ, 0x5a, 257 * 4096, [0, 0, 256]))
+            .await,
+        0x4002
+    );
+    assert_eq!(
+        io.status(command(READ, 0x5a, 8192, [0, 0, 0])).await,
+        0x400f
+    );
+    assert_eq!(
+        io.status(command(READ, 0x02, 4096, [0, 0, 0])).await,
+        0x4011
+    );
+    assert_eq!(
+        io.status(command(0x05, 0x5a, 4096, [0, 0, 0])).await,
+        0x4001
+    );
     let mut elsewhere = read(0, 1);
     elsewhere[4] = 2;
     assert_eq!(io.status(elsewhere).await, 0x400b);
     // The capsule is shorter than its descriptor says.
     assert_eq!(io.run(small_write(0), &[1; 512]).await.1.status, 0x400f);
     assert_eq!(admin.status(command(0x80, 0x5a, 0, [0; 3])).await, 0x4001);
-    assert_eq!(admin.status(command(0x02, 0x5a, 512, [127 << 16 | 0x7f, 0, 0])).await, 0x4109);
+    assert_eq!(
+        admin
+            .status(command(0x02, 0x5a, 512, [127 << 16 | 0x7f, 0, 0]))
+            .await,
+        0x4109
+    );
     for _ in 0..4 {
         admin.send(command(0x0c, 0x5a, 0, [0; 3]), &[]).await;
     }
@@ -261,15 +343,31 @@ async fn commands_beyond_the_rules_get_their_status() {
 async fn a_read_only_export_refuses_writes_and_says_so() {
     let target = Target::start().await;
     let device = Arc::clone(&target.device) as Arc<dyn BlockDevice>;
-    target.exports.open(ExportSpec { read_only: true, ..spec("ro") }, device);
+    target.exports.open(
+        ExportSpec {
+            read_only: true,
+            ..spec("ro")
+        },
+        device,
+    );
     let admin = TestHost::connect(target.address, NONE, &login("ro")).await;
     let (mut admin, controller) = admin.ok().unwrap();
     admin.enable().await;
     let (page, _) = admin.run(command(0x06, 0x5a, 4096, [0, 0, 0]), &[]).await;
     assert_eq!(page[99] & 1, 1);
-    let io = Login { controller, queue: 1, ..login("ro") };
-    let (mut io, _) = TestHost::connect(target.address, NONE, &io).await.ok().unwrap();
-    assert_eq!(io.run(small_write(0), &[1; BLOCK_BYTES]).await.1.status, 0x4020);
+    let io = Login {
+        controller,
+        queue: 1,
+        ..login("ro")
+    };
+    let (mut io, _) = TestHost::connect(target.address, NONE, &io)
+        .await
+        .ok()
+        .unwrap();
+    assert_eq!(
+        io.run(small_write(0), &[1; BLOCK_BYTES]).await.1.status,
+        0x4020
+    );
     assert_eq!(io.status(command(0x08, 0x5a, 0, [0; 3])).await, 0x4020);
     assert_eq!(io.status(read(0, 1)).await, 0);
 }
@@ -280,106 +378,47 @@ async fn strangers_and_stale_identities_are_refused_each_in_its_way() {
     target.exports.remember_closed(&spec("old").subsystem);
     assert_eq!(target.refused(&login("unknown")).await, BUSY);
     assert_eq!(target.refused(&login("old")).await, REFUSED);
-    let other = Login { host: "nqn.2014-08.org:other".to_owned(), ..login("a") };
+    let other = Login {
+        host: "nqn.2014-08.org:other".to_owned(),
+        ..login("a")
+    };
     assert_eq!(target.refused(&other).await, REFUSED);
-    assert_eq!(target.refused(&Login { host_id: Uuid::from_u128(2), ..login("a") }).await, REFUSED);
-    let no_such = Login { controller: 77, queue: 1, ..login("a") };
+    assert_eq!(
+        target
+            .refused(&Login {
+                host_id: Uuid::from_u128(2),
+                ..login("a")
+            })
+            .await,
+        REFUSED
+    );
+    let no_such = Login {
+        controller: 77,
+        queue: 1,
+        ..login("a")
+    };
     assert_eq!(target.refused(&no_such).await, 0x4182);
     // A closed identity stays closed, whoever opens it.
     target.exports.open(spec("old"), Memory::new());
     assert_eq!(target.refused(&login("old")).await, REFUSED);
 
     let (_admin, _io) = target.host(NONE).await;
-    let again = Login { controller: 1, queue: 1, ..login("a") };
-    assert_eq!(target.refused(&again).await, 0x400c, "a queue is connected once");
+    let again = Login {
+        controller: 1,
+        queue: 1,
+        ..login("a")
+    };
+    assert_eq!(
+        target.refused(&again).await,
+        0x400c,
+        "a queue is connected once"
+    );
     assert_eq!(target.refused(&Login { queue: 17, ..again }).await, 0x4182);
     let metrics = target.metrics();
-    assert!(metrics.contains(r#"refused_connects_total{reason="busy-or-unknown"} 1"#), "{metrics}");
-}
-
-#[tokio::test]
-async fn a_new_association_waits_for_the_commands_of_the_old_one() {
-    let target = Target::start().await;
-    let (mut admin, mut io) = target.host(NONE).await;
-    target.device.block();
-    io.send(small_write(3), &[1; BLOCK_BYTES]).await;
-    target.device.until_waiting(1).await;
-
-    assert_eq!(target.refused(&login("a")).await, BUSY);
-    assert!(admin.receive().await.is_none(), "the old association is closed");
-    assert!(io.receive().await.is_none());
-    assert_eq!(target.refused(&login("a")).await, BUSY, "as long as it takes");
-    target.device.release();
-    target.device.until_waiting(0).await;
-    let (_admin, mut io) = target.host(NONE).await;
-    assert_eq!(io.run(read(3, 1), &[]).await.0, vec![1; BLOCK_BYTES]);
-}
-
-#[tokio::test]
-async fn a_fence_keeps_out_settles_tells_and_ends() {
-    let target = Target::start().await;
-    let (mut admin, mut io) = target.host(NONE).await;
-    assert_eq!(admin.status(command(0x09, 0x5a, 0, [0x0b, 1 << 8, 0])).await, 0);
-    let event = admin.send(command(0x0c, 0x5a, 0, [0; 3]), &[]).await;
-    target.device.block();
-    let inside = io.send(small_write(3), &[1; BLOCK_BYTES]).await;
-    target.device.until_waiting(1).await;
-    // This one's data is still to come: it is not inside, and will be late.
-    let sending = io.send(large_write(16), &[]).await;
-    let asked = io.r2t().await;
-
-    let closing = target.close();
-    assert_eq!(closing.inside_at_close, 1);
-    assert_eq!(target.refused(&login("a")).await, REFUSED);
-    assert_eq!(io.status(read(0, 1)).await, FINAL);
-    assert_eq!(io.status(command(0x00, 0x5a, 0, [0; 3])).await, FINAL);
-    assert_eq!(io.status(command(0x05, 0x5a, 0, [0; 3])).await, FINAL, "whatever it is");
-    assert_eq!(closing.settled(Duration::from_millis(5)).await, Err(1));
-    assert_eq!(target.close().inside_at_close, 1, "asked again, the same answer");
-    target.device.release();
-    assert!(closing.settled(Duration::from_secs(20)).await.is_ok());
-    let done = io.receive().await.unwrap().completion();
-    assert_eq!((done.command, done.status), (inside, 0), "it was written, so the host is told so");
-    io.send_data(asked, true, &[2; 16 * BLOCK_BYTES]).await;
-    let late = io.receive().await.unwrap().completion();
-    assert_eq!((late.command, late.status), (sending, FINAL));
-    assert_eq!(target.device.bytes.lock().unwrap()[0], 0, "late data is not written");
-
-    let ended = closing.end().await;
-    assert_eq!((ended.sessions, ended.late_refused), (2, 4));
-    assert!(ended.last_write.is_some());
-    let told = admin.receive().await.unwrap().completion();
-    assert_eq!((told.command, told.result), (event, 0x0004_0002));
-    let log = command(0x02, 0x5a, 4096, [0x03ff_0000 | 0x04, 0, 0]);
-    assert_eq!(admin.run(log, &[]).await.0[0], 1);
-    let list = |cns| {
-        let mut entry = command(0x06, 0x5a, 4096, [cns, 0, 0]);
-        entry[4] = u8::from(cns != 2);
-        entry
-    };
-    assert_eq!(io.status(read(0, 1)).await, FINAL, "still told, not cut off");
-    assert!(admin.run(list(2), &[]).await.0.iter().all(|b| *b == 0), "no namespace");
-    assert!(admin.run(list(0), &[]).await.0.iter().all(|b| *b == 0));
-    assert!(admin.receive().await.is_none(), "then the connections close");
-    assert!(io.receive().await.is_none());
-    assert_eq!(target.refused(&login("a")).await, REFUSED);
-    assert_eq!(target.exports.late_refused(&spec("a").subsystem), 5);
-    assert!(target.exports.close(&spec("a").subsystem).is_none());
-    assert!(target.metrics().contains("drover_nvme_late_commands_total 5"));
-}
-
-#[tokio::test]
-async fn the_end_answers_even_a_command_that_is_stuck_in_the_device() {
-    let target = Target::start().await;
-    let (_admin, mut io) = target.host(NONE).await;
-    target.device.block();
-    let stuck = io.send(small_write(3), &[1; BLOCK_BYTES]).await;
-    target.device.until_waiting(1).await;
-    let closing = target.close();
-    assert_eq!(closing.settled(Duration::ZERO).await, Err(1));
-    closing.end().await;
-    let done = io.receive().await.unwrap().completion();
-    assert_eq!((done.command, done.status), (stuck, FINAL));
+    assert!(
+        metrics.contains(r#"refused_connects_total{reason="busy-or-unknown"} 1"#),
+        "{metrics}"
+    );
 }
 
 #[tokio::test]
@@ -388,156 +427,55 @@ async fn a_resize_is_announced_once_until_it_is_read() {
     let (mut admin, _io) = target.host(NONE).await;
     admin.send(command(0x0c, 0x5a, 0, [0; 3]), &[]).await;
     admin.send(command(0x0c, 0x5a, 0, [0; 3]), &[]).await;
-    assert_eq!(admin.status(command(0x09, 0x5a, 0, [0x0b, 1 << 8, 0])).await, 0);
-    target.device.bytes.lock().unwrap().resize(2 * (BLOCKS * BLOCK) as usize, 0);
+    assert_eq!(
+        admin
+            .status(command(0x09, 0x5a, 0, [0x0b, 1 << 8, 0]))
+            .await,
+        0
+    );
+    target
+        .device
+        .bytes
+        .lock()
+        .unwrap()
+        .resize(2 * (BLOCKS * BLOCK) as usize, 0);
     target.exports.resized(&spec("a").volume);
-    assert_eq!(admin.receive().await.unwrap().completion().result, 0x0004_0002);
+    assert_eq!(
+        admin.receive().await.unwrap().completion().result,
+        0x0004_0002
+    );
     target.exports.resized(&spec("a").volume);
     let (page, done) = admin.run(command(0x06, 0x5a, 4096, [0, 0, 0]), &[]).await;
     assert_eq!(done.status, 0, "no second event before the log was read");
     assert_eq!(wire::u64_at(&page, 0), 2 * BLOCKS);
-    admin.run(command(0x02, 0x5a, 4096, [0x03ff_0000 | 0x04, 0, 0]), &[]).await;
+    admin
+        .run(command(0x02, 0x5a, 4096, [0x03ff_0000 | 0x04, 0, 0]), &[])
+        .await;
     target.exports.resized(&spec("a").volume);
-    assert_eq!(admin.receive().await.unwrap().completion().result, 0x0004_0002);
+    assert_eq!(
+        admin.receive().await.unwrap().completion().result,
+        0x0004_0002
+    );
 }
 
 #[tokio::test]
 async fn a_silent_host_loses_its_association() {
     let target = Target::start().await;
-    let login = Login { keep_alive: 1, ..login("a") };
-    let (mut admin, _) = TestHost::connect(target.address, NONE, &login).await.ok().unwrap();
+    let login = Login {
+        keep_alive: 1,
+        ..login("a")
+    };
+    let (mut admin, _) = TestHost::connect(target.address, NONE, &login)
+        .await
+        .ok()
+        .unwrap();
     assert!(admin.receive().await.is_none());
     // Without a timeout it would still be there.
     let (_admin, mut io) = target.host(NONE).await;
     assert_eq!(io.status(read(0, 1)).await, 0);
 }
 
-#[tokio::test]
-async fn what_is_malformed_ends_its_own_connection_only() {
-    let target = Target::start().await;
-    let (_admin, mut witness) = target.host(NONE).await;
-    let over_long = wire::common(Kind::CapsuleCmd, 0, NONE, IN_CAPSULE + 4);
-    let cases: [([u8; 8], (u16, u32)); 6] = [
-        (over_long, (5, 4)),
-        (wire::common(Kind::H2CData, 0, NONE, MAX_H2C_DATA + 4), (5, 4)),
-        ([4, 0, 72, 0, 71, 0, 0, 0], (1, 4)),
-        ([8, 0, 24, 0, 24, 0, 0, 0], (1, 0)),
-        ([4, 1, 72, 0, 76, 0, 0, 0], (1, 1)),
-        ([4, 0, 24, 0, 24, 0, 0, 0], (1, 2)),
-    ];
-    for (bytes, expected) in cases {
-        let mut host = TestHost::open(target.address, NONE).await;
-        host.raw(&bytes).await;
-        assert_eq!(host.terminated().await, expected, "{bytes:?}");
-    }
-    // PDUs that have no place here.
-    let mut host = TestHost::open(target.address, NONE).await;
-    host.raw(&wire::ic_resp(NONE)).await;
-    assert_eq!(host.terminated().await, (2, 0));
-    // A truncated PDU: the rest never comes.
-    let mut host = TestHost::open(target.address, NONE).await;
-    host.raw(&wire::common(Kind::CapsuleCmd, 0, NONE, 0)).await;
-    drop(host);
-    // A wrong header digest.
-    let mut host = TestHost::open(target.address, BOTH).await;
-    let mut pdu = wire::common(Kind::CapsuleCmd, 0, BOTH, 0).to_vec();
-    pdu.resize(76, 0);
-    host.raw(&pdu).await;
-    assert_eq!(host.terminated().await, (3, 0));
-
-    assert_eq!(witness.status(read(0, 1)).await, 0, "nobody else is touched");
-    let metrics = target.metrics();
-    assert!(metrics.contains(r#"malformed_pdus_total{reason="too-long"} 2"#), "{metrics}");
-}
-
-#[tokio::test]
-async fn data_out_of_order_or_unasked_ends_the_connection() {
-    let whole = [3; 4 * BLOCK_BYTES];
-    let wrong: [(fn(Data) -> Data, usize, bool, (u16, u32)); 6] = [
-        (|d| Data { offset: 4096, length: 4096, ..d }, 4096, false, (4, 12)),
-        (|d| Data { tag: d.tag + 9, ..d }, whole.len(), true, (1, 10)),
-        (|d| Data { command: d.command + 9, ..d }, whole.len(), true, (1, 8)),
-        (|d| Data { length: 4096, ..d }, whole.len(), true, (1, 16)),
-        (|d| Data { length: 4096, ..d }, 4096, true, (1, 1)),
-        (|d| d, whole.len(), false, (1, 1)),
-    ];
-    for (change, length, last, expected) in wrong {
-        let target = Target::start().await;
-        let (_admin, mut io) = target.host(NONE).await;
-        io.send(large_write(4), &[]).await;
-        let asked = io.r2t().await;
-        io.send_data(change(asked), last, &whole[..length]).await;
-        assert_eq!(io.terminated().await, expected);
-        assert_eq!(target.device.bytes.lock().unwrap()[0], 0, "nothing was written");
-    }
-    let target = Target::start().await;
-    let (_admin, mut io) = target.host(NONE).await;
-    io.send(large_write(4), &[]).await;
-    let asked = io.r2t().await;
-    io.send_data(Data { length: 20480, ..asked }, true, &[3; 20480]).await;
-    assert_eq!(io.terminated().await, (4, 16), "more than was asked for");
-}
-
-#[tokio::test]
-async fn damaged_data_fails_its_command_and_nothing_else() {
-    let target = Target::start().await;
-    let (_admin, mut io) = target.host(BOTH).await;
-    let mut pdu = wire::common(Kind::CapsuleCmd, 0, BOTH, BLOCK as u32).to_vec();
-    pdu.extend_from_slice(&small_write(0));
-    wire::seal(&mut pdu, BOTH);
-    pdu.extend_from_slice(&[1; BLOCK_BYTES]);
-    pdu.extend_from_slice(&[0xde, 0xad, 0xbe, 0xef]);
-    io.raw(&pdu).await;
-    assert_eq!(io.receive().await.unwrap().completion().status, 0x22);
-    assert_eq!(io.run(read(0, 1), &[]).await.0, vec![0; BLOCK_BYTES]);
-}
-
-#[tokio::test]
-async fn more_commands_than_the_queue_holds_end_the_connection() {
-    let target = Target::start().await;
-    let (_admin, mut io) = target.host(NONE).await;
-    for _ in 0..33 {
-        // The data never comes, so each stays.
-        io.send(large_write(4), &[]).await;
-    }
-    let mut asked = 0;
-    loop {
-        match io.receive().await.unwrap().kind {
-            Kind::R2T => asked += 1,
-            kind => break assert_eq!(kind, Kind::C2HTermReq),
-        }
-    }
-    assert!(asked <= 32, "{asked} of a queue of 32");
-}
-
-#[tokio::test]
-async fn a_thousand_half_open_connections_do_not_keep_a_host_out() {
-    let target = Target::start().await;
-    let mut idle = std::collections::VecDeque::new();
-    for _ in 0..1000 {
-        idle.push_back(tokio::net::TcpStream::connect(target.address).await.unwrap());
-        // Both ends are in this process, whose descriptors are few.
-        if idle.len() > 300 {
-            idle.pop_front();
-        }
-    }
-    let (_admin, mut io) = target.host(NONE).await;
-    assert_eq!(io.status(read(0, 1)).await, 0);
-    let open = |metrics: &str| {
-        let line = metrics.lines().find(|l| l.starts_with("drover_nvme_connections ")).unwrap();
-        line.rsplit(' ').next().unwrap().parse::<u64>().unwrap()
-    };
-    until(|| open(&target.metrics()) <= 256 + 2).await;
-}
-
-#[tokio::test]
-async fn who_does_not_connect_in_time_is_closed() {
-    let target = Target::with(Exports::with_handshake(Duration::from_millis(50))).await;
-    let mut host = TestHost::open(target.address, NONE).await;
-    assert!(host.receive().await.is_none());
-    let mut silent = tokio::net::TcpStream::connect(target.address).await.unwrap();
-    let mut byte = [0];
-    let read = tokio::io::AsyncReadExt::read(&mut silent, &mut byte);
-    let read = tokio::time::timeout(Duration::from_secs(20), read).await.expect("closed in time");
-    assert_eq!(read.unwrap(), 0);
-}
+#[path = "fence_tests.rs"]
+mod fence;
+#[path = "malformed_tests.rs"]
+mod malformed;

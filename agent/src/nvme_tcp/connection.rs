@@ -289,7 +289,9 @@ fn administer(queue: &Arc<Queue>, controller: &Arc<Controller>, slot: Slot, entr
             let (queue, controller) = (Arc::clone(queue), Arc::clone(controller));
             tokio::spawn(async move {
                 // A flush that fails latches the device; the shutdown is over all the same.
-                if let Ok(_passes) = enter(&queue, &controller) {
+                // After a fence there is nothing to flush, and nothing was late either.
+                let fenced = controller.subsystem().gate().is_closed();
+                if !fenced && let Ok(_passes) = enter(&queue, &controller) {
                     let _ = Io::Flush
                         .perform(&**controller.subsystem().device(), &mut [])
                         .await;

@@ -13,8 +13,14 @@ const KINDS: [Kind; 9] = [
     Kind::C2HData,
     Kind::R2T,
 ];
-const BOTH: Digests = Digests { header: true, data: true };
-const NONE: Digests = Digests { header: false, data: false };
+const BOTH: Digests = Digests {
+    header: true,
+    data: true,
+};
+const NONE: Digests = Digests {
+    header: false,
+    data: false,
+};
 
 fn carries_data(kind: Kind) -> bool {
     matches!(kind, Kind::CapsuleCmd | Kind::H2CData | Kind::C2HData)
@@ -81,10 +87,19 @@ proptest! {
 fn bytes_are_where_the_kernel_has_them() {
     let pdu = common(Kind::CapsuleCmd, 0, BOTH, 4096);
     assert_eq!(pdu, [4, 3, 72, 76, 0x50, 0x10, 0, 0]);
-    assert_eq!(common(Kind::CapsuleResp, 0, NONE, 0), [5, 0, 24, 0, 24, 0, 0, 0]);
-    assert_eq!(common(Kind::C2HData, FLAG_LAST, NONE, 512), [7, 4, 24, 24, 0x18, 2, 0, 0]);
+    assert_eq!(
+        common(Kind::CapsuleResp, 0, NONE, 0),
+        [5, 0, 24, 0, 24, 0, 0, 0]
+    );
+    assert_eq!(
+        common(Kind::C2HData, FLAG_LAST, NONE, 512),
+        [7, 4, 24, 24, 0x18, 2, 0, 0]
+    );
     let pdu = ic_resp(BOTH);
-    assert_eq!(pdu[..16], [1, 0, 128, 0, 128, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0x10, 0]);
+    assert_eq!(
+        pdu[..16],
+        [1, 0, 128, 0, 128, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0x10, 0]
+    );
     let pdu = c2h_term(Flaw::HeaderField.at(4), &[6; 8]);
     assert_eq!(pdu[..14], [3, 0, 24, 0, 32, 0, 0, 0, 1, 0, 4, 0, 0, 0]);
     assert_eq!(pdu[24..], [6; 8]);
@@ -109,13 +124,25 @@ fn each_bad_field_is_named() {
     assert_eq!(check(7, 0xff), Flaw::TooLong.at(4));
     assert_eq!(check(5, 0), Flaw::HeaderField.at(4));
     let too_long = common(Kind::H2CData, 0, NONE, MAX_H2C_DATA + 1);
-    assert_eq!(Frame::check(&too_long, NONE).unwrap_err(), Flaw::TooLong.at(4));
+    assert_eq!(
+        Frame::check(&too_long, NONE).unwrap_err(),
+        Flaw::TooLong.at(4)
+    );
     let empty = common(Kind::H2CData, 0, NONE, 0);
-    assert_eq!(Frame::check(&empty, NONE).unwrap_err(), Flaw::HeaderField.at(4));
+    assert_eq!(
+        Frame::check(&empty, NONE).unwrap_err(),
+        Flaw::HeaderField.at(4)
+    );
     let undigested = common(Kind::CapsuleCmd, 0, NONE, 0);
-    assert_eq!(Frame::check(&undigested, BOTH).unwrap_err(), Flaw::HeaderField.at(1));
+    assert_eq!(
+        Frame::check(&undigested, BOTH).unwrap_err(),
+        Flaw::HeaderField.at(1)
+    );
     let digested = common(Kind::CapsuleCmd, 0, BOTH, 0);
-    assert_eq!(Frame::check(&digested, NONE).unwrap_err(), Flaw::HeaderField.at(1));
+    assert_eq!(
+        Frame::check(&digested, NONE).unwrap_err(),
+        Flaw::HeaderField.at(1)
+    );
 }
 
 #[test]
@@ -126,9 +153,15 @@ fn unsupported_parameters_are_named() {
     assert_eq!(IcReq::decode(&header).unwrap_err(), Flaw::Unsupported.at(8));
     header[8] = 0;
     header[10] = 31;
-    assert_eq!(IcReq::decode(&header).unwrap_err(), Flaw::Unsupported.at(10));
+    assert_eq!(
+        IcReq::decode(&header).unwrap_err(),
+        Flaw::Unsupported.at(10)
+    );
     header[10] = 0;
     header[11] = 4;
-    assert_eq!(IcReq::decode(&header).unwrap_err(), Flaw::HeaderField.at(11));
+    assert_eq!(
+        IcReq::decode(&header).unwrap_err(),
+        Flaw::HeaderField.at(11)
+    );
     assert_eq!(Flaw::Unsupported.at(8).fes(), 6);
 }
