@@ -555,7 +555,7 @@ fn receipt(cluster: &Cluster, volume: &str, epoch: u64) -> anyhow::Result<Value>
     let receipts = notes
         .into_iter()
         .rev()
-        .filter(|note| note["kind"] == "receipt");
+        .filter(|note| note["kind"] == "fenced");
     let mut ended = receipts.filter(|note| {
         note["detail"]["old_epoch"]
             .as_u64()
