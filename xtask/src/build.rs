@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use serde::Deserialize;
 
 use crate::{places, process, say, setup};
@@ -23,8 +23,8 @@ pub struct Arguments {
 /// The command.
 pub fn command(arguments: &Arguments) -> Result<ExitCode> {
     setup::run()?;
-    let binary = drover(arguments.release)?;
-    say::note(&format!("{}", binary.display()));
+    let folder = programs(arguments.release)?;
+    say::note(&format!("{}", folder.join("drover").display()));
     Ok(ExitCode::SUCCESS)
 }
 
@@ -44,9 +44,9 @@ pub fn cargo_step(what: &str, arguments: &[&str]) -> Result<String> {
     say::step(what, || process::read(cargo()?.args(arguments), COMPILE))
 }
 
-/// Builds drover's programs and gives the path of `drover`.
-pub fn drover(release: bool) -> Result<PathBuf> {
-    let mut arguments = vec!["build", "--package", "drover", "--bins", "--examples"];
+/// Builds drover, its examples and the rig, and gives the folder they are in.
+pub fn programs(release: bool) -> Result<PathBuf> {
+    let mut arguments = vec!["build", "-p", "drover", "-p", "rig", "--bins", "--examples"];
     if release {
         arguments.push("--release");
     }
@@ -59,7 +59,7 @@ pub fn drover(release: bool) -> Result<PathBuf> {
         &arguments,
     )?;
     let folder = if release { "release" } else { "debug" };
-    Ok(places::target()?.join(folder).join("drover"))
+    Ok(places::target()?.join(folder))
 }
 
 /// A test binary of the workspace.
@@ -116,11 +116,6 @@ fn test_binary(line: &str) -> Option<TestBinary> {
         library,
         path: message.executable?,
     })
-}
-
-/// The path of this very program, for use in a VM.
-pub fn xtask() -> Result<PathBuf> {
-    std::env::current_exe().context("find xtask's own binary")
 }
 
 #[cfg(test)]

@@ -49,9 +49,6 @@ enum Verb {
     Suite(suite::Suite),
     /// Show a volume move from node to node while a backup holds it
     Demo(demo::Arguments),
-    /// The demo's part that runs where the kernel has NVMe/TCP
-    #[command(hide = true)]
-    DemoInside(demo::InsideArguments),
 }
 
 fn main() -> ExitCode {
@@ -64,7 +61,6 @@ fn main() -> ExitCode {
         Verb::Vm(arguments) => vm::command(arguments),
         Verb::Suite(suite) => suite::command(&suite),
         Verb::Demo(arguments) => demo::command(&arguments),
-        Verb::DemoInside(arguments) => demo::inside(&arguments),
     };
     outcome.unwrap_or_else(|error| {
         say::error(&error);

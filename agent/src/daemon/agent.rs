@@ -121,9 +121,9 @@ pub(super) async fn start(process: &mut Process) -> anyhow::Result<Arc<dyn Stagi
     if let Some(folder) = config.kubelet_registry {
         let (driver, endpoint) = (config.driver_name.clone(), config.csi_socket.clone());
         let stop = process.stop.clone();
-        process.tasks.spawn(async move {
-            Ok(csi::register(&folder, &driver, &endpoint, stop).await?)
-        });
+        process
+            .tasks
+            .spawn(async move { Ok(csi::register(&folder, &driver, &endpoint, stop).await?) });
     }
     Ok(initiator)
 }

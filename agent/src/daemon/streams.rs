@@ -8,8 +8,8 @@ use std::time::SystemTime;
 use serde_json::json;
 
 use crate::attach::ports::{Control, ControlError, Note};
-use crate::backup::keeper::{Job, Keeper, KeptStream};
 use crate::backup::Phase;
+use crate::backup::keeper::{Job, Keeper, KeptStream};
 use crate::ids::{NodeId, TicketId};
 use crate::rpc::controller_client::ControllerClient;
 use crate::rpc::controller_service::BACKUP_LEASE;
@@ -107,8 +107,7 @@ impl Reporter {
             .map_or_else(|| what.to_owned(), |error| format!("{what}: {error}"));
         self.control.end_ticket(volume, id, &why).await?;
         self.control.note(self.note(kept, phase, why)).await;
-        let resumable =
-            matches!(kept.job, Job::Backup(_)) && !done && !kept.beyond_resume;
+        let resumable = matches!(kept.job, Job::Backup(_)) && !done && !kept.beyond_resume;
         let kept = if resumable {
             self.keeper.mark_stopped(id)
         } else {

@@ -177,7 +177,9 @@ impl Initiator {
     /// mounted. None: it is not attached, or has no disk yet.
     pub fn disk(&self, volume: &VolumeId) -> Result<Option<(Disk, Vec<PathBuf>)>, NodeError> {
         let attached = self.attached_of(volume)?;
-        let newest = attached.into_iter().max_by_key(|attached| attached.name.epoch);
+        let newest = attached
+            .into_iter()
+            .max_by_key(|attached| attached.name.epoch);
         let Some(device) = newest.and_then(|attached| attached.device) else {
             return Ok(None);
         };

@@ -1,10 +1,10 @@
 #!/bin/bash
-# Real Linux initiators against the NVMe/TCP target. Runs as root inside a VM:
-#   nvme_target.sh PATH/TO/nvme_target
-# (the example of that name). One line per check; exits non-zero if any failed.
+# Real Linux initiators against the NVMe/TCP target, as the example nvme_target
+# serves it. One line per check; exits non-zero if any failed.
+# kernels: 6.1 6.12
 set -u
 
-target=$1
+target=$DROVER_BUILD/examples/nvme_target
 kernel=$(uname -r)
 work=$(mktemp -d /dev/shm/nvme-target.XXXXXX)
 host=nqn.2014-08.org.nvmexpress:uuid:00000000-0000-4000-8000-00000000000a

@@ -147,6 +147,7 @@ impl Cluster {
         Command::new(&self.place.drover)
             .args(words)
             .env("DROVER_LOG", "info,drover=debug")
+            .env("NO_COLOR", "1")
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)
@@ -283,21 +284,6 @@ impl Cluster {
         checked(&format!("restic {}", words.join(" ")), output)
     }
 
-    /// A metric of a process, summed over its labels.
-    ///
-    /// # Errors
-    /// When the process does not answer.
-    pub fn metric(&self, process: &str, name: &str) -> anyhow::Result<f64> {
-        let text = http(metrics(process), "/metrics")?;
-        let lines = text.lines().filter(|line| {
-            line.strip_prefix(name)
-                .is_some_and(|rest| rest.starts_with([' ', '{']))
-        });
-        Ok(lines
-            .filter_map(|line| line.rsplit(' ').next()?.trim().parse::<f64>().ok())
-            .sum())
-    }
-
     /// The end of a process' log.
     pub fn log(&self, name: &str) -> String {
         let text = fs::read_to_string(self.path(&format!("logs/{name}.log"))).unwrap_or_default();
@@ -313,10 +299,26 @@ impl Cluster {
     }
 }
 
+/// Disconnects what is left of drover's exports, so that nothing waits for a
+/// home that will never come back.
+fn disconnect_all() -> std::io::Result<()> {
+    for controller in fs::read_dir("/sys/class/nvme")? {
+        let controller = controller?.path();
+        let nqn = fs::read_to_string(controller.join("subsysnqn")).unwrap_or_default();
+        if nqn.starts_with("nqn.2026-11.io.drover:") {
+            fs::write(controller.join("delete_controller"), "1")?;
+        }
+    }
+    Ok(())
+}
+
 impl Drop for Cluster {
-    /// Ends every process it started, and takes the pool off. What cannot be
-    /// taken off (a dead device's mount) goes with the VM.
+    /// Disconnects what is attached, ends every process it started, and takes
+    /// the pool off. A dead device's mount goes with the VM.
     fn drop(&mut self) {
+        if let Err(error) = disconnect_all() {
+            eprintln!("rig: disconnect: {error}");
+        }
         let agents = std::mem::take(&mut self.agents);
         let children = agents.into_values().flatten().chain(self.controller.take());
         for child in children {

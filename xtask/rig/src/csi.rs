@@ -11,7 +11,6 @@ use tonic::{Code, Request, Response, Status};
 
 /// `proto/csi.proto`, generated.
 #[expect(
-    missing_docs,
     clippy::large_enum_variant,
     clippy::enum_variant_names,
     reason = "generated"

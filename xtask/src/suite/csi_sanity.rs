@@ -12,7 +12,7 @@ use crate::vm::{self, Kernel, VmSpec};
 use crate::{build, places, say, setup};
 
 /// What the guest does: a pool, drover, csi-sanity.
-const SCRIPT: &str = include_str!("csi_sanity.sh");
+const SCRIPT: &str = include_str!("../../../agent/tests/vm/csi_sanity.sh");
 /// About 80 specs, each with an attach or two, under emulation.
 const LIMIT: Duration = Duration::from_secs(1800);
 const MEMORY_MIB: u32 = 3072;
@@ -34,7 +34,7 @@ pub struct Arguments {
 /// The command.
 pub fn command(arguments: &Arguments) -> Result<ExitCode> {
     setup::run()?;
-    let drover = build::drover(false)?;
+    let drover = build::programs(false)?.join("drover");
     say::title(&format!(
         "csi-sanity in a VM with Linux {}",
         arguments.kernel.name()

@@ -16,7 +16,7 @@ use anyhow::{Context, Result};
 use super::stages::Program;
 use super::tally::Tally;
 use crate::vm::{self, Kernel, VmSpec, quoted};
-use crate::{build, places, say};
+use crate::{places, say};
 
 const DRIVER: &str = include_str!("driver.sh");
 const MEMORY_MIB: u32 = 3072;
@@ -76,7 +76,6 @@ fn spec(kernel: &Kernel, programs: &[Program], library: &str, folder: &Path) -> 
         ("DROVER_BUILD".into(), build),
         ("DROVER_TESTS".into(), library.to_owned()),
         ("DROVER_RECORD".into(), path_text(folder)?),
-        ("XTASK".into(), path_text(&build::xtask()?)?),
     ];
     Ok(spec)
 }

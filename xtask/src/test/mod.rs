@@ -125,7 +125,7 @@ fn machine(tally: &mut Tally) -> Result<()> {
 }
 
 fn vms(arguments: &Arguments, tally: &mut Tally) -> Result<()> {
-    let built = build::drover(false).and_then(|_| build::tests());
+    let built = build::programs(false).and_then(|_| build::tests());
     let binaries = match built {
         Ok(binaries) => binaries,
         Err(failure) => {

@@ -11,7 +11,7 @@
 //!
 //! A script runs as root in the checkout's root, read-only, and finds
 //!
-//! - `DROVER`: the drover binary; `DROVER_BUILD`: its folder, with `examples/` in it;
+//! - `DROVER`: the drover binary; `DROVER_BUILD`: its folder, with the rig and `examples/` in it;
 //! - `DROVER_TESTS`: the library's test binary;
 //! - `RESULTS`: a folder of its own that outlives the VM;
 //! - `TMPDIR`: a folder in the VM's memory (no O_DIRECT there before 6.6);

@@ -1,7 +1,10 @@
-# In the VM: a pool on XFS, drover, csi-sanity. The report and drover's log go
-# to $RESULTS; the exit status is csi-sanity's.
+#!/bin/bash
+# csi-sanity against `drover standalone` with real attaches. The report and
+# drover's log go to $RESULTS; the exit status is csi-sanity's.
+# timeout: 1800
 set -u
 work=/run/drover-sanity
+csi_sanity=${CSI_SANITY:-csi-sanity}
 mkdir -p "$work/pool" "$work/state"
 
 # Sparse, so its size costs no memory; large enough for the largest volumes that
@@ -15,26 +18,27 @@ mount -o loop /tmp/pool.img "$work/pool" || exit 1
     --node a \
     --pool "$work/pool" \
     --state "$work/state/drover.redb" \
+    --state-dir "$work/state/agent" \
     --csi-socket "$work/csi.sock" \
-    --nvme-address 127.0.0.1:4420 \
     --metrics-address 127.0.0.1:9420 \
     >"$RESULTS/drover.log" 2>&1 &
 drover=$!
 
-for _ in $(seq 600); do
-    [ -S "$work/csi.sock" ] && break
+ready() { curl --silent --fail --max-time 2 http://127.0.0.1:9420/readyz >/dev/null; }
+for _ in $(seq 300); do
+    ready && break
     kill -0 $drover 2>/dev/null || break
-    sleep 0.1
+    sleep 0.2
 done
-if [ ! -S "$work/csi.sock" ]; then
-    echo "drover standalone ended, or did not open its CSI socket within 60 s:"
+if ! ready; then
+    echo "drover standalone ended, or was not ready within 60 s:"
     tail -n 40 "$RESULTS/drover.log"
     exit 1
 fi
 
 focus=()
-[ -n "$FOCUS" ] && focus=(--ginkgo.focus "$FOCUS")
-"$CSI_SANITY" \
+[ -n "${FOCUS:-}" ] && focus=(--ginkgo.focus "$FOCUS")
+"$csi_sanity" \
     --csi.endpoint "unix://$work/csi.sock" \
     --csi.stagingdir "$work/staging" \
     --csi.mountdir "$work/mount" \
@@ -56,4 +60,6 @@ if kill -0 $drover 2>/dev/null; then
     code=1
 fi
 [ $code -eq 0 ] || tail -n 60 "$RESULTS/drover.log"
+umount "$work/pool"
+rm -f /tmp/pool.img
 exit $code

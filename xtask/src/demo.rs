@@ -1,17 +1,13 @@
 //! `cargo xtask demo`: a volume moves from node to node while a backup holds it.
 //!
-//! This file brings the demo to a kernel that has NVMe/TCP: this machine's,
-//! where it has it and the user is root, else a VM's. There [`scene`] sets
-//! up what the story needs and [`story`] tells and measures it. The outcome comes
-//! back as one JSON object, with at least [`KEYS`].
-
-mod scene;
-mod story;
+//! The rig (xtask/rig) tells the story. This brings it to a kernel that has
+//! NVMe/TCP: this machine's, where it has it and the user is root, else a VM's.
+//! Its last line is one JSON object, with at least [`KEYS`].
 
 use std::fs;
 use std::io::{IsTerminal, stdout};
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, ExitCode};
 use std::time::Duration;
 
@@ -20,11 +16,9 @@ use serde_json::Value;
 
 use crate::vm::{self, Kernel, VmSpec};
 use crate::{build, places, process, say, setup};
-use scene::Scene;
 
 const LIMIT: Duration = Duration::from_secs(1200);
 const MEMORY_MIB: u32 = 3072;
-const OUTCOME: &str = "demo.json";
 
 /// What the outcome says at least; each is measured in that run.
 const KEYS: &[&str] = &[
@@ -60,97 +54,63 @@ pub struct Arguments {
     kernel: Kernel,
 }
 
-/// What the part that runs on the demo's kernel is told.
-#[derive(clap::Args)]
-pub struct InsideArguments {
-    /// The drover binary
-    #[arg(long)]
-    drover: PathBuf,
-    /// The folder for logs and the outcome
-    #[arg(long)]
-    results: PathBuf,
-    /// The processor is emulated
-    #[arg(long)]
-    emulated: bool,
-}
-
 /// The command.
 pub fn command(arguments: &Arguments) -> Result<ExitCode> {
     setup::run()?;
-    let drover = build::drover(false)?;
-    let scratch = places::Scratch::new("demo")?;
-    let good = if !arguments.vm && has_nvme_tcp()? {
-        let results = scratch.path().to_owned();
-        inside(&InsideArguments {
-            drover,
-            results,
-            emulated: false,
-        })? == ExitCode::SUCCESS
-    } else {
-        in_vm(arguments, &drover, scratch.path())?
+    let folder = build::programs(true)?;
+    let mut outcome = None;
+    let mut hear = |line: &str| match line.strip_prefix('{') {
+        Some(_) => outcome = Some(line.to_owned()),
+        None => println!("{line}"),
     };
-    let path = scratch.path().join(OUTCOME);
-    let outcome = fs::read_to_string(&path).with_context(|| {
-        format!(
-            "the demo left no outcome; logs: {}",
-            scratch.path().display()
-        )
-    })?;
-    let good = good && is_whole_and_ok(&serde_json::from_str(&outcome)?)?;
-    if good {
+    let good = if !arguments.vm && has_nvme_tcp()? {
+        let scratch = places::Scratch::new("demo")?;
+        let mut rig = Command::new(folder.join("rig"));
+        rig.args(&tell(&folder, scratch.path())?[1..]);
+        let ended = process::stream(&mut rig, LIMIT, &mut hear)?;
         scratch.remove()?;
+        ended.status.is_some_and(|status| status.success())
     } else {
-        say::note(&format!("logs: {}", scratch.path().display()));
-    }
+        let command = tell(&folder, Path::new("/dev/shm/demo"))?;
+        let mut spec = VmSpec::new(arguments.kernel.clone(), LIMIT, command);
+        spec.memory_mib = MEMORY_MIB;
+        if stdout().is_terminal() {
+            spec.environment
+                .push((say::FORCE_COLOURS.into(), "1".into()));
+        }
+        say::note(&format!(
+            "booting a VM with Linux {} (emulated)",
+            arguments.kernel.name()
+        ));
+        let ended = vm::run(&spec, &mut hear)?;
+        if !ended.success() {
+            say::note(&ended.describe());
+        }
+        ended.success()
+    };
+    let outcome = outcome.context("the demo ended without an outcome")?;
+    let whole = is_whole_and_ok(&serde_json::from_str(&outcome)?)?;
     if arguments.json {
-        println!("{}", outcome.trim());
+        println!("{outcome}");
     }
-    Ok(if good {
+    Ok(if good && whole {
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE
     })
 }
 
-fn in_vm(arguments: &Arguments, drover: &Path, results: &Path) -> Result<bool> {
-    let command = vec![
-        text(&build::xtask()?)?,
-        "demo-inside".into(),
-        "--emulated".into(),
+/// The rig's command line for the story.
+fn tell(folder: &Path, scratch: &Path) -> Result<Vec<String>> {
+    Ok(vec![
+        text(&folder.join("rig"))?,
+        "demo".into(),
+        "--json".into(),
         "--drover".into(),
-        text(drover)?,
-        "--results".into(),
-        text(results)?,
-    ];
-    let mut spec = VmSpec::new(arguments.kernel.clone(), LIMIT, command);
-    spec.memory_mib = MEMORY_MIB;
-    spec.writable.push(results.to_owned());
-    if stdout().is_terminal() {
-        spec.environment
-            .push((say::FORCE_COLOURS.into(), "1".into()));
-    }
-    say::note(&format!(
-        "booting a VM with Linux {} (emulated)",
-        arguments.kernel.name()
-    ));
-    let outcome = vm::run(&spec, &mut |line| println!("{line}"))?;
-    if !outcome.success() {
-        say::note(&outcome.describe());
-    }
-    Ok(outcome.success())
-}
-
-/// The part that runs on the demo's kernel.
-pub fn inside(arguments: &InsideArguments) -> Result<ExitCode> {
-    let scene = Scene::set(&arguments.drover, &arguments.results, arguments.emulated)?;
-    let outcome = story::tell(&scene)?;
-    let path = arguments.results.join(OUTCOME);
-    fs::write(&path, outcome.to_string()).with_context(|| format!("write {}", path.display()))?;
-    Ok(if is_whole_and_ok(&outcome)? {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    })
+        text(&folder.join("drover"))?,
+        "--scratch".into(),
+        text(scratch)?,
+    ])
 }
 
 /// Whether this machine's kernel has NVMe/TCP, and the user may use it.

@@ -1,0 +1,10 @@
+#!/bin/bash
+# The story of `cargo xtask demo`, with every claim checked.
+# timeout: 900
+set -u
+scratch=/dev/shm/rig-demo
+"$DROVER_BUILD/rig" demo --drover "$DROVER" --scratch "$scratch" --json
+code=$?
+cp "$scratch"/logs/* "$RESULTS" 2>/dev/null
+rm -rf --one-file-system "$scratch"
+exit $code
