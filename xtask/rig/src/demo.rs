@@ -73,22 +73,17 @@ async fn story(cluster: &mut Cluster) -> anyhow::Result<Value> {
     ));
     let mut verdicts = BTreeMap::new();
 
-    line.chapter("On node a: a pod writes to its volume");
+    line.chapter("On node a: a volume for a pod, and who else holds it");
     let on_a = attach_on_a(cluster, &line).await?;
+    let mut reader = start_reader(cluster, &on_a, &mut verdicts, &line)?;
     let workload = Playing::workload(&on_a.target.join("data.bin"), DATA_MIB, 1)?;
-    line.note(
-        "a",
-        &format!("the pod writes, syncs and checks {DATA_MIB} MiB"),
-    );
-
-    line.chapter("Three others hold it, too");
+    verdicts.insert("pod writes", expect_verdict(cluster, &on_a.volume, "live")?);
+    let text = format!("the pod writes, syncs and checks {DATA_MIB} MiB: verdict live");
+    line.note("a", &text);
     let repository = cluster.path("repository");
     let ticket = start_backup(cluster, &on_a.volume, &repository)?;
-    line.note(
-        "a",
-        &format!("a backup begins, to a repository that takes {SLOW_KIB} KiB/s"),
-    );
-    let mut reader = start_reader(cluster, &on_a, &mut verdicts, &line)?;
+    let text = format!("drover's own backup begins, to a repository at {SLOW_KIB} KiB/s");
+    line.note("a", &text);
     let (rogue, rogue_log) = start_rogue(cluster, &on_a, &line)?;
     wait_for_cursor(cluster, &ticket).await?;
 
