@@ -13,7 +13,7 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use crate::csi::DriverName;
-use crate::ids::{Bytes, NodeId};
+use crate::ids::{Bytes, HostPort, NodeId};
 
 /// Where the controller listens, and where the command line looks for it.
 pub const CONTROLLER_ADDRESS: &str = "127.0.0.1:9750";
@@ -106,9 +106,9 @@ pub struct Options {
     /// How long to wait for an earlier agent's last I/O on the pool to end [default: 60s]
     #[arg(long, env = "DROVER_POOL_LOCK_WAIT", value_name = "TIME")]
     pub pool_lock_wait: Option<Span>,
-    /// Where the controller listens for agents and the command line; an agent: where its controller is [default: 127.0.0.1:9750]
+    /// Where the controller listens for agents and the command line; an agent: where its controller is, also by name [default: 127.0.0.1:9750]
     #[arg(long, env = "DROVER_CONTROLLER", value_name = "ADDRESS")]
-    pub controller: Option<SocketAddr>,
+    pub controller: Option<HostPort>,
     /// Where the agent listens for the controller [default: 127.0.0.1:9751]
     #[arg(long, env = "DROVER_AGENT_ADDRESS", value_name = "ADDRESS")]
     pub agent_address: Option<SocketAddr>,
@@ -160,7 +160,7 @@ pub struct Config {
     pub pool_low_water: Bytes,
     pub pool_overcommit_percent: u32,
     pub pool_lock_wait: Duration,
-    pub controller: SocketAddr,
+    pub controller: HostPort,
     pub agent_address: SocketAddr,
     pub agent_advertise: SocketAddr,
     pub nvme_address: SocketAddr,
@@ -243,7 +243,7 @@ impl Config {
             pool_lock_wait: options
                 .pool_lock_wait
                 .map_or(Duration::from_secs(60), |s| s.0),
-            controller: options.controller.unwrap_or(local(9750)),
+            controller: options.controller.unwrap_or_else(|| local(9750).into()),
             agent_address,
             agent_advertise: options.agent_advertise.unwrap_or(agent_address),
             nvme_address,
@@ -285,6 +285,10 @@ impl Config {
                 format!("{:?}", self.progress_window),
                 "at least 1s",
             );
+        }
+        if role != Role::Agent && self.controller.is_name() {
+            let rule = "an IP address and a port to listen on; only an agent's may be a name";
+            return refuse("controller", self.controller.to_string(), rule);
         }
         if role == Role::Controller {
             return Ok(());
@@ -398,6 +402,18 @@ mod tests {
         assert_eq!(config.node.as_str(), "flag");
         assert_eq!(config.pool.as_deref(), Some(Path::new("/pool")));
         assert_eq!(config.nvme_advertise.port(), 4420);
+    }
+
+    #[test]
+    fn an_agent_finds_its_controller_by_name_but_none_listens_on_a_name() {
+        let options = || parse("controller = \"drover-controller.drover.svc:9750\"").unwrap();
+        let config = agent(options()).unwrap();
+        assert_eq!(
+            config.controller.as_str(),
+            "drover-controller.drover.svc:9750"
+        );
+        let error = Config::resolve(options(), Role::Controller).unwrap_err();
+        assert!(error.to_string().starts_with("controller"), "{error}");
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! name, a `Bytes` is bytes and never blocks.
 
 use std::fmt;
+use std::net::SocketAddr;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
@@ -117,6 +118,80 @@ impl TicketId {
     }
 }
 
+/// Where a service is reached: `10.0.0.1:9750`, `[fd00::1]:9750`, or a DNS name
+/// and a port. A name is looked up at each new connection, so that what it
+/// stands for may move.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct HostPort(String);
+
+impl HostPort {
+    /// The address's text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// Whether it is a name, which can be connected to but not listened on.
+    pub fn is_name(&self) -> bool {
+        self.0.parse::<SocketAddr>().is_err()
+    }
+}
+
+impl From<SocketAddr> for HostPort {
+    fn from(address: SocketAddr) -> Self {
+        Self(address.to_string())
+    }
+}
+
+impl FromStr for HostPort {
+    type Err = InvalidId;
+    fn from_str(text: &str) -> Result<Self, InvalidId> {
+        let named = || {
+            let (host, port) = text.rsplit_once(':')?;
+            let port = port.parse::<u16>().ok()?;
+            (is_dns_name(host) && port != 0).then_some(())
+        };
+        if text.parse::<SocketAddr>().is_ok() || named().is_some() {
+            Ok(Self(text.to_owned()))
+        } else {
+            Err(InvalidId {
+                kind: "address",
+                text: text.chars().take(80).collect(),
+                rule: "an IP address or a DNS name, a colon and a port, as in 10.0.0.1:9750",
+            })
+        }
+    }
+}
+
+impl TryFrom<String> for HostPort {
+    type Error = InvalidId;
+    fn try_from(text: String) -> Result<Self, InvalidId> {
+        text.parse()
+    }
+}
+
+impl fmt::Display for HostPort {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// RFC 1123 2.1: labels of letters, digits and hyphens, the last of them not
+/// all digits, so that a mistyped IP address is no name. A dot may end it.
+fn is_dns_name(host: &str) -> bool {
+    let host = host.strip_suffix('.').unwrap_or(host);
+    let label = |label: &str| {
+        (1..=63).contains(&label.len())
+            && label
+                .bytes()
+                .all(|b| b.is_ascii_alphanumeric() || b == b'-')
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+    };
+    let number = |label: &str| label.bytes().all(|b| b.is_ascii_digit());
+    host.len() <= 253 && host.split('.').all(label) && !host.rsplit('.').next().is_some_and(number)
+}
+
 macro_rules! number {
     ($(#[$doc:meta])* $name:ident, $format:literal) => {
         $(#[$doc])*
@@ -218,6 +293,53 @@ mod tests {
             assert!(text.parse::<VolumeId>().is_err(), "{text:?} was taken");
         }
         assert_eq!("vol-1".parse::<VolumeId>().unwrap().as_str(), "vol-1");
+    }
+
+    #[test]
+    fn an_address_is_an_ip_or_a_name_with_a_port() {
+        let read = |text: &str| text.parse::<HostPort>().map(|a| a.is_name());
+        for address in ["127.0.0.1:9750", "[::1]:9750", "0.0.0.0:1", "[fe80::1%3]:1"] {
+            assert_eq!(read(address), Ok(false), "{address}");
+        }
+        let long = format!("{}:1", ["a".repeat(63).as_str(); 3].join("."));
+        for name in [
+            "localhost:1",
+            "drover-controller.drover.svc:9750",
+            "n.:1",
+            "1a:1",
+            &long,
+        ] {
+            assert_eq!(read(name), Ok(true), "{name}");
+        }
+        let long = format!("{}:1", "a".repeat(64));
+        for text in [
+            "",
+            ":",
+            ":1",
+            "a",
+            "a:",
+            "a:0",
+            "a:x",
+            "a:70000",
+            "a b:1",
+            "http://a:1",
+            "a:1/x",
+            "-a:1",
+            "a-:1",
+            "a..b:1",
+            ".:1",
+            "a_b:1",
+            "u@a:1",
+            "10.0.0:1",
+            "10.0.0.300:1",
+            "10.0.0.1",
+            "::1:1",
+            "[a]:1",
+            "é:1",
+            &long,
+        ] {
+            assert!(read(text).is_err(), "{text:?} was taken");
+        }
     }
 
     #[test]

@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"reflect"
+	"slices"
 	"strings"
 
 	snapshot "github.com/kubernetes-csi/external-snapshotter/client/v8/apis/volumesnapshot/v1"
@@ -182,6 +184,38 @@ func (c *checker) references() {
 		case *core.Service:
 			c.service(where, namespace, object)
 		}
+	}
+	c.twins("DaemonSet drover/drover-agent", "DaemonSet drover/drover-agent-attach")
+}
+
+// twins checks that the agents with and without a pool differ in nothing but
+// the pool and the nodes they run on: every node has one of the two.
+func (c *checker) twins(with, without string) {
+	whole, there := c.objects[with].(*apps.DaemonSet)
+	part, too := c.objects[without].(*apps.DaemonSet)
+	if !there || !too {
+		c.report("manifests", "no %s or no %s", with, without)
+		return
+	}
+	expected := whole.DeepCopy().Spec.Template.Spec
+	isPool := func(name string) bool { return name == "pool" || name == "DROVER_POOL" }
+	expected.Volumes = slices.DeleteFunc(expected.Volumes, func(v core.Volume) bool { return isPool(v.Name) })
+	for i := range expected.Containers {
+		container := &expected.Containers[i]
+		container.Env = slices.DeleteFunc(container.Env, func(e core.EnvVar) bool { return isPool(e.Name) })
+		container.VolumeMounts = slices.DeleteFunc(container.VolumeMounts, func(m core.VolumeMount) bool { return isPool(m.Name) })
+	}
+	pool := func(operator core.NodeSelectorOperator) *core.Affinity {
+		term := core.NodeSelectorTerm{MatchExpressions: []core.NodeSelectorRequirement{{Key: "drover.io/pool", Operator: operator}}}
+		required := &core.NodeSelector{NodeSelectorTerms: []core.NodeSelectorTerm{term}}
+		return &core.Affinity{NodeAffinity: &core.NodeAffinity{RequiredDuringSchedulingIgnoredDuringExecution: required}}
+	}
+	if !reflect.DeepEqual(expected.Affinity, pool(core.NodeSelectorOpExists)) {
+		c.report(c.files[with], "runs on other nodes than those labelled drover.io/pool")
+	}
+	expected.Affinity = pool(core.NodeSelectorOpDoesNotExist)
+	if !reflect.DeepEqual(expected, part.Spec.Template.Spec) || !reflect.DeepEqual(whole.Spec.UpdateStrategy, part.Spec.UpdateStrategy) {
+		c.report(c.files[without], "differs from %s by more than the pool", with)
 	}
 }
 

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 use crate::config::{AGENT_ADDRESS, CONTROLLER_ADDRESS, Options};
-use crate::ids::{Bytes, NodeId, SnapshotId, TicketId, VolumeId};
+use crate::ids::{Bytes, HostPort, NodeId, SnapshotId, TicketId, VolumeId};
 
 /// Volumes that move from node to node at once, whatever holds them.
 #[derive(Debug, Parser)]
@@ -118,9 +118,9 @@ pub struct Run {
 /// Which controller to ask.
 #[derive(Debug, Args)]
 pub struct Controller {
-    /// The controller's address
+    /// The controller's address, also by name
     #[arg(long, env = "DROVER_CONTROLLER", default_value = CONTROLLER_ADDRESS, value_name = "ADDRESS")]
-    pub controller: SocketAddr,
+    pub controller: HostPort,
 }
 
 /// Which agent to ask.

@@ -295,7 +295,7 @@ async fn register(
         volume: volume.to_string(),
         reader,
     };
-    let answer = NodeClient::new(channel(agent.agent))
+    let answer = NodeClient::new(channel(&agent.agent.into()))
         .register_reader(within(CALL, request))
         .await;
     let answer = answer.map_err(|status| refusal("agent", agent.agent, &status))?;

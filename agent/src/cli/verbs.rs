@@ -1,6 +1,6 @@
 //! The verbs that ask once and print the answer.
 
-use std::net::SocketAddr;
+use std::fmt::Display;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, anyhow};
@@ -21,7 +21,7 @@ const CALL: Duration = Duration::from_secs(10);
 const LONG: Duration = Duration::from_secs(90);
 
 /// A refusal as a person reads it: who refused, and its words.
-pub fn refusal(who: &str, address: SocketAddr, status: &Status) -> anyhow::Error {
+pub fn refusal(who: &str, address: impl Display, status: &Status) -> anyhow::Error {
     match status.code() {
         tonic::Code::Unavailable if status.message().contains("connect") => anyhow!(
             "the {who} at {address} does not answer: is it running? (--{who} or DROVER_{} names another)",
@@ -38,7 +38,7 @@ pub fn refusal(who: &str, address: SocketAddr, status: &Status) -> anyhow::Error
 impl Controller {
     /// The controller's service.
     pub fn service(&self) -> pb::controller_client::ControllerClient<tonic::transport::Channel> {
-        ControllerClient::new(self.controller).service()
+        ControllerClient::new(&self.controller).service()
     }
 
     /// The answer, or the refusal in words.
@@ -48,7 +48,7 @@ impl Controller {
     pub fn answer<T>(&self, answer: Result<tonic::Response<T>, Status>) -> anyhow::Result<T> {
         answer
             .map(tonic::Response::into_inner)
-            .map_err(|status| refusal("controller", self.controller, &status))
+            .map_err(|status| refusal("controller", &self.controller, &status))
     }
 }
 
@@ -405,7 +405,7 @@ async fn holders(volume: &VolumeId, output: &Output, agent: &Agent) -> anyhow::R
     let request = pb::VolumeName {
         volume: volume.to_string(),
     };
-    let answer = NodeClient::new(channel(agent.agent))
+    let answer = NodeClient::new(channel(&agent.agent.into()))
         .judge(within(CALL, request))
         .await;
     let judged = answer

@@ -36,7 +36,7 @@ pub(super) async fn start(process: &mut Process) -> anyhow::Result<Arc<dyn Stagi
     std::fs::create_dir_all(&config.state_dir)
         .with_context(|| format!("make folder {}", config.state_dir.display()))?;
     let host = identity::load(&config.state_dir)?;
-    let control = ControllerClient::new(config.controller);
+    let control = ControllerClient::new(&config.controller);
 
     let evidence = evidence(config.progress_window).await;
     evidence.register_metrics(&mut process.registry);

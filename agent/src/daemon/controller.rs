@@ -26,7 +26,7 @@ pub(super) async fn start(process: &mut Process) -> anyhow::Result<Arc<Arbiter>>
     process.readiness.note("store", Ok(()));
 
     let listener = process
-        .listen("agents and the command line", config.controller)
+        .listen("agents and the command line", config.controller.as_str())
         .await?;
     let service = ControllerServer::new(ControllerService::new(Arc::clone(&arbiter), agents));
     let mut stop = process.stop.clone();

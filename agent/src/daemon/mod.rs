@@ -7,11 +7,11 @@ mod identity;
 mod streams;
 mod workload;
 
-use std::net::SocketAddr;
+use std::fmt::Display;
 use std::sync::Arc;
 
 use anyhow::Context;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, ToSocketAddrs};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -31,7 +31,11 @@ struct Process {
 
 impl Process {
     /// Listens where others connect.
-    async fn listen(&self, what: &'static str, address: SocketAddr) -> anyhow::Result<TcpListener> {
+    async fn listen(
+        &self,
+        what: &'static str,
+        address: impl ToSocketAddrs + Display + Copy,
+    ) -> anyhow::Result<TcpListener> {
         TcpListener::bind(address)
             .await
             .with_context(|| format!("listen for {what} on {address}"))

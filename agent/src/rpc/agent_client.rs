@@ -1,13 +1,19 @@
 //! An agent as the controller reaches it: the ports [`Home`] and [`Node`] over gRPC.
 
 use std::collections::HashMap;
+use std::error::Error as _;
+use std::io;
 use std::net::SocketAddr;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use tonic::transport::{Channel, Endpoint};
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
+use tonic::transport::{Channel, Endpoint, Uri};
 use tonic::{Request, Status};
+use tower::ServiceExt;
 
 use super::convert::{Malformed, span_message};
 use super::pb::home_client::HomeClient;
@@ -17,9 +23,9 @@ use crate::attach::ports::{
     Capacity, Content, ExportRequest, Exported, FenceRequest, Home, HomeError, Node, NodeAnswer,
     Ports, Settlement, SnapshotInfo,
 };
-use crate::ids::{Bytes, Epoch, NodeId, SnapshotId, TicketId, VolumeId};
+use crate::ids::{Bytes, Epoch, HostPort, NodeId, SnapshotId, TicketId, VolumeId};
 
-/// A connection has to be there within this.
+/// A connection has to be there within this, its name looked up.
 const CONNECT: Duration = Duration::from_secs(1);
 /// A call about one record or gate has to be answered within this.
 const CALL: Duration = Duration::from_secs(5);
@@ -27,13 +33,31 @@ const CALL: Duration = Duration::from_secs(5);
 const COPY: Duration = Duration::from_secs(60);
 
 /// A connection to `address` that is made when it is first used, and again when it broke.
-pub fn channel(address: SocketAddr) -> Channel {
+pub fn channel(address: &HostPort) -> Channel {
     let endpoint = Endpoint::from_shared(format!("http://{address}"));
+    let mut connector = HttpConnector::new();
+    connector.set_nodelay(true);
     endpoint
-        .expect("a socket address makes a valid URI")
-        .connect_timeout(CONNECT)
-        .tcp_nodelay(true)
-        .connect_lazy()
+        .expect("an address makes a valid URI")
+        .connect_with_connector_lazy(tower::service_fn(move |uri| {
+            connect(connector.clone(), uri)
+        }))
+}
+
+/// Connects. tonic's own deadline leaves the look-up of a name out.
+async fn connect(connector: HttpConnector, uri: Uri) -> io::Result<TokioIo<TcpStream>> {
+    let failed = |why: String| io::Error::other(format!("connect to {uri}: {why}"));
+    let connection = connector.oneshot(uri.clone());
+    match tokio::time::timeout(CONNECT, connection).await {
+        Ok(Ok(connection)) => Ok(connection),
+        Ok(Err(error)) => {
+            let cause = error
+                .source()
+                .map_or_else(String::new, |e| format!(": {e}"));
+            Err(failed(format!("{error}{cause}")))
+        }
+        Err(_) => Err(failed(format!("no answer within {CONNECT:?}"))),
+    }
 }
 
 /// `message` with a deadline that both sides keep.
@@ -56,7 +80,7 @@ impl AgentClient {
         Self {
             node,
             address,
-            channel: channel(address),
+            channel: channel(&address.into()),
         }
     }
 
@@ -251,5 +275,64 @@ impl Ports for Directory {
 
     fn node(&self, node: &NodeId) -> Option<Arc<dyn Node>> {
         self.agent(node).map(|agent| agent as Arc<dyn Node>)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::{TcpListener, TcpSocket};
+
+    use super::*;
+
+    async fn ask(address: &HostPort) -> Result<(), Status> {
+        let request = within(CALL, pb::Nothing {});
+        let mut client = HomeClient::new(channel(address));
+        client.get_capacity(request).await.map(drop)
+    }
+
+    #[tokio::test]
+    async fn an_address_may_be_a_name() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let address = format!("localhost:{port}").parse().unwrap();
+        tokio::select! {
+            accepted = listener.accept() => drop(accepted.unwrap()),
+            answer = ask(&address) => panic!("answered before it connected: {answer:?}"),
+        }
+    }
+
+    /// By code and word the arbiter and the command line know that nobody is there.
+    async fn is_unavailable_soon(address: &str, why: &str) {
+        let begun = std::time::Instant::now();
+        let refused = ask(&address.parse().unwrap()).await.unwrap_err();
+        assert_eq!(refused.code(), tonic::Code::Unavailable, "{refused}");
+        let message = refused.message();
+        assert!(
+            message.contains("connect") && message.contains(why),
+            "{message}"
+        );
+        assert!(begun.elapsed() < CALL, "{address}");
+    }
+
+    #[tokio::test]
+    async fn an_address_that_leads_nowhere_is_unavailable_soon() {
+        is_unavailable_soon("nowhere.invalid:9750", "nowhere.invalid").await;
+        is_unavailable_soon("[fe80::1%3]:9750", "[fe80::1%3]").await;
+        is_unavailable_soon("127.0.0.1:1", "refused").await;
+    }
+
+    #[tokio::test]
+    async fn a_silent_address_is_unavailable_soon() {
+        // A full backlog drops whoever else connects.
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let listener = socket.listen(0).unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let mut queued = Vec::new();
+        let patience = Duration::from_millis(200);
+        while let Ok(stream) = tokio::time::timeout(patience, TcpStream::connect(&address)).await {
+            queued.push(stream.unwrap());
+        }
+        is_unavailable_soon(&address, "no answer").await;
     }
 }

@@ -1,7 +1,6 @@
 //! The controller as agents and the command line reach it: the port
 //! [`Control`] over gRPC, and what agents tell it of themselves.
 
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -13,7 +12,7 @@ use super::pb::controller_client::ControllerClient as Generated;
 use super::{pb, refusal};
 use crate::attach::ports::{Attachment, Control, ControlError, Note};
 use crate::attach::record::{Registration, Ticket};
-use crate::ids::{NodeId, SnapshotId, TicketId, VolumeId};
+use crate::ids::{HostPort, NodeId, SnapshotId, TicketId, VolumeId};
 
 /// A call has to be answered within this.
 const CALL: Duration = Duration::from_secs(5);
@@ -27,8 +26,8 @@ pub struct ControllerClient {
 }
 
 impl ControllerClient {
-    /// The controller that listens at `address`.
-    pub fn new(address: SocketAddr) -> Self {
+    /// The controller that is reached at `address`.
+    pub fn new(address: &HostPort) -> Self {
         Self {
             generated: Generated::new(channel(address)),
         }
