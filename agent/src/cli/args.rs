@@ -41,6 +41,7 @@ pub enum Command {
         /// Refuse writes
         #[arg(long)]
         read_only: bool,
+        /// Which controller to ask.
         #[command(flatten)]
         controller: Controller,
     },
@@ -50,6 +51,7 @@ pub enum Command {
         volume: VolumeId,
         /// The node; without it, every node
         node: Option<NodeId>,
+        /// Which controller to ask.
         #[command(flatten)]
         controller: Controller,
     },
@@ -65,8 +67,10 @@ pub enum Command {
     Tickets {
         /// Only those on this volume
         volume: Option<VolumeId>,
+        /// How to print.
         #[command(flatten)]
         output: Output,
+        /// Which controller to ask.
         #[command(flatten)]
         controller: Controller,
     },
@@ -78,8 +82,10 @@ pub enum Command {
         /// Only what happened to this volume
         #[arg(long)]
         volume: Option<VolumeId>,
+        /// How to print.
         #[command(flatten)]
         output: Output,
+        /// Which controller to ask.
         #[command(flatten)]
         controller: Controller,
     },
@@ -87,8 +93,10 @@ pub enum Command {
     Holders {
         /// The volume
         volume: VolumeId,
+        /// How to print.
         #[command(flatten)]
         output: Output,
+        /// Which agent to ask.
         #[command(flatten)]
         agent: Agent,
     },
@@ -158,13 +166,16 @@ pub enum Volume {
         /// Begin as a clone of this volume
         #[arg(long)]
         from_volume: Option<VolumeId>,
+        /// Which controller to ask.
         #[command(flatten)]
         controller: Controller,
     },
     /// List volumes
     List {
+        /// How to print.
         #[command(flatten)]
         output: Output,
+        /// Which controller to ask.
         #[command(flatten)]
         controller: Controller,
     },
@@ -174,6 +185,7 @@ pub enum Volume {
         volume: VolumeId,
         /// The new size, as in 20G
         size: Bytes,
+        /// Which controller to ask.
         #[command(flatten)]
         controller: Controller,
     },
@@ -181,6 +193,7 @@ pub enum Volume {
     Delete {
         /// The volume
         volume: VolumeId,
+        /// Which controller to ask.
         #[command(flatten)]
         controller: Controller,
     },
@@ -195,13 +208,16 @@ pub enum Snapshot {
         volume: VolumeId,
         /// A name of your choice
         name: String,
+        /// Which controller to ask.
         #[command(flatten)]
         controller: Controller,
     },
     /// List snapshots
     List {
+        /// How to print.
         #[command(flatten)]
         output: Output,
+        /// Which controller to ask.
         #[command(flatten)]
         controller: Controller,
     },
@@ -209,6 +225,7 @@ pub enum Snapshot {
     Delete {
         /// The snapshot
         snapshot: SnapshotId,
+        /// Which controller to ask.
         #[command(flatten)]
         controller: Controller,
     },
@@ -232,6 +249,7 @@ pub enum Backup {
     Create {
         /// The volume
         volume: VolumeId,
+        /// Where the backup is.
         #[command(flatten)]
         repository: Repository,
         /// Upload at most so many KiB per second
@@ -240,6 +258,7 @@ pub enum Backup {
         /// Start it and do not wait for its end
         #[arg(long)]
         detach: bool,
+        /// Which controller to ask.
         #[command(flatten)]
         controller: Controller,
     },
@@ -250,6 +269,7 @@ pub enum Backup {
         /// Do not wait for its end
         #[arg(long)]
         detach: bool,
+        /// Which controller to ask.
         #[command(flatten)]
         controller: Controller,
     },
@@ -257,13 +277,16 @@ pub enum Backup {
     Stop {
         /// The backup's ticket
         ticket: TicketId,
+        /// Which controller to ask.
         #[command(flatten)]
         controller: Controller,
     },
     /// List the backups that run or can go on
     List {
+        /// How to print.
         #[command(flatten)]
         output: Output,
+        /// Which controller to ask.
         #[command(flatten)]
         controller: Controller,
     },
@@ -278,6 +301,7 @@ pub enum Backup {
         /// The cgroup, as /proc/PID/cgroup shows its path
         #[arg(long, group = "reader", value_name = "PATH")]
         cgroup: Option<String>,
+        /// Which agent to ask.
         #[command(flatten)]
         agent: Agent,
     },
@@ -297,8 +321,8 @@ pub struct Restore {
     /// The node whose pool shall hold the volume [default: the first that can read the repository]
     #[arg(long)]
     pub home: Option<NodeId>,
+    /// Which controller to ask.
     #[command(flatten)]
-    #[expect(missing_docs, reason = "documented at its type")]
     pub controller: Controller,
 }
 
@@ -307,8 +331,10 @@ pub struct Restore {
 pub enum Node {
     /// List the nodes that ever registered
     List {
+        /// How to print.
         #[command(flatten)]
         output: Output,
+        /// Which controller to ask.
         #[command(flatten)]
         controller: Controller,
     },
@@ -317,6 +343,7 @@ pub enum Node {
     Lost {
         /// The node
         node: NodeId,
+        /// Which controller to ask.
         #[command(flatten)]
         controller: Controller,
     },

@@ -77,10 +77,10 @@ impl Workload {
                     Ok(()) => self.evidence.unregister(&ticket),
                     Err(error) => tracing::debug!(%ticket, %error, "a ticket's end was not told"),
                 }
-            } else if last_progress_ms.is_some_and(|ms| ms < PROGRESS_MS) {
-                if let Err(error) = self.control.renew_ticket(&volume, &ticket, LEASE).await {
-                    tracing::debug!(%ticket, %error, "a ticket was not renewed");
-                }
+            } else if last_progress_ms.is_some_and(|ms| ms < PROGRESS_MS)
+                && let Err(error) = self.control.renew_ticket(&volume, &ticket, LEASE).await
+            {
+                tracing::debug!(%ticket, %error, "a ticket was not renewed");
             }
         }
     }

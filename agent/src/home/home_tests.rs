@@ -594,9 +594,9 @@ async fn metrics_tell_the_pool_and_the_fences() {
     let mut text = String::new();
     prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
     for line in [
-        "drover_fences_total{result=\"settled\"} 1",
-        "drover_fences_total{result=\"stale\"} 1",
-        "drover_fence_settle_seconds_count 1",
+        "drover_home_fences_total{result=\"settled\"} 1",
+        "drover_home_fences_total{result=\"stale\"} 1",
+        "drover_home_fence_settle_seconds_count 1",
         "drover_pool_provisioned_bytes 1048576",
         "drover_pool_volumes 1",
         "drover_pool_snapshots 0",

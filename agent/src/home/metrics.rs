@@ -40,12 +40,12 @@ impl Metrics {
     /// Registers them, and what the pool says of itself at each scrape.
     pub fn register(&self, pool: &Arc<Pool>, registry: &mut Registry) {
         registry.register(
-            "drover_fences",
+            "drover_home_fences",
             "Fences asked of this home, by what came of them",
             self.fences.clone(),
         );
         registry.register_with_unit(
-            "drover_fence_settle",
+            "drover_home_fence_settle",
             "Time from the closing of a gate until no command was inside",
             Unit::Seconds,
             self.settle.clone(),

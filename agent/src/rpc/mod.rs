@@ -18,6 +18,7 @@ pub mod refusal;
 /// The messages and services of `proto/drover.proto`, generated.
 #[expect(
     missing_docs,
+    clippy::allow_attributes,
     reason = "generated; proto/drover.proto has the comments"
 )]
 pub mod pb {

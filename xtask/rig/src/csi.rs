@@ -10,11 +10,7 @@ use tonic::transport::{Channel, Endpoint, Uri};
 use tonic::{Code, Request, Response, Status};
 
 /// `proto/csi.proto`, generated.
-#[expect(
-    clippy::large_enum_variant,
-    clippy::enum_variant_names,
-    reason = "generated"
-)]
+#[expect(clippy::allow_attributes, reason = "generated")]
 pub mod v1 {
     tonic::include_proto!("csi.v1");
 }

@@ -1,7 +1,8 @@
 //! Agents and controllers killed at bad moments, a store from yesterday, a
 //! second owner, and what an operator mistypes.
 
-use std::fs;
+use std::fs::{self, File, OpenOptions};
+use std::os::unix::fs::FileExt;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -47,6 +48,9 @@ async fn all(cluster: &mut Cluster, line: &Timeline) -> anyhow::Result<()> {
         .await
         .context("a store put back from an old copy")?;
     second_owner(cluster, line).context("a second agent on the same pool")?;
+    raw_block(cluster, line)
+        .await
+        .context("a raw block volume")?;
     mistyped(cluster, line)
         .await
         .context("what an operator mistypes")
@@ -165,7 +169,6 @@ async fn move_with_a_kill(
     Ok(Attached {
         volume,
         node: to,
-        use_as: FS,
         staging,
         target,
     })
@@ -359,6 +362,29 @@ fn refused(cluster: &Cluster, words: &[&str]) -> anyhow::Result<String> {
     );
     let text = String::from_utf8_lossy(&output.stderr);
     Ok(text.lines().last().unwrap_or_default().to_owned())
+}
+
+/// A raw block volume: what a writes to its device, b reads from its own.
+async fn raw_block(cluster: &Cluster, line: &Timeline) -> anyhow::Result<()> {
+    let volume = create(cluster, "pvc-block", 64, Use::Block, None).await?;
+    let on_a = attach(cluster, &volume, "a", Use::Block).await?;
+    let device = OpenOptions::new().write(true).open(&on_a.target)?;
+    device.write_all_at(b"drover", 1 << 20)?;
+    device.sync_all()?;
+    drop(device);
+    detach(cluster, &on_a).await?;
+    let on_b = attach(cluster, &volume, "b", Use::Block).await?;
+    let mut found = [0; 6];
+    File::open(&on_b.target)?.read_exact_at(&mut found, 1 << 20)?;
+    ensure!(&found == b"drover", "b reads {found:?} from its device");
+    detach(cluster, &on_b).await?;
+    cluster
+        .controller()?
+        .delete(&volume)
+        .await
+        .ok("DeleteVolume")?;
+    line.note("b", "a raw block volume moved with what was written to it");
+    Ok(())
 }
 
 /// Requests that make no sense are refused by name, and lose nothing.

@@ -19,8 +19,6 @@ pub struct Attached {
     pub volume: String,
     /// The node.
     pub node: &'static str,
-    /// How it is used.
-    pub use_as: Use,
     /// Where it is staged.
     pub staging: PathBuf,
     /// Where the pod finds it.
@@ -80,7 +78,6 @@ pub async fn attach(
     Ok(Attached {
         volume: volume.into(),
         node,
-        use_as,
         staging,
         target,
     })

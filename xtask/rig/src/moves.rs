@@ -2,7 +2,7 @@
 //! backups and restarts of agents and controller thrown in at random. The data
 //! is checked at every stop.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, anyhow, ensure};
@@ -148,6 +148,7 @@ impl Tour {
     }
 
     async fn grow(&mut self, cluster: &Cluster, attached: &Attached) -> anyhow::Result<String> {
+        let before = fs_bytes(&attached.target)?;
         self.mib += GROWTH_MIB;
         let bytes = self.mib << 20;
         let grown = cluster
@@ -166,12 +167,11 @@ impl Tour {
             )
             .await;
         grown.ok("NodeExpandVolume")?;
-        let found = nix::sys::statvfs::statvfs(&attached.target)?;
-        let size = found.blocks() * found.fragment_size();
-        // A file system keeps up to a tenth of its device for itself.
+        // Both file systems keep some of the growth for themselves.
+        let grown = fs_bytes(&attached.target)?.saturating_sub(before);
         ensure!(
-            size > u64::try_from(bytes)? / 10 * 9,
-            "the file system has {size} of {bytes} bytes"
+            grown > GROWTH_MIB.unsigned_abs() << 19,
+            "the file system grew by {grown} bytes of {GROWTH_MIB} MiB"
         );
         Ok(format!("grown to {} MiB", self.mib))
     }
@@ -254,4 +254,10 @@ impl Tour {
         );
         Ok(())
     }
+}
+
+/// The size of the file system at a path.
+fn fs_bytes(path: &Path) -> anyhow::Result<u64> {
+    let found = nix::sys::statvfs::statvfs(path)?;
+    Ok(found.blocks() * found.fragment_size())
 }
