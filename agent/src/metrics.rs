@@ -1,7 +1,8 @@
 //! /metrics, /healthz and /readyz of one process.
 //!
-//! Each room registers its own metrics; this serves them as OpenMetrics text,
-//! and says which of the parts that must be up are.
+//! Each room registers its own metrics; this serves them, as OpenMetrics where
+//! the caller asks for it and else as Prometheus text, and says which of the
+//! parts that must be up are.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -9,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use axum::Router;
 use axum::extract::State;
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use prometheus_client::encoding::text::encode;
@@ -83,12 +84,20 @@ pub async fn serve(
         .await
 }
 
-async fn metrics(State(served): State<Arc<Served>>) -> Response {
+async fn metrics(State(served): State<Arc<Served>>, asked: HeaderMap) -> Response {
+    let accepted = asked
+        .get(header::ACCEPT)
+        .and_then(|value| value.to_str().ok());
+    let open = accepted.is_some_and(|value| value.contains("application/openmetrics-text"));
     let mut text = String::new();
     match encode(&mut text, &served.registry) {
-        Ok(()) => {
+        Ok(()) if open => {
             let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
             ([(header::CONTENT_TYPE, kind)], text).into_response()
+        }
+        Ok(()) => {
+            let kind = "text/plain; version=0.0.4; charset=utf-8";
+            ([(header::CONTENT_TYPE, kind)], prometheus_text(&text)).into_response()
         }
         Err(error) => (
             StatusCode::INTERNAL_SERVER_ERROR,
@@ -96,6 +105,42 @@ async fn metrics(State(served): State<Arc<Served>>) -> Response {
         )
             .into_response(),
     }
+}
+
+/// OpenMetrics text as Prometheus' text format 0.0.4 has it: there a family
+/// bears the name of its samples, and knows neither units nor infos.
+fn prometheus_text(open: &str) -> String {
+    let suffix = |kind: &str| match kind {
+        "counter" => "_total",
+        "info" => "_info",
+        _ => "",
+    };
+    let mut kinds = BTreeMap::new();
+    for line in open.lines() {
+        if let Some((name, kind)) = line.strip_prefix("# TYPE ").and_then(|l| l.split_once(' ')) {
+            kinds.insert(name, kind);
+        }
+    }
+    let mut text = String::with_capacity(open.len());
+    for line in open.lines() {
+        let mut words = line.splitn(4, ' ');
+        let line = match (words.next(), words.next(), words.next(), words.next()) {
+            (Some("#"), Some("UNIT" | "EOF"), ..) => continue,
+            (Some("#"), Some(what), Some(name), Some(rest)) => {
+                let kind = kinds.get(name).copied().unwrap_or_default();
+                let rest = match (what, rest) {
+                    ("TYPE", "info") => "gauge",
+                    ("TYPE", "unknown") => "untyped",
+                    (_, rest) => rest,
+                };
+                format!("# {what} {name}{} {rest}", suffix(kind))
+            }
+            _ => line.to_owned(),
+        };
+        text.push_str(&line);
+        text.push('\n');
+    }
+    text
 }
 
 async fn ready(State(served): State<Arc<Served>>) -> Response {
@@ -111,6 +156,17 @@ async fn ready(State(served): State<Arc<Served>>) -> Response {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn families_bear_the_names_of_their_samples() {
+        let open = "# HELP drover_x Things done.\n# TYPE drover_x counter\ndrover_x_total{a=\"b\"} 1\n\
+            # HELP drover_y_seconds Time.\n# TYPE drover_y_seconds gauge\n# UNIT drover_y_seconds seconds\n\
+            drover_y_seconds 2\n# HELP drover_z It.\n# TYPE drover_z info\ndrover_z_info{v=\"1\"} 1\n# EOF\n";
+        let expected = "# HELP drover_x_total Things done.\n# TYPE drover_x_total counter\ndrover_x_total{a=\"b\"} 1\n\
+            # HELP drover_y_seconds Time.\n# TYPE drover_y_seconds gauge\ndrover_y_seconds 2\n\
+            # HELP drover_z_info It.\n# TYPE drover_z_info gauge\ndrover_z_info{v=\"1\"} 1\n";
+        assert_eq!(prometheus_text(open), expected);
+    }
 
     #[test]
     fn one_part_that_is_down_is_enough() {

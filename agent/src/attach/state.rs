@@ -45,6 +45,7 @@
 //! | refused: stale epoch | – | – | Closing at the home's epoch | Handing, likewise | Handing, likewise | – | Ending, likewise | Ending, likewise | – |
 //! | refused: cannot be made | Deleting | – | – | – | – | – | – | – | – |
 //! | refused: no such volume | same | – | same | same | same | – | Deleting | same | – |
+//! | refused: record behind | same | – | same | same | same | – | Deleting | same | – |
 //! | refused: failed | Deleting | – | same | same | same; Handing if first ever | – | same | same | – |
 //! | refused: anything else | same | – | same | same | same | – | same | same | – |
 //! | a result that nobody waits for | same | same | same | same | same | same | same | same | same |

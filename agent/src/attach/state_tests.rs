@@ -414,7 +414,7 @@ const TABLE: &[Row] = &[
                 },
             )
         },
-        ["."; 9],
+        [".", ".", ".", ".", ".", ".", "deleting", ".", "."],
     ),
     (
         "refused: unsettled",

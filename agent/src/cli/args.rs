@@ -189,6 +189,14 @@ pub enum Volume {
         #[command(flatten)]
         controller: Controller,
     },
+    /// Serve a volume as it is although its home's record was lost: writes since then are gone
+    AcceptOldCopy {
+        /// The volume
+        volume: VolumeId,
+        /// Which controller to ask.
+        #[command(flatten)]
+        controller: Controller,
+    },
     /// Delete a volume that is published nowhere
     Delete {
         /// The volume

@@ -192,6 +192,16 @@ async fn volume(verb: Volume) -> anyhow::Result<()> {
                 .await;
             println!("{}", controller.answer(answer)?.size);
         }
+        Volume::AcceptOldCopy { volume, controller } => {
+            let request = pb::VolumeName {
+                volume: volume.to_string(),
+            };
+            let answer = controller
+                .service()
+                .accept_old_copy(within(LONG, request))
+                .await;
+            println!("closed up to epoch {}", controller.answer(answer)?.epoch);
+        }
         Volume::Delete { volume, controller } => {
             let request = pb::VolumeName {
                 volume: volume.to_string(),

@@ -143,6 +143,16 @@ impl pb::home_server::Home for HomeService {
         Ok(Response::new((&settlement).into()))
     }
 
+    async fn accept_old_copy(
+        &self,
+        request: Request<pb::VolumeName>,
+    ) -> Answer<pb::AcceptOldCopyAnswer> {
+        let volume = text("volume", &request.into_inner().volume)?;
+        let epoch = self.home()?.accept_old_copy(&volume).await;
+        let epoch = epoch.map_err(|e| home_status(&e))?.0;
+        Ok(Response::new(pb::AcceptOldCopyAnswer { epoch }))
+    }
+
     async fn start_backup(&self, request: Request<pb::StartBackupRequest>) -> Answer<Following> {
         let request = request.into_inner();
         let snapshot: SnapshotId = text("snapshot", &request.snapshot)?;

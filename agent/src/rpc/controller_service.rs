@@ -358,6 +358,17 @@ impl Controller for ControllerService {
         }))
     }
 
+    async fn accept_old_copy(
+        &self,
+        request: Request<pb::VolumeName>,
+    ) -> Answer<pb::AcceptOldCopyAnswer> {
+        let request = request.into_inner();
+        let view = self.arbiter.volume(&text("volume", &request.volume)?).await;
+        let home = view.map_err(refuse)?.spec.home;
+        let asked = within(STOP, request);
+        self.agent(&home)?.home().accept_old_copy(asked).await
+    }
+
     async fn create_snapshot(
         &self,
         request: Request<pb::NewSnapshot>,

@@ -120,9 +120,12 @@ pub fn control_error(status: &Status) -> ControlError {
             .parse()
             .map_or(ControlError::Failed(text), ControlError::NoVolume),
         _ => match status.code() {
-            Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled | Code::Unknown => {
-                ControlError::Unreachable(text)
-            }
+            // ABORTED is the arbiter's "not yet": as with silence, ask again.
+            Code::Unavailable
+            | Code::DeadlineExceeded
+            | Code::Cancelled
+            | Code::Unknown
+            | Code::Aborted => ControlError::Unreachable(text),
             _ => ControlError::Failed(text),
         },
     }

@@ -284,6 +284,17 @@ impl Cluster {
         checked(&format!("restic {}", words.join(" ")), output)
     }
 
+    /// What a process says at /metrics.
+    ///
+    /// # Errors
+    /// When it does not answer with 200.
+    pub fn metrics(&self, process: &str) -> anyhow::Result<String> {
+        let answer = http(metrics(process), "/metrics")?;
+        let (head, body) = answer.split_once("\r\n\r\n").context("no answer of HTTP")?;
+        ensure!(head.starts_with("HTTP/1.1 200"), "{process}: {head}");
+        Ok(body.to_owned())
+    }
+
     /// The end of a process' log.
     pub fn log(&self, name: &str) -> String {
         let text = fs::read_to_string(self.path(&format!("logs/{name}.log"))).unwrap_or_default();

@@ -47,6 +47,7 @@ async fn all(cluster: &mut Cluster, line: &Timeline) -> anyhow::Result<()> {
     store_from_yesterday(cluster, line)
         .await
         .context("a store put back from an old copy")?;
+    metrics_are_sound(cluster, line).context("metrics")?;
     second_owner(cluster, line).context("a second agent on the same pool")?;
     raw_block(cluster, line)
         .await
@@ -274,6 +275,31 @@ async fn store_from_yesterday(cluster: &mut Cluster, line: &Timeline) -> anyhow:
         "controller",
         "a store from before two moves: it learned the home's epoch and went on",
     );
+    Ok(())
+}
+
+/// promtool finds no fault in what every process says of itself.
+fn metrics_are_sound(cluster: &Cluster, line: &Timeline) -> anyhow::Result<()> {
+    for process in ["controller", "a", "b"] {
+        let text = cluster.metrics(process)?;
+        ensure!(
+            text.contains("# TYPE drover_"),
+            "{process} has no metrics: {text}"
+        );
+        let mut promtool = Command::new("promtool")
+            .args(["check", "metrics"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .context("start promtool")?;
+        let stdin = promtool.stdin.take().context("promtool's stdin")?;
+        std::io::Write::write_all(&mut { stdin }, text.as_bytes())?;
+        let output = promtool.wait_with_output()?;
+        let words = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "promtool on {process}: {words}");
+    }
+    line.note("controller", "promtool finds no fault in anybody's metrics");
     Ok(())
 }
 

@@ -75,12 +75,13 @@ impl Turn {
                 });
                 self.note("create-failed", None, text);
             }
-            // Nothing is there, so nothing can be open, and deleting it succeeds.
+            // Nothing is there, so nothing can be open; and an old copy serves
+            // nobody, ever. Deleting either is what was asked for.
             (
                 Phase::Fencing {
                     then: Then::Delete, ..
                 },
-                HomeError::NoVolume(_),
+                HomeError::NoVolume(_) | HomeError::RecordBehind { .. },
             ) => self.enter(Phase::Deleting { unmade: None }),
             (
                 Phase::Fencing {
