@@ -175,10 +175,14 @@ impl Receipt {
     }
 
     fn settling(&self, how: &str) -> String {
-        format!(
-            "{} sessions ended, {} commands inside when the gate closed, {how}, in {:?}",
-            self.sessions_ended, self.inside_at_close, self.settle_time
-        )
+        let sessions = self.sessions_ended;
+        match self.inside_at_close {
+            0 => format!("{sessions} sessions ended, no command inside when the gate closed"),
+            inside => format!(
+                "{sessions} sessions ended, {inside} commands inside when the gate closed, {how}, in {:?}",
+                self.settle_time
+            ),
+        }
     }
 }
 

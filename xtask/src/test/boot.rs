@@ -19,7 +19,7 @@ use crate::vm::{self, Kernel, VmSpec, quoted};
 use crate::{places, say};
 
 const DRIVER: &str = include_str!("driver.sh");
-const MEMORY_MIB: u32 = 3072;
+const MEMORY_MIB: u32 = 4096;
 
 /// Runs the programs in one VM of that kernel and counts them; `library` is the
 /// library's test binary, which scripts may use too.
