@@ -433,11 +433,11 @@ async fn move_to_b(cluster: &Cluster, on_a: &OnA, line: &Timeline) -> anyhow::Re
     let mut file = File::create(target.join("first-write"))?;
     file.write_all(b"the workload is here\n")?;
     file.sync_all()?;
-    line.step("b", "first write, synced", first.elapsed());
+    let first_write = first.elapsed();
+    line.step("b", "first write, synced", first_write);
     let (total, publish_to_first_write) = (begun.elapsed(), publishing.elapsed());
 
     let notes = notes(cluster, &volume)?;
-    let kinds = ["node-unpublished", "staged", "node-published"];
     let newest = |kind: &str, node: &str| {
         let steps = notes
             .iter()
@@ -447,10 +447,11 @@ async fn move_to_b(cluster: &Cluster, on_a: &OnA, line: &Timeline) -> anyhow::Re
             .map(|note| kernel_and_tools(&note["detail"]))
             .unwrap_or_default()
     };
-    let kernel_and_tools_ms = newest(kinds[0], "a")
-        + newest(kinds[1], "b")
-        + newest(kinds[2], "b")
-        + ms(first.elapsed().min(took));
+    let kernel_and_tools_ms = newest("node-unpublished", "a")
+        + newest("unstage-refused", "a")
+        + newest("staged", "b")
+        + newest("node-published", "b")
+        + ms(first_write);
     let volumes = cluster.cli(["volume", "list", "--json"])?;
     let mut volumes = volumes
         .lines()
