@@ -205,7 +205,15 @@ impl Process {
             Err(e) => return Err(e),
         }
         match Hello::of(hello) {
-            Hello::Child(pid) => Running::of(pid).map(|running| Some(Forked { running, socket })),
+            Hello::Child(pid) => match Running::of(pid) {
+                Ok(running) => Ok(Some(Forked { running, socket })),
+                Err(error) => {
+                    // Without an op it ends at once.
+                    drop(socket);
+                    tokio::task::spawn_blocking(move || nix::sys::wait::waitpid(pid, None));
+                    Err(error)
+                }
+            },
             Hello::NoFork(errno) => Err(errno.into()),
         }
     }
@@ -237,7 +245,9 @@ impl Running {
         // SAFETY: the kernel has just made it, close-on-exec, and nobody else
         // knows it.
         let handle = unsafe { OwnedFd::from_raw_fd(opened) };
-        let handle = AsyncFd::with_interest(handle, Interest::READABLE)?;
+        // SAFETY: an OwnedFd is one and the same open descriptor for as long as
+        // it lives.
+        let handle = unsafe { AsyncFd::register_with_interest(handle, Interest::READABLE) }?;
         Ok(Self {
             pid,
             handle: Some(handle),

@@ -46,7 +46,10 @@ async fn a_child_is_the_agents_own_and_leads_a_group() {
     open.sort();
     assert_eq!(open, ["0", "1", "2"]);
     drop(forked);
-    assert!(until(|| status(pid, "Pid").is_none()).await, "{pid} is left");
+    assert!(
+        until(|| status(pid, "Pid").is_none()).await,
+        "{pid} is left"
+    );
 }
 
 #[tokio::test]
@@ -109,7 +112,10 @@ async fn many_children_run_at_once() {
             };
             let op = Op::SyncDevice { device };
             let error = children.run(&op, LONG).await.unwrap_err();
-            assert!(error.to_string().contains(&format!("device{n}:")), "{error}");
+            assert!(
+                error.to_string().contains(&format!("device{n}:")),
+                "{error}"
+            );
         })
     });
     for one in all.collect::<Vec<_>>() {
