@@ -5,8 +5,9 @@
 //! process were the agent that serves the very device, nothing could come back
 //! (DESIGN 3). So the agent itself never makes a call that may wait for an
 //! attached device. Tools (mkfs, fsck, mount, the growers) are spawned; calls
-//! (umount, statvfs, sync, reads of the device, the nvme files in sysfs) run in
-//! a re-exec of this binary, see [`super::child_ops`].
+//! (umount, statvfs, sync, reads of the device, the nvme files in sysfs), and
+//! the tools that are given a device by name, run in children that a small
+//! process of this binary forks, see [`super::nursery`] and [`super::child_ops`].
 //!
 //! A child has none of the agent's descriptors. At its deadline it is killed
 //! with its own process group; it gets a moment to end, and if the kernel holds
@@ -18,6 +19,7 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::process::{ExitStatus, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -29,6 +31,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::process::{Child, Command};
 
 use super::child_ops::{Answer, Op, Reply};
+use super::nursery::{Forked, Nursery, Running};
 use crate::attach::ports::NodeError;
 
 /// How long a killed child gets to end before the caller goes on without it.
@@ -95,8 +98,7 @@ pub(super) struct ToolEnd {
 /// Starts children.
 #[derive(Debug, Clone)]
 pub struct Children {
-    program: PathBuf,
-    args: Vec<OsString>,
+    nursery: Arc<Nursery>,
     /// Children that were not done by their deadline.
     pub(super) overdue: Counter,
     /// Killed children that the kernel holds still.
@@ -105,20 +107,31 @@ pub struct Children {
 
 impl Children {
     /// Children of this binary: `/proc/self/exe child`, so that an upgrade on
-    /// disk does not change what a running agent starts.
+    /// disk does not change what a running agent starts. In a runtime only: it
+    /// starts the nursery.
     pub fn of_this_binary() -> Self {
-        Self::of("/proc/self/exe".into(), vec!["child".into()])
+        let children = Self::of("/proc/self/exe".into(), vec!["child".into()]);
+        if let Err(error) = children.nursery.prepare() {
+            // The first child tries again, and its error has a caller.
+            tracing::warn!(%error, "cannot start the nursery of children");
+        }
+        children
     }
 
-    /// Children of another program that calls [`super::child_main`] when it
-    /// gets these arguments.
+    /// Children of another program that calls [`super::child_main`] with what
+    /// comes after these arguments.
     pub fn of(program: PathBuf, args: Vec<OsString>) -> Self {
         Self {
-            program,
-            args,
+            nursery: Nursery::of(program, args),
             overdue: Counter::default(),
             held: Gauge::default(),
         }
+    }
+
+    /// Who forks them, for the tests.
+    #[cfg(test)]
+    pub(super) fn nursery(&self) -> &Arc<Nursery> {
+        &self.nursery
     }
 
     /// Does `op` in a child; its answer and how long the calls took there.
@@ -129,9 +142,7 @@ impl Children {
     ) -> Result<(Answer, Duration), ChildError> {
         let what = op.what();
         let input = serde_json::to_vec(op).expect("an op has only text and numbers in it");
-        let mut command = Command::new(&self.program);
-        command.args(&self.args).arg(what.replace(' ', "-"));
-        let (status, out, err, _) = self.end_of(command, what.clone(), input, deadline).await?;
+        let (status, out) = self.answer_of(what.clone(), input, deadline).await?;
         let reply: Option<Reply> = out
             .lines()
             .rev()
@@ -141,7 +152,7 @@ impl Children {
             None => Err(ChildError::Silent {
                 what,
                 status,
-                output: one_line(&format!("{out} {err}")),
+                output: one_line(&out),
             }),
             Some(reply) => match reply.result {
                 Ok(answer) => Ok((answer, Duration::from_micros(reply.took_us))),
@@ -168,7 +179,7 @@ impl Children {
         }
         let mut command = Command::new(program);
         command.args(args).env("LC_ALL", "C");
-        let (status, out, err, took) = self.end_of(command, what, Vec::new(), deadline).await?;
+        let (status, out, err, took) = self.end_of(command, what, deadline).await?;
         Ok(ToolEnd {
             code: status
                 .code()
@@ -178,16 +189,59 @@ impl Children {
         })
     }
 
+    /// What a forked child says to its input, and how it ends.
+    async fn answer_of(
+        &self,
+        what: String,
+        input: Vec<u8>,
+        deadline: Duration,
+    ) -> Result<(ExitStatus, String), ChildError> {
+        let started = Instant::now();
+        let Ok(forked) = tokio::time::timeout(deadline, self.nursery.fork()).await else {
+            self.overdue.inc();
+            self.nursery.abandon();
+            return Err(ChildError::Deadline { what, deadline });
+        };
+        let spawn = |source| ChildError::Spawn {
+            program: format!("a child to {what}"),
+            source,
+        };
+        let Forked {
+            mut running,
+            socket,
+        } = forked.map_err(spawn)?;
+        let talk = async {
+            let (from, mut to) = socket.into_split();
+            let write = async move {
+                // A child that does not read says why on its way out. The end
+                // of what it is to read comes with the end of this half.
+                let _ = to.write_all(&input).await;
+            };
+            let ((), out) = tokio::join!(write, text_of(Some(from)));
+            (running.wait().await, out)
+        };
+        let left = deadline.saturating_sub(started.elapsed());
+        match tokio::time::timeout(left, talk).await {
+            Ok((Ok(status), out)) => Ok((status, out)),
+            Ok((Err(source), _)) => Err(spawn(source)),
+            Err(_) => {
+                self.overdue.inc();
+                self.end(Process::Forked(running), &what).await;
+                Err(ChildError::Deadline { what, deadline })
+            }
+        }
+    }
+
+    /// What a tool prints, and how it ends.
     async fn end_of(
         &self,
         mut command: Command,
         what: String,
-        input: Vec<u8>,
         deadline: Duration,
     ) -> Result<(ExitStatus, String, String, Duration), ChildError> {
         let started = Instant::now();
         command
-            .stdin(Stdio::piped())
+            .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .current_dir("/")
@@ -204,16 +258,9 @@ impl Children {
                 .into_owned(),
             source,
         })?;
-        let stdin = child.stdin.take();
         let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
         let talk = async {
-            let write = async {
-                if let Some(mut stdin) = stdin {
-                    // A child that does not read says why on its way out.
-                    let _ = stdin.write_all(&input).await;
-                }
-            };
-            let ((), out, err) = tokio::join!(write, text_of(stdout), text_of(stderr));
+            let (out, err) = tokio::join!(text_of(stdout), text_of(stderr));
             (child.wait().await, out, err)
         };
         match tokio::time::timeout(deadline, talk).await {
@@ -224,7 +271,7 @@ impl Children {
             }),
             Err(_) => {
                 self.overdue.inc();
-                self.end(child, &what).await;
+                self.end(Process::Tool(child), &what).await;
                 Err(ChildError::Deadline { what, deadline })
             }
         }
@@ -232,13 +279,9 @@ impl Children {
 
     /// Kills a child and what it started; goes on after a moment even if the
     /// kernel holds it.
-    async fn end(&self, mut child: Child, what: &str) {
-        if let Some(pid) = child.id().and_then(|pid| i32::try_from(pid).ok()) {
-            // Its own group, of which it is the leader and which it has not
-            // left unreaped: the number is still its own.
-            if let Err(errno) = killpg(Pid::from_raw(pid), Signal::SIGKILL) {
-                tracing::warn!(pid, what, %errno, "cannot kill a child that is past its deadline");
-            }
+    async fn end(&self, mut child: Process, what: &str) {
+        if let Err(errno) = child.kill() {
+            tracing::warn!(pid = child.id(), what, %errno, "cannot kill a child that is past its deadline");
         }
         if tokio::time::timeout(DYING, child.wait()).await.is_ok() {
             return;
@@ -263,9 +306,40 @@ impl Children {
     }
 }
 
+/// A child that is past its deadline.
+enum Process {
+    /// Spawned from here.
+    Tool(Child),
+    /// Forked by the nursery.
+    Forked(Running),
+}
+
+impl Process {
+    /// Its number, while it is not collected and so is still its own.
+    fn id(&self) -> Option<i32> {
+        match self {
+            Self::Tool(child) => child.id().and_then(|pid| i32::try_from(pid).ok()),
+            Self::Forked(running) => running.id().map(Pid::as_raw),
+        }
+    }
+
+    /// Kills it and what it started: it leads a process group.
+    fn kill(&self) -> Result<(), Errno> {
+        self.id()
+            .map_or(Ok(()), |pid| killpg(Pid::from_raw(pid), Signal::SIGKILL))
+    }
+
+    async fn wait(&mut self) -> std::io::Result<ExitStatus> {
+        match self {
+            Self::Tool(child) => child.wait().await,
+            Self::Forked(running) => running.wait().await,
+        }
+    }
+}
+
 /// Marks every descriptor above standard error close-on-exec. Rust opens all
 /// of its own so; a library in C may not.
-fn keep_no_descriptors() -> std::io::Result<()> {
+pub(super) fn keep_no_descriptors() -> std::io::Result<()> {
     // SAFETY: the call takes numbers only. Descriptors stay valid until exec.
     let failed = unsafe {
         libc::syscall(

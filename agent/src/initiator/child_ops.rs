@@ -1,16 +1,13 @@
 //! What the child does: one kernel call, or a few that belong together, on an
 //! attached device or a file system on it.
 //!
-//! Runs in a process of its own (`drover child NAME`), gets one [`Op`] as JSON
-//! on standard input and answers one [`Reply`] as the last line of standard
-//! output. It owns nothing and remembers nothing; it may hang, and then it is
-//! the parent's deadline that ends it. See [`super::child`].
+//! Each runs in a process of its own ([`super::nursery_main`]), which gets one
+//! [`Op`] and answers one [`Reply`]. It owns nothing and remembers nothing; it
+//! may hang, and then it is the parent's deadline that ends it. See
+//! [`super::child`].
 
 use std::fmt;
-use std::io::{self, Read, Write};
 use std::path::PathBuf;
-use std::process::ExitCode;
-use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
@@ -196,42 +193,8 @@ pub(super) struct Reply {
     pub result: Result<Answer, Failure>,
 }
 
-/// The child's main function: `drover child NAME`, the op on standard input.
-///
-/// `args` (the op's name) is only there for `ps`. Exits with 0 when it could
-/// answer at all, with 2 when what it was given is not an op.
-pub fn child_main(_args: impl Iterator<Item = String>) -> ExitCode {
-    let mut text = String::new();
-    let op: Op = match io::stdin()
-        .read_to_string(&mut text)
-        .map_err(|e| e.to_string())
-        .and_then(|_| serde_json::from_str(&text).map_err(|e| e.to_string()))
-    {
-        Ok(op) => op,
-        Err(error) => {
-            eprintln!("drover child: standard input is not an op of this drover: {error}");
-            return ExitCode::from(2);
-        }
-    };
-    let started = Instant::now();
-    let result = perform(&op);
-    let took_us = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
-    let reply = Reply { took_us, result };
-    let line = match serde_json::to_string(&reply) {
-        Ok(line) => line,
-        Err(error) => {
-            eprintln!("drover child: {error}");
-            return ExitCode::from(2);
-        }
-    };
-    // A parent that has given up no longer reads; there is nobody left to tell.
-    match writeln!(io::stdout(), "\n{line}") {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(_) => ExitCode::from(2),
-    }
-}
-
-fn perform(op: &Op) -> Result<Answer, Failure> {
+/// Does an op, in the child.
+pub(super) fn perform(op: &Op) -> Result<Answer, Failure> {
     match op {
         Op::Connect { fabrics, options } => calls::connect(fabrics, options).map(Answer::Connected),
         Op::Delete {

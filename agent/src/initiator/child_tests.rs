@@ -10,6 +10,7 @@ pub(in crate::initiator) fn children() -> Children {
         "--exact",
         "--ignored",
         "--nocapture",
+        "--test-threads=1",
         "drover-child",
     ];
     Children::of(
@@ -19,10 +20,11 @@ pub(in crate::initiator) fn children() -> Children {
 }
 
 #[test]
-#[ignore = "not a test: the main function of this binary's children"]
+#[ignore = "not a test: the main function of this binary's nursery"]
 fn child_entry() {
-    if std::env::args().any(|arg| arg == "drover-child") {
-        let code = crate::initiator::child_main(std::iter::empty());
+    let mut args = std::env::args();
+    if args.any(|arg| arg == "drover-child") {
+        let code = crate::initiator::child_main(args);
         std::process::exit(i32::from(code != std::process::ExitCode::SUCCESS));
     }
 }
@@ -61,11 +63,12 @@ async fn a_call_that_fails_is_named_with_its_object() {
 }
 
 #[tokio::test]
-async fn a_child_without_an_answer_is_an_error() {
-    let silent = Children::of("/bin/echo".into(), vec!["not JSON".into()]);
+async fn a_program_that_is_no_nursery_is_an_error() {
+    let silent = Children::of("/bin/echo".into(), vec!["no nursery".into()]);
     let op = Op::Room { path: "/".into() };
     let error = silent.run(&op, Duration::from_secs(20)).await.unwrap_err();
-    assert!(matches!(error, ChildError::Silent { .. }), "{error}");
+    assert!(matches!(error, ChildError::Spawn { .. }), "{error}");
+    assert!(error.to_string().contains("ended before"), "{error}");
 }
 
 #[tokio::test]

@@ -34,6 +34,8 @@ mod fabric;
 mod metrics;
 mod mountinfo;
 mod node;
+mod nursery;
+mod nursery_main;
 mod nvme;
 mod publish;
 mod staging;
@@ -52,9 +54,9 @@ use serde_json::Value;
 use tokio::sync::OwnedMutexGuard;
 
 pub use child::Children;
-pub use child_ops::child_main;
 pub use device::DeviceDeadlines;
 pub use fabric::{Attached, DevNumber, Device, ExportName, Fabric, NQN_PREFIX, NotOurs};
+pub use nursery_main::child_main;
 pub use nvme::{FabricDeadlines, Nvme, Roots};
 
 use crate::attach::ports::{

@@ -282,17 +282,27 @@ impl Initiator {
         let who = who(&judgement, &claim);
         let cut = match ending {
             Ending::Refuse(left) => {
-                self.refused_since
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .entry(key)
-                    .or_insert_with(Instant::now);
-                return Err(NodeError::Busy(format!(
+                let first = {
+                    let mut since = self
+                        .refused_since
+                        .lock()
+                        .unwrap_or_else(PoisonError::into_inner);
+                    let first = !since.contains_key(&key);
+                    since.entry(key).or_insert_with(Instant::now);
+                    first
+                };
+                let why = format!(
                     "volume {} cannot be unstaged yet, {} is held by {who}; it is cut off in {:.0} s",
                     name.volume,
                     device.disk.name,
                     left.as_secs_f64()
-                )));
+                );
+                // Kubelet asks again and again; the journal hears it once.
+                if first {
+                    let detail = steps.detail();
+                    self.note("unstage-refused", &name.volume, why.clone(), detail);
+                }
+                return Err(NodeError::Busy(why));
             }
             Ending::Disconnect => None,
             Ending::CutReaders | Ending::CutHolders => {

@@ -438,7 +438,6 @@ async fn move_to_b(cluster: &Cluster, on_a: &OnA, line: &Timeline) -> anyhow::Re
     line.step("b", "first write, synced", first_write);
 
     let notes = notes(cluster, &volume)?;
-    let kinds = ["node-unpublished", "staged", "node-published"];
     let newest = |kind: &str, node: &str| {
         let steps = notes
             .iter()
@@ -448,8 +447,11 @@ async fn move_to_b(cluster: &Cluster, on_a: &OnA, line: &Timeline) -> anyhow::Re
             .map(|note| kernel_and_tools(&note["detail"]))
             .unwrap_or_default()
     };
-    let kernel_and_tools_ms =
-        newest(kinds[0], "a") + newest(kinds[1], "b") + newest(kinds[2], "b") + ms(first_write);
+    let kernel_and_tools_ms = newest("node-unpublished", "a")
+        + newest("unstage-refused", "a")
+        + newest("staged", "b")
+        + newest("node-published", "b")
+        + ms(first_write);
     let volumes = cluster.cli(["volume", "list", "--json"])?;
     let mut volumes = volumes
         .lines()
