@@ -37,7 +37,7 @@
 //! | take a restore ticket | not yet | Idle | not yet | in use | in use | in use | no volume | no volume | no volume |
 //! | renew, end, expiry | same | same | same | same | same | same | same | same | same |
 //! | resized | same | same | same | same | same | same | same | same | same |
-//! | resume | again | same | again | again | again | same | again | again | same |
+//! | resume | again | same | again | again | Handing | same | again | again | same |
 //! | created | Idle | – | – | – | – | – | – | – | – |
 //! | receipt | – | – | Idle | Exporting | – | – | Deleting | – | – |
 //! | exported | – | – | – | – | Attached | – | – | – | – |
@@ -425,9 +425,22 @@ impl Turn {
         }
     }
 
+    /// A process that starts asks again for what is pending. What cleared the
+    /// way for an export may be of a life before this copy of the store was put
+    /// back, and the home may have opened a lower epoch since: it proves nothing
+    /// any more, so the epoch that was offered is fenced and a new one is made.
     fn resume(&mut self) {
-        if self.state.pending.is_some() {
-            self.renew_intent();
+        match self.state.phase.clone() {
+            Phase::Exporting { holder, .. } => {
+                self.state.epoch = self.state.epoch.next();
+                self.enter(Phase::Fencing {
+                    closing: self.state.offered,
+                    holder: None,
+                    then: Then::Export(holder),
+                });
+            }
+            _ if self.state.pending.is_some() => self.renew_intent(),
+            _ => {}
         }
     }
 

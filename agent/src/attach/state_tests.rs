@@ -322,7 +322,11 @@ const TABLE: &[Row] = &[
         ["."; 9],
     ),
     ("resized", |_| Event::Resized(Bytes(1 << 30)), ["."; 9]),
-    ("resume", |_| Event::Resume, ["."; 9]),
+    (
+        "resume",
+        |_| Event::Resume,
+        [".", ".", ".", ".", "handing", ".", ".", ".", "."],
+    ),
     (
         "the result waited for",
         |state| match state.intent() {
