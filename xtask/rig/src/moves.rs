@@ -10,7 +10,7 @@ use anyhow::{Context, anyhow, ensure};
 use crate::Place;
 use crate::cluster::Cluster;
 use crate::csi::{Use, v1};
-use crate::flow::{Attached, attach, await_phase, create, detach};
+use crate::flow::{Attached, attach, create, detach};
 use crate::roles::{Dice, Playing, checksum};
 use crate::timeline::{Timeline, ms};
 
@@ -224,10 +224,35 @@ impl Tour {
         Ok(())
     }
 
+    /// Waits until the journal says of a backup that it is whole; the list
+    /// forgets what is done when the agent starts anew.
+    async fn await_whole(&self, cluster: &Cluster, ticket: &str) -> anyhow::Result<()> {
+        let start = Instant::now();
+        loop {
+            let text = cluster.cli(["events", "--volume", &self.volume, "--json"])?;
+            let mut notes = text
+                .lines()
+                .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+            match notes.find(|note| {
+                note["detail"]["ticket"] == ticket
+                    && (note["kind"] == "backup-done" || note["kind"] == "backup-failed")
+            }) {
+                Some(note) if note["kind"] == "backup-done" => return Ok(()),
+                Some(note) => return Err(anyhow!("{}", note["text"])),
+                None => {}
+            }
+            ensure!(
+                start.elapsed() < Duration::from_secs(180),
+                "{ticket} has not ended"
+            );
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        }
+    }
+
     /// Every backup ends whole, and the newest is restored, mounted and read.
     async fn check_backups(&self, cluster: &Cluster, line: &Timeline) -> anyhow::Result<()> {
         for ticket in &self.backups {
-            await_phase(cluster, ticket, &["done"], Duration::from_secs(180)).await?;
+            self.await_whole(cluster, ticket).await?;
         }
         if self.backups.is_empty() {
             return Ok(());
