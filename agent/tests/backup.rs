@@ -544,6 +544,21 @@ async fn a_repository_half_made_by_a_killed_worker_is_made_whole() {
 }
 
 #[tokio::test]
+async fn streams_that_make_one_repository_at_once_make_it_once() {
+    let bench = Bench::new(SEGMENT);
+    let specs = [1, 2, 3, 4].map(|n| StreamSpec {
+        id: format!("backup-{n}").parse().unwrap(),
+        volume: format!("vol-{n}").parse().unwrap(),
+        ..bench.spec()
+    });
+    let ends = specs.map(|spec| bench.back_up(spec));
+    for (outcome, _) in futures::future::join_all(ends).await {
+        assert!(matches!(outcome, Outcome::Done(_)), "{outcome:?}");
+    }
+    bench.restic(&["check", "--read-data"]);
+}
+
+#[tokio::test]
 async fn a_running_backup_keeps_the_stock_prune_out_and_respects_it() {
     let bench = Bench::new(6 * SEGMENT);
     let mut spec = bench.spec();

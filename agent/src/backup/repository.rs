@@ -1,9 +1,11 @@
 //! Opening and making a restic repository, with errors that say what is wrong.
 
+use std::fs::File;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
+use nix::fcntl::{Flock, FlockArg};
 use rustic_backend::LocalBackend;
 use rustic_core::repofile::{Chunker, MasterKey};
 use rustic_core::{
@@ -62,6 +64,14 @@ pub(super) fn open(
         spec,
         doing: doing.into(),
     };
+    let turn = match purpose {
+        Purpose::Backup => turn_to_make(path).map_err(|error| BackupError::Repository {
+            repo: path.clone(),
+            doing: "make the folder".into(),
+            reason: error.to_string(),
+        })?,
+        Purpose::Forget | Purpose::Restore | Purpose::List => None,
+    };
     let exists = look(spec, purpose)?;
     let meter = Arc::new(Meter::default());
     let local =
@@ -88,6 +98,7 @@ pub(super) fn open(
             .init(&credentials, &KeyOptions::default(), &config)
             .map_err(|error| doing("create").failed(&error))?
     };
+    drop(turn);
     let key: MasterKey = repo.key();
     let lock = match purpose {
         Purpose::List => None,
@@ -169,6 +180,22 @@ impl Doing<'_> {
             reason: error.display_log().trim_start_matches("Error: ").to_owned(),
         }
     }
+}
+
+/// Waits for the turn to make a repository that is not there yet: two streams
+/// that made it at once would each write with a master key of its own. None:
+/// it is there, or its file system has no locks, or it is no folder.
+fn turn_to_make(path: &Path) -> io::Result<Option<Flock<File>>> {
+    if path.join("config").exists() {
+        return Ok(None);
+    }
+    if !path.exists() {
+        std::fs::create_dir_all(path)?;
+    }
+    let Ok(folder) = File::open(path) else {
+        return Ok(None);
+    };
+    Ok(Flock::lock(folder, FlockArg::LockExclusive).ok())
 }
 
 /// Whether there is a repository. A folder that holds anything else is refused;
