@@ -112,9 +112,7 @@ impl Cursor {
         id: &TicketId,
         manifest: &Manifest,
     ) -> Result<Self, BackupError> {
-        let snaps = repo
-            .get_all_snapshots()
-            .map_err(|error| opened.doing("list snapshots").failed(&error))?;
+        let snaps = opened.snapshots(repo)?;
         let layout = manifest.layout()?;
         let mut cursor = Self {
             layout,

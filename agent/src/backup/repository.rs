@@ -4,10 +4,11 @@ use std::fs::File;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use nix::fcntl::{Flock, FlockArg};
 use rustic_backend::LocalBackend;
-use rustic_core::repofile::{Chunker, MasterKey};
+use rustic_core::repofile::{Chunker, MasterKey, SnapshotFile};
 use rustic_core::{
     ConfigOptions, Credentials, FileType, Id, IndexedFullStatus, KeyOptions, OpenStatus,
     ReadBackend, Repository, RepositoryBackends, RepositoryOptions, RusticError, RusticResult,
@@ -18,6 +19,10 @@ use super::lock::Lock;
 use super::sink::{Meter, Sink};
 use super::source::Stop;
 use super::spec::RepositorySpec;
+
+/// How often a listing that failed is repeated, and after how long.
+const LISTINGS: u32 = 10;
+const BETWEEN_LISTINGS: Duration = Duration::from_millis(50);
 
 /// What a repository is opened for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -153,6 +158,23 @@ impl Opened {
     /// Every pack in the repository, and its length.
     pub(super) fn packs(&self) -> RusticResult<Vec<(Id, u32)>> {
         self.sink.list_with_size(FileType::Pack)
+    }
+
+    /// Every snapshot. Other streams remove their slices meanwhile, and one that
+    /// went between being listed and being read fails the listing: it is
+    /// repeated a few times.
+    pub(super) fn snapshots<S: rustic_core::Open>(
+        &self,
+        repo: &Repository<S>,
+    ) -> Result<Vec<SnapshotFile>, BackupError> {
+        for _ in 0..LISTINGS {
+            if let Ok(snapshots) = repo.get_all_snapshots() {
+                return Ok(snapshots);
+            }
+            std::thread::sleep(BETWEEN_LISTINGS);
+        }
+        repo.get_all_snapshots()
+            .map_err(|error| self.doing("list snapshots").failed(&error))
     }
 
     /// Reads the whole index.

@@ -32,9 +32,7 @@ static ZEROES: [u8; 1 << 16] = [0; 1 << 16];
 /// Lists drover's backups, oldest first.
 pub(super) fn list(spec: &RepositorySpec, stop: &Stop) -> Result<Vec<BackupInfo>, BackupError> {
     let (opened, repo) = open(spec, Purpose::List, stop)?;
-    let snaps = repo
-        .get_all_snapshots()
-        .map_err(|error| opened.doing("list snapshots").failed(&error))?;
+    let snaps = opened.snapshots(&repo)?;
     let mut backups: Vec<_> = snaps
         .iter()
         .filter_map(|snap| Some(Tags::of(snap)?.info))
@@ -93,9 +91,7 @@ fn choose<S: rustic_core::Open>(
     repo: &Repository<S>,
     which: &Which,
 ) -> Result<(SnapshotFile, BackupInfo), BackupError> {
-    let snaps = repo
-        .get_all_snapshots()
-        .map_err(|error| opened.doing("list snapshots").failed(&error))?;
+    let snaps = opened.snapshots(repo)?;
     let whole = snaps.into_iter().filter_map(|snap| {
         let info = Tags::of(&snap)?.info;
         info.complete.then_some((snap, info))
