@@ -23,5 +23,6 @@ pub mod initiator;
 pub mod metrics;
 pub mod nvme_tcp;
 pub mod pool;
+pub mod reactor;
 pub mod rpc;
 pub mod store;

@@ -1,6 +1,6 @@
 //! The block device that a frontend serves.
 
-use async_trait::async_trait;
+use std::os::fd::RawFd;
 
 use crate::ids::{Bytes, Lba};
 
@@ -37,28 +37,46 @@ pub enum DeviceError {
     },
 }
 
-/// Blocks that can be read and written, and made durable.
+/// A transfer that a ring may make itself: a whole number of blocks, at this
+/// place of this open file, in memory that O_DIRECT takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Direct {
+    /// The open file, for as long as the device is held.
+    pub file: RawFd,
+    /// Where in it, in bytes.
+    pub offset: u64,
+}
+
+/// Blocks that can be read and written, and made durable. Each call waits for
+/// the device, so it is made on a thread that may wait.
 ///
 /// A write is durable when [`flush`](BlockDevice::flush) that began after the
 /// write's end has ended, or when it was written with `fua`.
-#[async_trait]
 pub trait BlockDevice: Send + Sync + 'static {
     /// The size now; it grows when the volume is expanded.
     fn size(&self) -> Bytes;
 
     /// Fills `buffer`, a whole number of blocks, from `lba` on.
-    async fn read(&self, lba: Lba, buffer: &mut [u8]) -> Result<(), DeviceError>;
+    fn read(&self, lba: Lba, buffer: &mut [u8]) -> Result<(), DeviceError>;
 
     /// Writes `data`, a whole number of blocks, from `lba` on; with `fua` it
     /// is durable when this returns.
-    async fn write(&self, lba: Lba, data: &[u8], fua: bool) -> Result<(), DeviceError>;
+    fn write(&self, lba: Lba, data: &[u8], fua: bool) -> Result<(), DeviceError>;
 
     /// Makes durable every write that ended before this began.
-    async fn flush(&self) -> Result<(), DeviceError>;
+    fn flush(&self) -> Result<(), DeviceError>;
 
     /// Makes blocks read as zeroes. `unmap` allows the space to be given back.
-    async fn write_zeroes(&self, lba: Lba, blocks: u64, unmap: bool) -> Result<(), DeviceError>;
+    fn write_zeroes(&self, lba: Lba, blocks: u64, unmap: bool) -> Result<(), DeviceError>;
 
     /// Gives back the space of blocks, which read as zeroes afterwards.
-    async fn deallocate(&self, lba: Lba, blocks: u64) -> Result<(), DeviceError>;
+    fn deallocate(&self, lba: Lba, blocks: u64) -> Result<(), DeviceError>;
+
+    /// How a ring may read, or write without `fua`, `length` bytes from `lba`
+    /// on by itself. None: it may not, and [`read`](BlockDevice::read) or
+    /// [`write`](BlockDevice::write) must be called, now or when the ring's
+    /// own transfer did not move all of it. Those say what is wrong.
+    fn direct(&self, _lba: Lba, _length: usize, _write: bool) -> Option<Direct> {
+        None
+    }
 }

@@ -2,11 +2,10 @@
 //!
 //! Reads and writes are direct (O_DIRECT), so that an acknowledged write is in
 //! the disk's hands and never in a page cache that two processes could differ
-//! about. Each call runs on tokio's blocking pool. A thread that the disk holds
-//! in D state keeps the process's descriptors, and so its lock on the pool,
-//! after kill -9: that is wanted, since the write it waits for may still land,
-//! and a successor must not serve before it has. For the same reason a call
-//! that was begun runs to its end even when its future is dropped.
+//! about. A thread that the disk holds in D state keeps the process's
+//! descriptors, and so its lock on the pool, after kill -9: that is wanted,
+//! since the write it waits for may still land, and a successor must not serve
+//! before it has.
 //!
 //! A flush that fails latches the device: the kernel may have dropped what it
 //! could not write and reports that once, so nothing later can be believed.
@@ -16,14 +15,13 @@ use std::io::IoSlice;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Mutex, OnceLock, PoisonError};
 
-use async_trait::async_trait;
 use bytemuck::{Pod, Zeroable};
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, FcntlArg, OFlag, fallocate, fcntl};
 
-use super::device::{BLOCK, BlockDevice, DeviceError};
+use super::device::{BLOCK, BlockDevice, DeviceError, Direct};
 use crate::ids::{Bytes, Lba};
 
 /// Zeroes written at once where the file system cannot make them itself.
@@ -36,10 +34,10 @@ struct Page([u8; BLOCK as usize]);
 
 /// A [`BlockDevice`] over an open file.
 pub struct FileDevice {
-    file: Arc<OpenFile>,
+    file: OpenFile,
     size: AtomicU64,
     /// Held over a whole flush: of two at once only one is told of a failure.
-    flushing: Arc<tokio::sync::Mutex<()>>,
+    flushing: Mutex<()>,
 }
 
 struct OpenFile {
@@ -85,14 +83,14 @@ impl FileDevice {
         };
         let path = path.to_owned();
         Ok(Self {
-            file: Arc::new(OpenFile {
+            file: OpenFile {
                 file,
                 path,
                 direct,
                 failed_flush: OnceLock::new(),
-            }),
+            },
             size: AtomicU64::new(size.0),
-            flushing: Arc::default(),
+            flushing: Mutex::default(),
         })
     }
 
@@ -114,92 +112,80 @@ impl FileDevice {
         };
         range().ok_or(DeviceError::OutOfRange { lba, blocks, size })
     }
-
-    /// Runs `call` on the blocking pool, unless a flush has failed before.
-    async fn run<T: Send + 'static>(
-        &self,
-        call: impl FnOnce(&OpenFile) -> Result<T, DeviceError> + Send + 'static,
-    ) -> Result<T, DeviceError> {
-        let file = Arc::clone(&self.file);
-        tokio::task::spawn_blocking(move || {
-            file.usable()?;
-            call(&file)
-        })
-        .await
-        .unwrap_or_else(|lost| {
-            Err(DeviceError::Io {
-                call: format!("run a call on the blocking pool ({lost})"),
-                errno: Errno::ECANCELED,
-            })
-        })
-    }
 }
 
-#[async_trait]
 impl BlockDevice for FileDevice {
     fn size(&self) -> Bytes {
         Bytes(self.size.load(Ordering::Acquire))
     }
 
-    async fn read(&self, lba: Lba, buffer: &mut [u8]) -> Result<(), DeviceError> {
+    fn read(&self, lba: Lba, buffer: &mut [u8]) -> Result<(), DeviceError> {
         let blocks = self.file.whole_blocks(buffer.len())?;
         let (start, _) = self.range(lba, blocks)?;
-        let pages = self
-            .run(move |file| {
-                let mut pages = pages(blocks);
-                file.read(start, bytemuck::cast_slice_mut(&mut pages))?;
-                Ok(pages)
-            })
-            .await?;
+        self.file.usable()?;
+        if aligned(buffer) {
+            return self.file.read(start, buffer);
+        }
+        let mut pages = pages(blocks);
+        self.file
+            .read(start, bytemuck::cast_slice_mut(&mut pages))?;
         buffer.copy_from_slice(bytemuck::cast_slice(&pages));
         Ok(())
     }
 
-    async fn write(&self, lba: Lba, data: &[u8], fua: bool) -> Result<(), DeviceError> {
+    fn write(&self, lba: Lba, data: &[u8], fua: bool) -> Result<(), DeviceError> {
         let blocks = self.file.whole_blocks(data.len())?;
         let (start, _) = self.range(lba, blocks)?;
-        let mut pages = pages(blocks);
-        bytemuck::cast_slice_mut(&mut pages).copy_from_slice(data);
+        self.file.usable()?;
         // Through the page cache a failure of the durable half could be told
         // to a flush beside it instead: there it is a write and a flush.
         let durable = fua && self.file.direct;
-        self.run(move |file| file.write(start, bytemuck::cast_slice(&pages), durable))
-            .await?;
+        if aligned(data) {
+            self.file.write(start, data, durable)?;
+        } else {
+            let mut pages = pages(blocks);
+            bytemuck::cast_slice_mut(&mut pages).copy_from_slice(data);
+            self.file
+                .write(start, bytemuck::cast_slice(&pages), durable)?;
+        }
         if fua && !durable {
-            self.flush().await
+            self.flush()
         } else {
             Ok(())
         }
     }
 
-    async fn flush(&self) -> Result<(), DeviceError> {
-        let alone = Arc::clone(&self.flushing).lock_owned().await;
-        self.run(move |file| {
-            let _alone = alone;
-            // A flush that waited for one that failed has failed as well.
-            file.usable()?;
-            file.flush()
-        })
-        .await
+    fn flush(&self) -> Result<(), DeviceError> {
+        let _alone = self.flushing.lock().unwrap_or_else(PoisonError::into_inner);
+        // A flush that waited for one that failed has failed as well.
+        self.file.usable()?;
+        self.file.flush()
     }
 
-    async fn write_zeroes(&self, lba: Lba, blocks: u64, unmap: bool) -> Result<(), DeviceError> {
+    fn write_zeroes(&self, lba: Lba, blocks: u64, unmap: bool) -> Result<(), DeviceError> {
         let (start, length) = self.range(lba, blocks)?;
+        self.file.usable()?;
         if length == 0 {
-            return Ok(());
+            Ok(())
+        } else if unmap {
+            self.file.punch(start, length)
+        } else {
+            self.file.zero(start, length)
         }
-        self.run(move |file| {
-            if unmap {
-                file.punch(start, length)
-            } else {
-                file.zero(start, length)
-            }
-        })
-        .await
     }
 
-    async fn deallocate(&self, lba: Lba, blocks: u64) -> Result<(), DeviceError> {
-        self.write_zeroes(lba, blocks, true).await
+    fn deallocate(&self, lba: Lba, blocks: u64) -> Result<(), DeviceError> {
+        self.write_zeroes(lba, blocks, true)
+    }
+
+    fn direct(&self, lba: Lba, length: usize, _write: bool) -> Option<Direct> {
+        let blocks = self.file.whole_blocks(length).ok()?;
+        let (offset, _) = self.range(lba, blocks).ok()?;
+        let usable = self.file.direct && self.file.failed_flush.get().is_none();
+        usable.then(|| Direct {
+            file: self.file.file.as_raw_fd(),
+            offset,
+        })
     }
 }
 
@@ -333,6 +319,11 @@ impl OpenFile {
 
 fn pages(blocks: u64) -> Vec<Page> {
     bytemuck::zeroed_vec(size(blocks))
+}
+
+/// Whether O_DIRECT takes this memory.
+fn aligned(buffer: &[u8]) -> bool {
+    buffer.as_ptr().addr().is_multiple_of(size_of::<Page>())
 }
 
 /// A count that came from a buffer's length, or is smaller than one.

@@ -5,7 +5,6 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use async_trait::async_trait;
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
 
@@ -65,12 +64,11 @@ impl Memory {
     }
 }
 
-#[async_trait]
 impl BlockDevice for Memory {
     fn size(&self) -> Bytes {
         Bytes(self.bytes.lock().unwrap().len() as u64)
     }
-    async fn read(&self, lba: Lba, buffer: &mut [u8]) -> Result<(), DeviceError> {
+    fn read(&self, lba: Lba, buffer: &mut [u8]) -> Result<(), DeviceError> {
         let bytes = self.bytes.lock().unwrap();
         let start = lba.0.saturating_mul(BLOCK) as usize;
         let part = start
@@ -81,24 +79,25 @@ impl BlockDevice for Memory {
         buffer.copy_from_slice(part.ok_or(DeviceError::OutOfRange { lba, blocks, size })?);
         Ok(())
     }
-    async fn write(&self, lba: Lba, data: &[u8], _fua: bool) -> Result<(), DeviceError> {
+    fn write(&self, lba: Lba, data: &[u8], _fua: bool) -> Result<(), DeviceError> {
         self.waiting.fetch_add(1, Ordering::SeqCst);
-        self.hold.acquire().await.unwrap().forget();
+        futures::executor::block_on(self.hold.acquire())
+            .unwrap()
+            .forget();
         self.waiting.fetch_sub(1, Ordering::SeqCst);
         let start = (lba.0 * BLOCK) as usize;
         self.bytes.lock().unwrap()[start..start + data.len()].copy_from_slice(data);
         Ok(())
     }
-    async fn flush(&self) -> Result<(), DeviceError> {
+    fn flush(&self) -> Result<(), DeviceError> {
         self.flushes.fetch_add(1, Ordering::SeqCst);
         Ok(())
     }
-    async fn write_zeroes(&self, lba: Lba, blocks: u64, _unmap: bool) -> Result<(), DeviceError> {
+    fn write_zeroes(&self, lba: Lba, blocks: u64, _unmap: bool) -> Result<(), DeviceError> {
         self.write(lba, &vec![0; (blocks * BLOCK) as usize], false)
-            .await
     }
-    async fn deallocate(&self, lba: Lba, blocks: u64) -> Result<(), DeviceError> {
-        self.write_zeroes(lba, blocks, true).await
+    fn deallocate(&self, lba: Lba, blocks: u64) -> Result<(), DeviceError> {
+        self.write_zeroes(lba, blocks, true)
     }
 }
 
@@ -118,6 +117,12 @@ struct Target {
     device: Arc<Memory>,
     address: SocketAddr,
     _stop: watch::Sender<bool>,
+}
+
+impl Drop for Target {
+    fn drop(&mut self) {
+        self.device.hold.close();
+    }
 }
 
 fn spec(name: &str) -> ExportSpec {

@@ -209,10 +209,7 @@ async fn a_volume_moves_by_fence_and_export() {
     assert_eq!(bench.export("a", 1).await.unwrap(), first, "a repeat");
     assert_eq!(bench.target.live(), [&*first.target.subsystem]);
     let device = bench.target.device("vol-1");
-    device
-        .write(Lba(0), &[1; BLOCK as usize], true)
-        .await
-        .unwrap();
+    device.write(Lba(0), &[1; BLOCK as usize], true).unwrap();
 
     let refused = bench.export("b", 2).await.unwrap_err();
     assert!(refused.to_string().contains("fence it"), "{refused}");
@@ -512,10 +509,7 @@ async fn a_live_volume_grows_and_its_hosts_are_told() {
     assert_eq!(device.size(), Bytes(4 * MIB));
     assert_eq!(*bench.target.resized.lock().unwrap(), [vol("vol-1")]);
     let last = Lba(4 * MIB / BLOCK - 1);
-    device
-        .write(last, &[1; BLOCK as usize], true)
-        .await
-        .unwrap();
+    device.write(last, &[1; BLOCK as usize], true).unwrap();
 }
 
 #[tokio::test]
@@ -616,17 +610,11 @@ async fn a_full_pool_keeps_no_gate_open_needs_root() {
         .unwrap();
     home.export(&request("a", 1)).await.unwrap();
     let device = target.device("vol-1");
-    device
-        .write(Lba(0), &[1; BLOCK as usize], true)
-        .await
-        .unwrap();
+    device.write(Lba(0), &[1; BLOCK as usize], true).unwrap();
     home.snapshot(&id, &"snap-1".parse().unwrap())
         .await
         .unwrap();
-    device
-        .write(Lba(0), &[2; BLOCK as usize], true)
-        .await
-        .unwrap();
+    device.write(Lba(0), &[2; BLOCK as usize], true).unwrap();
     let _filling = fs.fill();
     let fence = FenceRequest {
         volume: id.clone(),

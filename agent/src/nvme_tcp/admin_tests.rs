@@ -1,6 +1,5 @@
 use std::sync::Arc;
 
-use async_trait::async_trait;
 use uuid::Uuid;
 
 use super::*;
@@ -12,24 +11,23 @@ use crate::nvme_tcp::wire::{IN_CAPSULE, u16_at};
 /// Has a size and nothing else: no admin command touches the device.
 struct Untouched;
 
-#[async_trait]
 impl BlockDevice for Untouched {
     fn size(&self) -> Bytes {
         Bytes(100 * BLOCK)
     }
-    async fn read(&self, _: Lba, _: &mut [u8]) -> Result<(), DeviceError> {
+    fn read(&self, _: Lba, _: &mut [u8]) -> Result<(), DeviceError> {
         unreachable!("an admin command read")
     }
-    async fn write(&self, _: Lba, _: &[u8], _: bool) -> Result<(), DeviceError> {
+    fn write(&self, _: Lba, _: &[u8], _: bool) -> Result<(), DeviceError> {
         unreachable!("an admin command wrote")
     }
-    async fn flush(&self) -> Result<(), DeviceError> {
+    fn flush(&self) -> Result<(), DeviceError> {
         unreachable!("an admin command flushed")
     }
-    async fn write_zeroes(&self, _: Lba, _: u64, _: bool) -> Result<(), DeviceError> {
+    fn write_zeroes(&self, _: Lba, _: u64, _: bool) -> Result<(), DeviceError> {
         unreachable!("an admin command wrote zeroes")
     }
-    async fn deallocate(&self, _: Lba, _: u64) -> Result<(), DeviceError> {
+    fn deallocate(&self, _: Lba, _: u64) -> Result<(), DeviceError> {
         unreachable!("an admin command deallocated")
     }
 }

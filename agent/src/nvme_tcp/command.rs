@@ -251,18 +251,18 @@ impl Io {
     ///
     /// # Errors
     /// The status for the host; the device's own reason is logged.
-    pub async fn perform(self, device: &dyn BlockDevice, data: &mut [u8]) -> Result<(), Status> {
+    pub fn perform(self, device: &dyn BlockDevice, data: &mut [u8]) -> Result<(), Status> {
         let done = match self {
-            Self::Flush => device.flush().await,
-            Self::Write { lba, fua, .. } => device.write(lba, data, fua).await,
-            Self::Read { lba, .. } => device.read(lba, data).await,
+            Self::Flush => device.flush(),
+            Self::Write { lba, fua, .. } => device.write(lba, data, fua),
+            Self::Read { lba, .. } => device.read(lba, data),
             Self::WriteZeroes {
                 lba,
                 blocks,
                 deallocate,
                 fua,
-            } => match device.write_zeroes(lba, blocks, deallocate).await {
-                Ok(()) if fua => device.flush().await,
+            } => match device.write_zeroes(lba, blocks, deallocate) {
+                Ok(()) if fua => device.flush(),
                 other => other,
             },
             Self::DatasetManagement {
@@ -272,7 +272,7 @@ impl Io {
                 let mut done = Ok(());
                 for range in data.chunks_exact(16).take(ranges as usize) {
                     let (blocks, lba) = (u32_at(range, 4).into(), Lba(u64_at(range, 8)));
-                    done = device.deallocate(lba, blocks).await;
+                    done = device.deallocate(lba, blocks);
                     if done.is_err() {
                         break;
                     }
@@ -286,7 +286,7 @@ impl Io {
                 while next < blocks && done.is_ok() {
                     let some = (blocks - next).min(VERIFY_CHUNK);
                     let buffer = &mut buffer[..(some * BLOCK) as usize];
-                    done = device.read(Lba(lba.0.saturating_add(next)), buffer).await;
+                    done = device.read(Lba(lba.0.saturating_add(next)), buffer);
                     next += some;
                 }
                 done

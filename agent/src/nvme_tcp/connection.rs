@@ -292,9 +292,7 @@ fn administer(queue: &Arc<Queue>, controller: &Arc<Controller>, slot: Slot, entr
                 // After a fence there is nothing to flush, and nothing was late either.
                 let fenced = controller.subsystem().gate().is_closed();
                 if !fenced && let Ok(_passes) = enter(&queue, &controller) {
-                    let _ = Io::Flush
-                        .perform(&**controller.subsystem().device(), &mut [])
-                        .await;
+                    let _ = perform(Io::Flush, &controller, Vec::new()).await;
                 }
                 controller.shutdown_complete();
             });
@@ -361,7 +359,7 @@ async fn run(
     }
     let outgoing = io.outgoing(entry)?;
     let room;
-    let mut data = match io.incoming(entry)? {
+    let data = match io.incoming(entry)? {
         Some((Place::Capsule, length)) => {
             if capsule.len() != length as usize {
                 return Err(Status::DATA_SGL_LENGTH_INVALID.into());
@@ -399,7 +397,7 @@ async fn run(
     if io.writes() {
         subsystem.note_write();
     }
-    let done = io.perform(&**subsystem.device(), &mut data).await;
+    let (done, data) = perform(io, controller, data).await;
     drop(passes);
     done?;
     if let Io::Write { .. } = io {
@@ -409,6 +407,18 @@ async fn run(
         (Io::Read { .. }, Some(permit)) => Answer::Data(data, permit),
         _ => Answer::Empty,
     })
+}
+
+/// Does a command on a thread that may wait, and gives its data back.
+async fn perform(
+    io: Io,
+    controller: &Controller,
+    mut data: Vec<u8>,
+) -> (Result<(), Status>, Vec<u8>) {
+    let device = Arc::clone(controller.subsystem().device());
+    let done = tokio::task::spawn_blocking(move || (io.perform(&*device, &mut data), data));
+    done.await
+        .unwrap_or_else(|_| (Err(Status::INTERNAL_ERROR), Vec::new()))
 }
 
 /// Lets a command through the export's gate and the association's.

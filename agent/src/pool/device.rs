@@ -8,7 +8,6 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use async_trait::async_trait;
 use nix::errno::Errno;
 
 use super::error::PoolError;
@@ -16,7 +15,7 @@ use super::lock::PoolLock;
 use super::volume::Volume;
 use super::{Pool, VOLUMES};
 use crate::block::file::FileDevice;
-use crate::block::{BlockDevice, DeviceError};
+use crate::block::{BlockDevice, DeviceError, Direct};
 use crate::ids::{Bytes, Lba, VolumeId};
 
 /// A device over a file of the pool's, which can grow.
@@ -40,7 +39,7 @@ pub type OpenBacking =
 pub struct FirstWrite {
     backing: Arc<dyn Backing>,
     volume: Arc<Volume>,
-    written: Arc<AtomicBool>,
+    written: AtomicBool,
     _lock: PoolLock,
 }
 
@@ -58,7 +57,7 @@ impl Pool {
             })?;
         Ok(Arc::new(FirstWrite {
             backing,
-            written: Arc::new(AtomicBool::new(volume.record().get().ever_written)),
+            written: AtomicBool::new(volume.record().get().ever_written),
             volume,
             _lock: self.lock.clone(),
         }))
@@ -72,34 +71,26 @@ impl FirstWrite {
     }
 
     /// Returns when the record says on disk that the volume was written.
-    async fn note_write(&self) -> Result<(), DeviceError> {
+    fn note_write(&self) -> Result<(), DeviceError> {
         if self.written.load(Ordering::Acquire) {
             return Ok(());
         }
-        let volume = Arc::clone(&self.volume);
-        let written = Arc::clone(&self.written);
-        let noted = tokio::task::spawn_blocking(move || {
-            volume
-                .record()
-                .update(|record| record.ever_written = true)
-                .inspect(|_| written.store(true, Ordering::Release))
-        });
-        match noted.await {
-            Ok(Ok(_)) => Ok(()),
-            Ok(Err(error)) if error.is_full() => Err(DeviceError::NoSpace),
-            Ok(Err(error)) => Err(DeviceError::Io {
+        let noted = self
+            .volume
+            .record()
+            .update(|record| record.ever_written = true);
+        match noted {
+            Ok(_) => {
+                self.written.store(true, Ordering::Release);
+                Ok(())
+            }
+            Err(error) if error.is_full() => Err(DeviceError::NoSpace),
+            Err(error) => Err(DeviceError::Io {
                 call: format!(
                     "note the first write of volume {}: {error}",
                     self.volume.id()
                 ),
                 errno: errno(&error),
-            }),
-            Err(ended) => Err(DeviceError::Io {
-                call: format!(
-                    "note the first write of volume {}: {ended}",
-                    self.volume.id()
-                ),
-                errno: Errno::EIO,
             }),
         }
     }
@@ -112,31 +103,35 @@ fn errno(error: &PoolError) -> Errno {
     }
 }
 
-#[async_trait]
 impl BlockDevice for FirstWrite {
     fn size(&self) -> Bytes {
         self.backing.size()
     }
 
-    async fn read(&self, lba: Lba, buffer: &mut [u8]) -> Result<(), DeviceError> {
-        self.backing.read(lba, buffer).await
+    fn read(&self, lba: Lba, buffer: &mut [u8]) -> Result<(), DeviceError> {
+        self.backing.read(lba, buffer)
     }
 
-    async fn write(&self, lba: Lba, data: &[u8], fua: bool) -> Result<(), DeviceError> {
-        self.note_write().await?;
-        self.backing.write(lba, data, fua).await
+    fn write(&self, lba: Lba, data: &[u8], fua: bool) -> Result<(), DeviceError> {
+        self.note_write()?;
+        self.backing.write(lba, data, fua)
     }
 
-    async fn flush(&self) -> Result<(), DeviceError> {
-        self.backing.flush().await
+    fn flush(&self) -> Result<(), DeviceError> {
+        self.backing.flush()
     }
 
-    async fn write_zeroes(&self, lba: Lba, blocks: u64, unmap: bool) -> Result<(), DeviceError> {
-        self.note_write().await?;
-        self.backing.write_zeroes(lba, blocks, unmap).await
+    fn write_zeroes(&self, lba: Lba, blocks: u64, unmap: bool) -> Result<(), DeviceError> {
+        self.note_write()?;
+        self.backing.write_zeroes(lba, blocks, unmap)
     }
 
-    async fn deallocate(&self, lba: Lba, blocks: u64) -> Result<(), DeviceError> {
-        self.backing.deallocate(lba, blocks).await
+    fn deallocate(&self, lba: Lba, blocks: u64) -> Result<(), DeviceError> {
+        self.backing.deallocate(lba, blocks)
+    }
+
+    fn direct(&self, lba: Lba, length: usize, write: bool) -> Option<Direct> {
+        let noted = !write || self.written.load(Ordering::Acquire);
+        noted.then(|| self.backing.direct(lba, length, write))?
     }
 }

@@ -377,12 +377,12 @@ async fn the_first_write_is_on_record_before_it_is_in_the_file() {
     };
     let device = pool.device(&id, &probe).unwrap();
     let mut buffer = vec![1; BLOCK as usize];
-    device.read(Lba(0), &mut buffer).await.unwrap();
-    device.flush().await.unwrap();
-    device.deallocate(Lba(0), 1).await.unwrap();
+    device.read(Lba(0), &mut buffer).unwrap();
+    device.flush().unwrap();
+    device.deallocate(Lba(0), 1).unwrap();
     assert!(!noted(), "nothing has been written yet");
-    device.write(Lba(0), &buffer, false).await.unwrap();
-    device.write_zeroes(Lba(1), 1, false).await.unwrap();
+    device.write(Lba(0), &buffer, false).unwrap();
+    device.write_zeroes(Lba(1), 1, false).unwrap();
     assert_eq!(*seen.lock().unwrap(), [true, true]);
     assert!(pool.volume(&id).unwrap().record().get().ever_written);
 }
@@ -400,32 +400,31 @@ impl device::Backing for Probe {
     }
 }
 
-#[async_trait::async_trait]
 impl BlockDevice for Probe {
     fn size(&self) -> Bytes {
         self.inner.size()
     }
-    async fn read(&self, lba: Lba, buffer: &mut [u8]) -> Result<(), crate::block::DeviceError> {
-        self.inner.read(lba, buffer).await
+    fn read(&self, lba: Lba, buffer: &mut [u8]) -> Result<(), crate::block::DeviceError> {
+        self.inner.read(lba, buffer)
     }
-    async fn write(&self, lba: Lba, data: &[u8], f: bool) -> Result<(), crate::block::DeviceError> {
+    fn write(&self, lba: Lba, data: &[u8], f: bool) -> Result<(), crate::block::DeviceError> {
         self.seen.lock().unwrap().push((self.noted)());
-        self.inner.write(lba, data, f).await
+        self.inner.write(lba, data, f)
     }
-    async fn flush(&self) -> Result<(), crate::block::DeviceError> {
-        self.inner.flush().await
+    fn flush(&self) -> Result<(), crate::block::DeviceError> {
+        self.inner.flush()
     }
-    async fn write_zeroes(
+    fn write_zeroes(
         &self,
         lba: Lba,
         blocks: u64,
         unmap: bool,
     ) -> Result<(), crate::block::DeviceError> {
         self.seen.lock().unwrap().push((self.noted)());
-        self.inner.write_zeroes(lba, blocks, unmap).await
+        self.inner.write_zeroes(lba, blocks, unmap)
     }
-    async fn deallocate(&self, lba: Lba, blocks: u64) -> Result<(), crate::block::DeviceError> {
-        self.inner.deallocate(lba, blocks).await
+    fn deallocate(&self, lba: Lba, blocks: u64) -> Result<(), crate::block::DeviceError> {
+        self.inner.deallocate(lba, blocks)
     }
 }
 

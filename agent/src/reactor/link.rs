@@ -1,0 +1,263 @@
+//! A protocol's side of its connection: what came, what goes out, what the
+//! device is to do.
+
+use std::collections::VecDeque;
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use super::buffer::{Budget, Buffer, Spares};
+use super::protocol::{Operation, Tag};
+use crate::block::BlockDevice;
+use crate::block::gate::Pass;
+
+/// Bytes of received data that wait to be consumed, at most.
+pub const INPUT: usize = 64 << 10;
+/// Small pieces are gathered in blocks of this size.
+const GATHER: usize = 16 << 10;
+/// Bytes of buffers that one connection's commands may hold.
+const BUDGET: usize = 1 << 20;
+
+/// Something to be sent.
+pub enum Chunk {
+    /// Bytes that were copied together.
+    Gathered(Vec<u8>),
+    /// A part of a command's data; the buffer is free when it is sent.
+    Data(Buffer, Range<usize>),
+}
+
+impl Chunk {
+    /// Its bytes.
+    pub fn bytes(&self) -> &[u8] {
+        match self {
+            Self::Gathered(bytes) => bytes,
+            Self::Data(buffer, range) => &buffer[range.clone()],
+        }
+    }
+}
+
+/// An operation that was begun, with what holds the gates for it until it has settled.
+pub struct Begun {
+    /// The protocol's name for it.
+    pub tag: Tag,
+    /// What it is done on.
+    pub device: Arc<dyn BlockDevice>,
+    /// What is done.
+    pub operation: Operation,
+    /// The gates' passes.
+    pub passes: Passes,
+}
+
+/// What an operation holds until it has settled: passes of its gates.
+pub type Passes = [Option<Pass>; 2];
+
+/// Bytes that came: `bytes[head..tail]` are not consumed yet. What lies beyond
+/// `tail` may be in a driver's hands, so only [`Input::space`] moves anything.
+pub(super) struct Input {
+    bytes: Box<[u8]>,
+    head: usize,
+    tail: usize,
+}
+
+impl Input {
+    fn new() -> Self {
+        Self {
+            bytes: bytemuck::zeroed_slice_box(INPUT),
+            head: 0,
+            tail: 0,
+        }
+    }
+
+    pub fn waiting(&self) -> &[u8] {
+        &self.bytes[self.head..self.tail]
+    }
+
+    pub fn consume(&mut self, bytes: usize) {
+        self.head = (self.head + bytes).min(self.tail);
+    }
+
+    /// Room for more, empty when there is none. Nobody may hold an earlier one.
+    pub fn space(&mut self) -> &mut [u8] {
+        if self.head > 0 {
+            self.bytes.copy_within(self.head..self.tail, 0);
+            self.tail -= self.head;
+            self.head = 0;
+        }
+        &mut self.bytes[self.tail..]
+    }
+
+    /// So many bytes of the space were filled.
+    pub fn came(&mut self, bytes: usize) {
+        self.tail = (self.tail + bytes).min(self.bytes.len());
+    }
+}
+
+/// Where the next bytes of the stream go.
+pub(super) struct Fill {
+    pub buffer: Buffer,
+    pub at: Range<usize>,
+}
+
+/// A protocol's side of its connection.
+pub struct Link {
+    pub(super) input: Input,
+    pub(super) fill: Option<Fill>,
+    pub(super) output: VecDeque<Chunk>,
+    pub(super) begun: VecDeque<Begun>,
+    pub(super) starved: bool,
+    pub(super) spares: Spares,
+    pub(super) now: Instant,
+    budget: Arc<Budget>,
+    spare_gather: Option<Vec<u8>>,
+    waker: Waker,
+}
+
+/// Wakes a connection from any thread.
+#[derive(Clone)]
+pub struct Waker {
+    woken: Arc<AtomicBool>,
+    notify: Arc<dyn Fn() + Send + Sync>,
+}
+
+impl Waker {
+    /// A waker that calls `notify` when it is used and was not since the last wake.
+    pub fn new(notify: Arc<dyn Fn() + Send + Sync>) -> Self {
+        Self {
+            woken: Arc::default(),
+            notify,
+        }
+    }
+
+    /// Has [`Protocol::woken`](super::Protocol::woken) called soon.
+    pub fn wake(&self) {
+        if !self.woken.swap(true, Ordering::AcqRel) {
+            (self.notify)();
+        }
+    }
+
+    /// Whether it was used since it was last asked.
+    pub(super) fn take(&self) -> bool {
+        self.woken.swap(false, Ordering::AcqRel)
+    }
+}
+
+impl Link {
+    /// The link of a new connection.
+    pub fn new(waker: Waker, now: Instant) -> Self {
+        Self {
+            input: Input::new(),
+            fill: None,
+            output: VecDeque::new(),
+            begun: VecDeque::new(),
+            starved: false,
+            spares: Spares::default(),
+            now,
+            budget: Budget::new(BUDGET),
+            spare_gather: None,
+            waker,
+        }
+    }
+
+    /// Bytes that came and were not consumed.
+    pub fn input(&self) -> &[u8] {
+        self.input.waiting()
+    }
+
+    /// Takes the first `bytes` off the input.
+    pub fn consume(&mut self, bytes: usize) {
+        self.input.consume(bytes);
+    }
+
+    /// Has the next bytes of the stream put into this part of `buffer`; then
+    /// [`Protocol::filled`](super::Protocol::filled) is called with it, and
+    /// nothing else is received before.
+    pub fn fill(&mut self, buffer: Buffer, at: Range<usize>) {
+        self.fill = Some(Fill { buffer, at });
+    }
+
+    /// A buffer of `length` bytes, with any content, within the connection's
+    /// budget. None when that is used up:
+    /// [`Protocol::woken`](super::Protocol::woken) is called when some was
+    /// given back.
+    pub fn buffer(&mut self, length: usize) -> Option<Buffer> {
+        let buffer = self.spares.within(&self.budget, length);
+        self.starved |= buffer.is_none();
+        buffer
+    }
+
+    /// A buffer of `length` bytes, with any content, for data that the peer
+    /// sends unasked. The protocol's own flow control must bound how much that is.
+    pub fn unsolicited(&mut self, length: usize) -> Buffer {
+        self.spares.any(length)
+    }
+
+    /// Keeps a buffer's memory for the next command.
+    pub fn recycle(&mut self, buffer: Buffer) {
+        self.spares.keep(buffer);
+    }
+
+    /// Sends bytes, behind all that was sent before.
+    pub fn send(&mut self, bytes: &[u8]) {
+        if let Some(Chunk::Gathered(last)) = self.output.back_mut()
+            && last.len() + bytes.len() <= last.capacity()
+        {
+            last.extend_from_slice(bytes);
+            return;
+        }
+        let mut chunk = self.spare_gather.take().unwrap_or_default();
+        chunk.clear();
+        chunk.reserve(GATHER.max(bytes.len()));
+        chunk.extend_from_slice(bytes);
+        self.output.push_back(Chunk::Gathered(chunk));
+    }
+
+    /// Sends a part of a buffer, behind all that was sent before.
+    pub fn send_buffer(&mut self, buffer: Buffer, part: Range<usize>) {
+        self.output.push_back(Chunk::Data(buffer, part));
+    }
+
+    /// Whether a buffer that was refused may be had now. Asked once: the
+    /// protocol asks again for what it still wants.
+    pub(super) fn fed(&mut self) -> bool {
+        let fed = self.starved && self.budget.used() < BUDGET;
+        self.starved &= !fed;
+        fed
+    }
+
+    /// What was sent has gone out: its memory is free.
+    pub(super) fn sent(&mut self, chunk: Chunk) {
+        match chunk {
+            Chunk::Gathered(bytes) => self.spare_gather = Some(bytes),
+            Chunk::Data(buffer, _) => self.recycle(buffer),
+        }
+    }
+
+    /// Has `device` do something. The outcome comes by
+    /// [`Protocol::done`](super::Protocol::done) with `tag`; the passes leave
+    /// their gates when it has settled, whatever becomes of the connection.
+    pub fn begin(
+        &mut self,
+        tag: Tag,
+        device: &Arc<dyn BlockDevice>,
+        operation: Operation,
+        passes: Passes,
+    ) {
+        self.begun.push_back(Begun {
+            tag,
+            device: Arc::clone(device),
+            operation,
+            passes,
+        });
+    }
+
+    /// The time: of the event that is being handled.
+    pub fn now(&self) -> Instant {
+        self.now
+    }
+
+    /// What wakes this connection from any thread.
+    pub fn waker(&self) -> Waker {
+        self.waker.clone()
+    }
+}
