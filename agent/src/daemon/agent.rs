@@ -161,7 +161,8 @@ async fn home(process: &mut Process) -> anyhow::Result<Option<Home>> {
         lock_wait: process.config.pool_lock_wait,
         low_water: process.config.pool_low_water,
         overcommit_percent: process.config.pool_overcommit_percent,
-        ..PoolConfig::default()
+        // Such a pool serves volumes, and says why it takes no snapshots.
+        require_reflink: false,
     };
     let node = process.config.node.clone();
     let pool = tokio::task::spawn_blocking(move || Pool::open(&dir, &node, settings))
