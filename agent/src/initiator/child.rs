@@ -2,8 +2,9 @@
 //!
 //! A thread that the kernel holds in D state cannot be ended, and while it
 //! lives its process keeps its port and its locks even after kill -9. If that
-//! process were the agent that serves the very device, nothing could come back
-//! (DESIGN 3). So the agent itself never makes a call that may wait for an
+//! process were the agent that serves the very device, its successor could get
+//! neither, and only that successor could serve the I/O that the thread waits
+//! for. So the agent itself never makes a call that may wait for an
 //! attached device. Tools (mkfs, fsck, mount, the growers) are spawned; calls
 //! (umount, statvfs, sync, reads of the device, the nvme files in sysfs), and
 //! the tools that are given a device by name, run in children that a small

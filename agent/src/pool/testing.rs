@@ -27,7 +27,8 @@ pub fn config() -> PoolConfig {
     PoolConfig {
         lock_wait: Duration::ZERO,
         low_water: Bytes(MIB),
-        ..PoolConfig::default()
+        overcommit_percent: 200,
+        require_reflink: false,
     }
 }
 

@@ -71,6 +71,14 @@ impl<T> Timed<T> {
             .map_err(|status| anyhow!("{what}: {:?}: {}", status.code(), status.message()))
     }
 
+    /// Nothing; a refusal is an error.
+    ///
+    /// # Errors
+    /// When the call was refused.
+    pub fn done(self, what: &str) -> anyhow::Result<()> {
+        self.ok(what).map(drop)
+    }
+
     /// The refusal, which must have `code`.
     ///
     /// # Errors
