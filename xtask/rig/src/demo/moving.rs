@@ -160,9 +160,9 @@ pub(super) async fn move_to_b(
     line: &Timeline,
 ) -> anyhow::Result<Moved> {
     let (controller, a, b) = (
-        cluster.controller()?,
-        cluster.node("a")?,
-        cluster.node("b")?,
+        cluster.controller()?.connected().await?,
+        cluster.node("a")?.connected().await?,
+        cluster.node("b")?.connected().await?,
     );
     let volume = on_a.volume.clone();
     let (staging, target) = (
