@@ -22,6 +22,7 @@ use crate::export::Exports;
 use crate::home::{Home, HomeConfig};
 use crate::initiator::{Initiator, Settings};
 use crate::pool::{Pool, PoolConfig};
+use crate::reactor::{self, Reactors};
 use crate::rpc::agent_service::{HomeService, NodeService};
 use crate::rpc::controller_client::ControllerClient;
 use crate::rpc::pb::home_server::HomeServer;
@@ -168,7 +169,19 @@ async fn home(process: &mut Process) -> anyhow::Result<Option<Home>> {
     let pool = tokio::task::spawn_blocking(move || Pool::open(&dir, &node, settings))
         .await
         .context("open the pool")??;
-    let exports = Exports::new();
+    let reactors = Reactors::start(reactor::Settings {
+        threads: process.config.data_threads,
+        engine: process.config.data_engine,
+        held: vec![
+            pool.lock()
+                .file()
+                .try_clone()
+                .context("hold the pool's lock")?
+                .into(),
+        ],
+    })
+    .context("start the data path")?;
+    let exports = Exports::new(reactors);
     let home = Home::new(
         pool,
         Arc::clone(&exports) as Arc<dyn crate::home::Frontend>,

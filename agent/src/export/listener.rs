@@ -10,7 +10,7 @@ use nix::sys::socket::{setsockopt, sockopt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
-use super::{Exports, drive};
+use super::Exports;
 use crate::nvme_tcp::connection::{self, NvmeTcp};
 use crate::reactor::Waker;
 
@@ -68,7 +68,12 @@ fn begin(exports: &Arc<Exports>, waiting: &Arc<HalfOpen>, stream: TcpStream, pee
     }
     let target = Arc::clone(&exports.target);
     let protocol = NvmeTcp::new(target, peer, Some(Box::new(place)), Instant::now());
-    tokio::spawn(drive::drive(stream, Box::new(protocol)));
+    let served = stream
+        .into_std()
+        .and_then(|socket| exports.reactors.serve(socket, Box::new(protocol)));
+    if let Err(error) = served {
+        tracing::warn!(%peer, %error, "hand a connection to the data path");
+    }
 }
 
 /// The connections that have not passed Connect, oldest first.

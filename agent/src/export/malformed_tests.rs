@@ -177,7 +177,11 @@ async fn a_thousand_half_open_connections_do_not_keep_a_host_out() {
 
 #[tokio::test]
 async fn who_does_not_connect_in_time_is_closed() {
-    let target = Target::with(Exports::with_handshake(Duration::from_millis(50))).await;
+    let target = Target::with(Exports::with_handshake(
+        reactors(),
+        Duration::from_millis(50),
+    ))
+    .await;
     let mut host = TestHost::open(target.address, NONE).await;
     assert!(host.receive().await.is_none());
     let mut silent = tokio::net::TcpStream::connect(target.address)

@@ -13,7 +13,6 @@
 //! [`Closing::end`] makes it closed.
 
 mod closing;
-mod drive;
 mod listener;
 
 use std::collections::HashMap;
@@ -30,6 +29,7 @@ use crate::ids::{Epoch, VolumeId};
 use crate::nvme_tcp::connection::{HANDSHAKE, Target};
 use crate::nvme_tcp::metrics::Metrics;
 use crate::nvme_tcp::subsystem::{Directory, Found, Host, Subsystem};
+use crate::reactor::Reactors;
 
 pub use closing::{Closing, Ended};
 
@@ -54,6 +54,7 @@ pub struct ExportSpec {
 pub struct Exports {
     table: Arc<RwLock<Table>>,
     target: Arc<Target>,
+    reactors: Arc<Reactors>,
 }
 
 #[derive(Default)]
@@ -70,12 +71,12 @@ struct Live {
 }
 
 impl Exports {
-    /// None yet.
-    pub fn new() -> Arc<Self> {
-        Self::with_handshake(HANDSHAKE)
+    /// None yet; `reactors` will serve their connections.
+    pub fn new(reactors: Arc<Reactors>) -> Arc<Self> {
+        Self::with_handshake(reactors, HANDSHAKE)
     }
 
-    fn with_handshake(handshake: Duration) -> Arc<Self> {
+    fn with_handshake(reactors: Arc<Reactors>, handshake: Duration) -> Arc<Self> {
         let table = Arc::new(RwLock::new(Table::default()));
         let target = Target {
             directory: Arc::new(Names(Arc::clone(&table))),
@@ -85,6 +86,7 @@ impl Exports {
         Arc::new(Self {
             table,
             target: Arc::new(target),
+            reactors,
         })
     }
 

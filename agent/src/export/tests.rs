@@ -13,6 +13,7 @@ use super::*;
 use crate::block::{BLOCK, DeviceError};
 use crate::ids::{Bytes, Lba};
 use crate::nvme_tcp::wire::{self, Data, Digests, IN_CAPSULE, Kind, MAX_H2C_DATA};
+use crate::reactor::{Reactors, Settings};
 
 const NONE: Digests = Digests {
     header: false,
@@ -112,6 +113,16 @@ async fn until(mut condition: impl FnMut() -> bool) {
         .expect("it came about in time");
 }
 
+/// The data path on this machine's best engine.
+fn reactors() -> Arc<Reactors> {
+    let settings = Settings {
+        threads: 2,
+        engine: None,
+        held: Vec::new(),
+    };
+    Reactors::start(settings).unwrap()
+}
+
 struct Target {
     exports: Arc<Exports>,
     device: Arc<Memory>,
@@ -154,7 +165,7 @@ fn login(name: &str) -> Login {
 impl Target {
     /// A target that serves export `a` of a device in memory.
     async fn start() -> Self {
-        Self::with(Exports::new()).await
+        Self::with(Exports::new(reactors())).await
     }
 
     async fn with(exports: Arc<Exports>) -> Self {
