@@ -14,8 +14,8 @@ use anyhow::{Context, Result, bail, ensure};
 use async_trait::async_trait;
 use drover::attach::ports::{
     Access, Attachment, Control, ControlError, Disk, Exported, FsType, HostIdentity, Judgement,
-    Node, NodeAnswer, NodeError, Note, PublishRequest, StageRequest, Staging, Target, Verdict,
-    Witness,
+    Node, NodeAnswer, NodeError, Note, Protocol, PublishRequest, StageRequest, Staging, Target,
+    Verdict, Witness,
 };
 use drover::ids::{Bytes, Epoch, NodeId, VolumeId};
 use drover::initiator::{Initiator, NQN_PREFIX, Settings, child_main};
@@ -129,10 +129,10 @@ fn initiator(control: &Arc<Controller>) -> Result<Arc<Initiator>> {
     let mut settings = Settings::of("node-a".parse()?);
     // The VM is emulated.
     settings.device.appear = Duration::from_secs(60);
-    let host = HostIdentity {
-        nqn: "nqn.2014-08.org.nvmexpress:uuid:00000000-0000-4000-8000-00000000000a".to_owned(),
-        id: Uuid::from_u128(0xa),
-    };
+    let host = HostIdentity::of(
+        "nqn.2014-08.org.nvmexpress:uuid:00000000-0000-4000-8000-00000000000a",
+        Uuid::from_u128(0xa),
+    );
     Ok(Initiator::of_this_kernel(
         settings,
         host,
@@ -155,9 +155,11 @@ impl Scene {
             exported: Exported {
                 epoch: Epoch(epoch),
                 target: Target {
-                    subsystem: export.nqn.clone(),
-                    namespace: export.namespace,
+                    protocol: Protocol::NvmeTcp,
+                    name: export.nqn.clone(),
+                    unit: export.namespace,
                     address: "127.0.0.1:4420".parse()?,
+                    chap: None,
                 },
                 ever_written,
             },

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use clap::Parser;
-use drover::attach::ports::HostIdentity;
+use drover::attach::ports::{HostIdentity, Protocol};
 use drover::block::BlockDevice;
 use drover::block::file::FileDevice;
 use drover::export::{ExportSpec, Exports};
@@ -80,12 +80,11 @@ async fn main() -> anyhow::Result<()> {
     let spec = ExportSpec {
         volume: volume.clone(),
         epoch: Epoch(1),
+        protocol: Protocol::NvmeTcp,
+        chap: None,
         subsystem: arguments.subsystem.clone(),
         namespace: arguments.namespace,
-        host: HostIdentity {
-            nqn: arguments.host,
-            id: arguments.host_id,
-        },
+        host: HostIdentity::of(arguments.host, arguments.host_id),
         read_only: arguments.read_only,
     };
     if !arguments.closed.contains(&arguments.subsystem) {

@@ -119,9 +119,15 @@ pub struct Options {
     /// Where the NVMe/TCP target listens [default: 127.0.0.1:4420]
     #[arg(long, env = "DROVER_NVME_ADDRESS", value_name = "ADDRESS")]
     pub nvme_address: Option<SocketAddr>,
-    /// The target's address as other nodes reach it [default: nvme-address]
+    /// The NVMe/TCP target's address as other nodes reach it [default: nvme-address]
     #[arg(long, env = "DROVER_NVME_ADVERTISE", value_name = "ADDRESS")]
     pub nvme_advertise: Option<SocketAddr>,
+    /// Where the iSCSI target listens [default: 127.0.0.1:3260]
+    #[arg(long, env = "DROVER_ISCSI_ADDRESS", value_name = "ADDRESS")]
+    pub iscsi_address: Option<SocketAddr>,
+    /// The iSCSI target's address as other nodes reach it [default: iscsi-address]
+    #[arg(long, env = "DROVER_ISCSI_ADVERTISE", value_name = "ADDRESS")]
+    pub iscsi_advertise: Option<SocketAddr>,
     /// Threads that serve volumes to their hosts [default: one for every two processors, at most 4]
     #[arg(long, env = "DROVER_DATA_THREADS", value_name = "NUMBER")]
     pub data_threads: Option<usize>,
@@ -172,6 +178,8 @@ pub struct Config {
     pub agent_advertise: SocketAddr,
     pub nvme_address: SocketAddr,
     pub nvme_advertise: SocketAddr,
+    pub iscsi_address: SocketAddr,
+    pub iscsi_advertise: SocketAddr,
     pub data_threads: usize,
     pub data_engine: Option<Engine>,
     pub csi_socket: PathBuf,
@@ -213,6 +221,8 @@ impl Options {
             agent_advertise: self.agent_advertise.or(file.agent_advertise),
             nvme_address: self.nvme_address.or(file.nvme_address),
             nvme_advertise: self.nvme_advertise.or(file.nvme_advertise),
+            iscsi_address: self.iscsi_address.or(file.iscsi_address),
+            iscsi_advertise: self.iscsi_advertise.or(file.iscsi_advertise),
             data_threads: self.data_threads.or(file.data_threads),
             data_engine: self.data_engine.or(file.data_engine),
             csi_socket: self.csi_socket.or(file.csi_socket),
@@ -244,6 +254,7 @@ impl Config {
         };
         let agent_address = options.agent_address.unwrap_or(known(AGENT_ADDRESS));
         let nvme_address = options.nvme_address.unwrap_or(local(4420));
+        let iscsi_address = options.iscsi_address.unwrap_or(local(3260));
         let config = Self {
             node: node_name(options.node)?,
             state_dir: options
@@ -265,6 +276,8 @@ impl Config {
             agent_advertise: options.agent_advertise.unwrap_or(agent_address),
             nvme_address,
             nvme_advertise: options.nvme_advertise.unwrap_or(nvme_address),
+            iscsi_address,
+            iscsi_advertise: options.iscsi_advertise.unwrap_or(iscsi_address),
             data_threads: data_threads(options.data_threads)?,
             data_engine: data_engine(options.data_engine)?,
             csi_socket: options
@@ -315,6 +328,7 @@ impl Config {
         for (key, address) in [
             ("agent-advertise", self.agent_advertise),
             ("nvme-advertise", self.nvme_advertise),
+            ("iscsi-advertise", self.iscsi_advertise),
         ] {
             if address.ip().is_unspecified() || address.port() == 0 {
                 let rule = "an address and port that other nodes can connect to; 0.0.0.0 and port 0 are none";
@@ -410,6 +424,7 @@ mod tests {
             ("progress-window = \"10ms\"", "progress-window"),
             ("driver-name = \"-x\"", "driver-name"),
             ("nvme-address = \"0.0.0.0:4420\"", "nvme-advertise"),
+            ("iscsi-address = \"0.0.0.0:3260\"", "iscsi-advertise"),
             ("pool-lock-wait = \"2h\"", "pool-lock-wait"),
         ];
         for (text, key) in cases {

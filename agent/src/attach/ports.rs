@@ -6,33 +6,18 @@
 //! over the wire, `crate::rpc`. Every call to a home or a node about an
 //! attachment names its epoch and is refused when it is not the one that counts.
 
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
-use uuid::Uuid;
 
 use crate::ids::{Bytes, Diskseq, Epoch, NodeId, SnapshotId, TicketId, VolumeId};
 
-/// The protocol a volume is exported over.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Protocol {
-    /// NVMe over TCP.
-    NvmeTcp,
-}
+mod reach;
 
-/// Who a node is to a target: its NVMe host NQN and host identifier.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct HostIdentity {
-    /// Host NQN, `nqn.…`.
-    pub nqn: String,
-    /// Host identifier; Linux 6.12 demands one per host NQN.
-    pub id: Uuid,
-}
+pub use reach::{Chap, Credentials, HostIdentity, NAME_MAX, Protocol, Target, is_iqn};
 
 /// Let `host` of `node` use the volume from `epoch` on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -45,19 +30,11 @@ pub struct ExportRequest {
     pub node: NodeId,
     /// The one host that may connect.
     pub host: HostIdentity,
+    /// The protocol it is exported over.
+    #[serde(default)]
+    pub protocol: Protocol,
     /// Whether writes are refused.
     pub read_only: bool,
-}
-
-/// How to reach an export. Made by the home for one epoch, never used again.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Target {
-    /// Subsystem NQN.
-    pub subsystem: String,
-    /// Namespace UUID (and, its bytes, NGUID).
-    pub namespace: Uuid,
-    /// Where the home listens.
-    pub address: SocketAddr,
 }
 
 /// An export that is open and durable in the home's record.
@@ -239,6 +216,9 @@ pub trait Home: Send + Sync {
     async fn capacity(&self) -> Result<Capacity, HomeError>;
     /// Opens an export. When this returns, the home's record says so on disk.
     async fn export(&self, request: &ExportRequest) -> Result<Exported, HomeError>;
+    /// What the two sides of an iSCSI export that is open at `epoch` prove to
+    /// each other. Opens nothing.
+    async fn secrets(&self, volume: &VolumeId, epoch: Epoch) -> Result<Chap, HomeError>;
     /// Closes every export up to an epoch and waits, within a bound, for the
     /// commands inside. When this returns, the home's record says so on disk.
     async fn fence(&self, request: &FenceRequest) -> Result<Settlement, HomeError>;

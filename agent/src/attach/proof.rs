@@ -248,7 +248,7 @@ impl Grant {
 mod tests {
     use uuid::Uuid;
 
-    use super::super::ports::HostIdentity;
+    use super::super::ports::{HostIdentity, Protocol};
     use super::*;
 
     fn asked(epoch: u64) -> FenceRequest {
@@ -278,10 +278,8 @@ mod tests {
             volume: volume.parse().unwrap(),
             epoch: Epoch(epoch),
             node: "b".parse().unwrap(),
-            host: HostIdentity {
-                nqn: "nqn.b".to_owned(),
-                id: Uuid::nil(),
-            },
+            host: HostIdentity::of("nqn.b", Uuid::nil()),
+            protocol: Protocol::NvmeTcp,
             read_only: false,
         }
     }

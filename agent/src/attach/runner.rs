@@ -25,7 +25,7 @@ use tokio::time::{Instant, timeout};
 
 use super::figures::Figures;
 use super::journal::Journal;
-use super::ports::{Attachment, Capacity, Note, Ports};
+use super::ports::{Attachment, Capacity, Note, Ports, Protocol};
 use super::record::{
     AccessMode, NewVolume, NodeRecord, Registration, SnapshotRecord, Ticket, VolumeView,
 };
@@ -378,13 +378,19 @@ impl Arbiter {
     ) -> Result<Attachment, ArbiterError> {
         let (_, state) = self.inner.existing(volume)?;
         match (&state.phase, state.holder()) {
-            (Phase::Attached { holder, exported }, _) if holder.node == *node => Ok(Attachment {
-                volume: volume.clone(),
-                size: state.spec.size,
-                exported: exported.clone(),
-                read_only: holder.mode == AccessMode::SingleReader,
-                busy_deadline: state.spec.busy_deadline,
-            }),
+            (Phase::Attached { holder, exported }, _) if holder.node == *node => {
+                let mut exported = exported.clone();
+                if exported.target.protocol == Protocol::Iscsi {
+                    exported.target.chap = self.inner.secrets(&state).await;
+                }
+                Ok(Attachment {
+                    volume: volume.clone(),
+                    size: state.spec.size,
+                    exported,
+                    read_only: holder.mode == AccessMode::SingleReader,
+                    busy_deadline: state.spec.busy_deadline,
+                })
+            }
             (_, Some(holder)) if holder.node == *node => Err(ArbiterError::NotYet(format!(
                 "volume {volume} is on its way to node {node} ({})",
                 state.stage().name()

@@ -13,7 +13,7 @@ use uuid::Uuid;
 
 use super::*;
 use crate::attach::ports::{
-    Content, ExportRequest, Exported, FenceRequest, Home, HomeError, HostIdentity, Node,
+    Chap, Content, ExportRequest, Exported, FenceRequest, Home, HomeError, HostIdentity, Node,
     NodeAnswer, Protocol, SettledBy, Settlement, SnapshotInfo, Target,
 };
 use crate::attach::record::TicketKind;
@@ -175,14 +175,20 @@ impl Home for Door {
             Ok(Exported {
                 epoch: request.epoch,
                 target: Target {
-                    subsystem: format!("nqn.{}", request.epoch),
-                    namespace: Uuid::nil(),
+                    protocol: request.protocol,
+                    name: format!("nqn.{}", request.epoch),
+                    unit: Uuid::nil(),
                     address: SocketAddr::from(([127, 0, 0, 1], 4420)),
+                    chap: None,
                 },
                 ever_written: false,
             })
         })
         .await
+    }
+    async fn secrets(&self, _: &VolumeId, epoch: Epoch) -> Result<Chap, HomeError> {
+        self.call(|_| Ok(Chap::fresh("iqn.i", &format!("iqn.{epoch}"))))
+            .await
     }
     async fn fence(&self, request: &FenceRequest) -> Result<Settlement, HomeError> {
         self.call(|world| {
@@ -354,10 +360,7 @@ fn registration(name: &str, boot: &str, attached: Vec<(VolumeId, Epoch)>) -> Reg
     Registration {
         node: id(name),
         incarnation: boot.to_owned(),
-        host: HostIdentity {
-            nqn: format!("nqn.{name}"),
-            id: Uuid::nil(),
-        },
+        host: HostIdentity::of(format!("nqn.{name}"), Uuid::nil()),
         agent: SocketAddr::from(([127, 0, 0, 1], 1)),
         has_pool: name == "a",
         attached,
@@ -589,6 +592,25 @@ async fn publish_is_idempotent_and_refuses_what_another_holds() {
     let nothing = publish(arbiter, &id("nothing"), "a").await;
     assert_eq!(nothing, Err(ArbiterError::NoVolume(id("nothing"))));
     let other = arbiter.attachment(&volume, &id("b")).await;
+    assert!(matches!(other, Err(ArbiterError::NotPublished { .. })));
+}
+
+#[tokio::test]
+async fn only_the_holder_of_an_iscsi_volume_is_told_its_secrets() {
+    let (_folder, _world, life, volume) = with_volume().await;
+    publish(&life.arbiter, &volume, "a").await.unwrap();
+    let plain = life.arbiter.attachment(&volume, &id("a")).await.unwrap();
+    assert_eq!(plain.exported.target.chap, None);
+
+    let mut asked = request("secret", 2);
+    asked.protocol = Protocol::Iscsi;
+    let volume = life.arbiter.create_volume(asked).await.unwrap().spec.id;
+    publish(&life.arbiter, &volume, "a").await.unwrap();
+    let target = life.arbiter.attachment(&volume, &id("a")).await;
+    let target = target.unwrap().exported.target;
+    assert_eq!(target.protocol, Protocol::Iscsi);
+    assert!(target.chap.is_some(), "{target:?}");
+    let other = life.arbiter.attachment(&volume, &id("b")).await;
     assert!(matches!(other, Err(ArbiterError::NotPublished { .. })));
 }
 

@@ -370,6 +370,7 @@ impl VolumeState {
                     epoch: self.epoch,
                     node: holder.node.clone(),
                     host: holder.host.clone(),
+                    protocol: self.spec.protocol,
                     read_only: holder.mode == AccessMode::SingleReader,
                 };
                 Task::Export(Grant::new(cleared, request).ok()?)

@@ -21,10 +21,7 @@ fn node(name: &str) -> NodeId {
 fn holder(name: &str) -> Holder {
     Holder {
         node: node(name),
-        host: HostIdentity {
-            nqn: format!("nqn.{name}"),
-            id: Uuid::nil(),
-        },
+        host: HostIdentity::of(format!("nqn.{name}"), Uuid::nil()),
         mode: AccessMode::SingleWriter,
     }
 }
@@ -80,9 +77,11 @@ fn exported(epoch: Epoch) -> Exported {
     Exported {
         epoch,
         target: Target {
-            subsystem: format!("nqn.v:{epoch}"),
-            namespace: Uuid::nil(),
+            protocol: Protocol::NvmeTcp,
+            name: format!("nqn.v:{epoch}"),
+            unit: Uuid::nil(),
             address: "127.0.0.1:4420".parse().unwrap(),
+            chap: None,
         },
         ever_written: false,
     }

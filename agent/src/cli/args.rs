@@ -160,6 +160,9 @@ pub enum Volume {
         /// The node whose pool shall hold it [default: the one with most room]
         #[arg(long)]
         home: Option<NodeId>,
+        /// The protocol its hosts reach it by
+        #[arg(long, default_value = "nvme-tcp", value_parser = ["nvme-tcp", "iscsi"])]
+        protocol: String,
         /// Begin as a clone of this snapshot
         #[arg(long, conflicts_with = "from_volume")]
         from_snapshot: Option<SnapshotId>,

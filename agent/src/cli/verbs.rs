@@ -115,6 +115,7 @@ async fn volume(verb: Volume) -> anyhow::Result<()> {
             name,
             size,
             home,
+            protocol,
             from_snapshot,
             from_volume,
             controller,
@@ -130,6 +131,7 @@ async fn volume(verb: Volume) -> anyhow::Result<()> {
                 size: size.0,
                 content: Some(pb::Content { source }),
                 home: home.map(|h| h.to_string()).unwrap_or_default(),
+                protocol,
                 ..Default::default()
             };
             let answer = controller

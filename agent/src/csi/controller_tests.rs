@@ -16,10 +16,7 @@ fn record(name: &str, has_pool: bool, lost: bool) -> NodeRecord {
     NodeRecord {
         node: node(name),
         incarnation: "boot-1".to_owned(),
-        host: HostIdentity {
-            nqn: "nqn.x".to_owned(),
-            id: uuid::Uuid::nil(),
-        },
+        host: HostIdentity::of("nqn.x", uuid::Uuid::nil()),
         agent: "127.0.0.1:1".parse().unwrap(),
         has_pool,
         seen: SystemTime::UNIX_EPOCH,

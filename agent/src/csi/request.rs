@@ -81,8 +81,6 @@ pub const DEFAULT_SIZE: Bytes = Bytes(1 << 30);
 const LARGEST: u64 = i64::MAX as u64 - (MIB - 1);
 /// Keys of the cluster's own that ride along in parameters.
 const CLUSTER_PREFIX: &str = "csi.storage.k8s.io/";
-/// The protocols that this version exports.
-const PROTOCOLS: &str = "nvme-tcp";
 /// The longest busyDeadline.
 const LONGEST_BUSY: Duration = Duration::from_secs(24 * 60 * 60);
 
@@ -351,16 +349,13 @@ fn class(
 }
 
 fn protocol(text: &str) -> Result<Protocol, String> {
-    match text {
-        "nvme-tcp" => Ok(Protocol::NvmeTcp),
-        "iscsi" => Err(format!(
-            "iscsi is not in this version; known is {PROTOCOLS}"
-        )),
-        other => Err(format!(
-            "{:?} is not a protocol; known is {PROTOCOLS}",
-            shown(other)
-        )),
-    }
+    Protocol::named(text).ok_or_else(|| {
+        format!(
+            "{:?} is not a protocol; known are {}",
+            shown(text),
+            Protocol::ALL.map(Protocol::name).join(" and ")
+        )
+    })
 }
 
 /// A caller's text, short enough to be shown.

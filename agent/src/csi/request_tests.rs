@@ -133,6 +133,8 @@ fn sizes_are_checked() {
 fn parameters_are_known_by_name() {
     let asked = c::create(&with_parameter("protocol", "nvme-tcp")).unwrap();
     assert_eq!(asked.volume.protocol, Protocol::NvmeTcp);
+    let asked = c::create(&with_parameter("protocol", "iscsi")).unwrap();
+    assert_eq!(asked.volume.protocol, Protocol::Iscsi);
     assert_eq!(asked.volume.parameters.len(), 1);
     let asked = c::create(&with_parameter("home", "node-a.example")).unwrap();
     assert_eq!(asked.volume.home, Some("node-a.example".parse().unwrap()));
@@ -142,14 +144,9 @@ fn parameters_are_known_by_name() {
     assert!(asked.volume.parameters.is_empty());
 
     let refused = |key, value| text(c::create(&with_parameter(key, value)).unwrap_err());
-    let iscsi = refused("protocol", "iscsi");
-    assert!(
-        iscsi.contains("iscsi is not in this version") && iscsi.contains("nvme-tcp"),
-        "{iscsi}"
-    );
     let unknown = refused("protocol", "nbd");
     assert!(
-        unknown.contains("nbd") && unknown.contains("nvme-tcp"),
+        unknown.contains("nbd") && unknown.contains("nvme-tcp and iscsi"),
         "{unknown}"
     );
     assert!(refused("Home", "a").contains("\"Home\""));
@@ -367,7 +364,7 @@ fn what_is_not_offered_is_not_confirmed_and_no_error() {
     assert!(c::validate(&sent).unwrap().refusal.is_some());
     sent.volume_capabilities = vec![block()];
     assert_eq!(c::validate(&sent).unwrap().refusal, None);
-    sent.parameters = [("protocol".to_owned(), "iscsi".to_owned())].into();
+    sent.parameters = [("protocol".to_owned(), "nbd".to_owned())].into();
     assert!(c::validate(&sent).unwrap().refusal.is_some());
     sent.volume_capabilities.clear();
     assert_eq!(

@@ -186,7 +186,10 @@ async fn home(process: &mut Process) -> anyhow::Result<Option<Home>> {
         pool,
         Arc::clone(&exports) as Arc<dyn crate::home::Frontend>,
         Arc::new(|file, path, size| Ok(Arc::new(FileDevice::new(file, path, size)?) as Arc<_>)),
-        HomeConfig::at(process.config.nvme_advertise),
+        HomeConfig::at(
+            process.config.nvme_advertise,
+            process.config.iscsi_advertise,
+        ),
     );
     let restored = home.restore().await;
     tracing::info!(

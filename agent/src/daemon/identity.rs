@@ -33,10 +33,7 @@ pub fn load(state_dir: &Path) -> anyhow::Result<HostIdentity> {
         }
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
             let id = Uuid::new_v4();
-            let host = HostIdentity {
-                nqn: format!("nqn.2014-08.org.nvmexpress:uuid:{id}"),
-                id,
-            };
+            let host = HostIdentity::of(format!("nqn.2014-08.org.nvmexpress:uuid:{id}"), id);
             let fresh = path.with_extension("new");
             let mut file = fs::File::create(&fresh).with_context(named)?;
             file.write_all(&serde_json::to_vec(&host)?)

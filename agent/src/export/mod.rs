@@ -22,7 +22,7 @@ use std::time::{Duration, SystemTime};
 use prometheus_client::registry::Registry;
 use uuid::Uuid;
 
-use crate::attach::ports::HostIdentity;
+use crate::attach::ports::{Chap, HostIdentity, Protocol};
 use crate::block::BlockDevice;
 use crate::block::gate::Gate;
 use crate::ids::{Epoch, VolumeId};
@@ -40,9 +40,13 @@ pub struct ExportSpec {
     pub volume: VolumeId,
     /// The epoch it is of.
     pub epoch: Epoch,
-    /// Subsystem NQN, made for this export alone.
+    /// The protocol it is exported over.
+    pub protocol: Protocol,
+    /// What both sides of an iSCSI export prove.
+    pub chap: Option<Chap>,
+    /// Subsystem NQN or target IQN, made for this export alone.
     pub subsystem: String,
-    /// Namespace UUID, made for this export alone.
+    /// Identity of the namespace or LUN, made for this export alone.
     pub namespace: Uuid,
     /// The one host that may connect.
     pub host: HostIdentity,
@@ -104,9 +108,24 @@ impl Exports {
         self.target.metrics.register(registry);
     }
 
+    /// Whether exports of this protocol are served.
+    pub fn serves(protocol: Protocol) -> bool {
+        match protocol {
+            Protocol::NvmeTcp => true,
+            Protocol::Iscsi => false,
+        }
+    }
+
     /// Serves one more export. The same identity again: nothing changes, and
     /// an identity that was closed is not opened again (the log says so).
     pub fn open(&self, spec: ExportSpec, device: Arc<dyn BlockDevice>) {
+        if !Self::serves(spec.protocol) {
+            tracing::error!(
+                name = %spec.subsystem, protocol = spec.protocol.name(),
+                "an export of a protocol that is not served"
+            );
+            return;
+        }
         let mut table = self.write();
         if table.closed.contains_key(&spec.subsystem) {
             tracing::error!(

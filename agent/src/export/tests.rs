@@ -140,12 +140,11 @@ fn spec(name: &str) -> ExportSpec {
     ExportSpec {
         volume: "vol-1".parse().unwrap(),
         epoch: Epoch(1),
+        protocol: Protocol::NvmeTcp,
+        chap: None,
         subsystem: format!("nqn.2026-01.io.drover:test:{name}"),
         namespace: Uuid::from_u128(7),
-        host: HostIdentity {
-            nqn: HOST.to_owned(),
-            id: Uuid::from_u128(1),
-        },
+        host: HostIdentity::of(HOST, Uuid::from_u128(1)),
         read_only: false,
     }
 }

@@ -78,6 +78,7 @@ pub fn export(record: &Record, floor: Epoch, request: &ExportRequest) -> ExportM
         ExportState::Open { export } if request.epoch == record.highest => {
             let same = export.node == request.node
                 && export.host == request.host
+                && export.protocol == request.protocol
                 && export.read_only == request.read_only;
             if same {
                 ExportMove::Repeat(export.clone())

@@ -5,7 +5,7 @@ use std::time::Duration;
 use uuid::Uuid;
 
 use super::*;
-use crate::attach::ports::{HostIdentity, SettledBy};
+use crate::attach::ports::{HostIdentity, Protocol, SettledBy};
 use crate::ids::NodeId;
 
 fn node(name: &str) -> NodeId {
@@ -13,10 +13,7 @@ fn node(name: &str) -> NodeId {
 }
 
 fn host() -> HostIdentity {
-    HostIdentity {
-        nqn: "nqn.2014-08.org.nvmexpress:uuid:a".into(),
-        id: Uuid::nil(),
-    }
+    HostIdentity::of("nqn.2014-08.org.nvmexpress:uuid:a", Uuid::nil())
 }
 
 fn open_at(epoch: u64) -> OpenExport {
@@ -24,8 +21,10 @@ fn open_at(epoch: u64) -> OpenExport {
         epoch: Epoch(epoch),
         node: node("a"),
         host: host(),
-        subsystem: "nqn.x".into(),
-        namespace: Uuid::nil(),
+        protocol: Protocol::NvmeTcp,
+        name: "nqn.x".into(),
+        unit: Uuid::nil(),
+        chap: None,
         read_only: false,
     }
 }
@@ -68,6 +67,7 @@ fn ask(epoch: u64) -> ExportRequest {
         epoch: Epoch(epoch),
         node: node("a"),
         host: host(),
+        protocol: Protocol::NvmeTcp,
         read_only: false,
     }
 }

@@ -11,7 +11,8 @@ use super::decide::{self, ExportMove, FenceMove};
 use super::frontend::ClosedGate;
 use super::site::{InHand, Serving, Site};
 use crate::attach::ports::{
-    ExportRequest, Exported, FenceRequest, HomeError, SettledBy, Settlement, Target,
+    Chap, ExportRequest, Exported, FenceRequest, HomeError, NAME_MAX, Protocol, SettledBy,
+    Settlement, Target, is_iqn,
 };
 use crate::block::BlockDevice;
 use crate::export::{Ended, ExportSpec};
@@ -20,13 +21,14 @@ use crate::pool::Volume;
 use crate::pool::device::FirstWrite;
 use crate::pool::record::{ExportState, OpenExport, Record};
 
-/// What an NQN may be long (NVMe base specification 2.0, section 4.5).
-const NQN_MAX: usize = 223;
-
-/// A subsystem NQN that no other export has or had.
-fn new_subsystem(volume: &VolumeId, epoch: Epoch) -> String {
+/// A subsystem NQN or target IQN that no other export has or had.
+fn new_name(protocol: Protocol, volume: &VolumeId, epoch: Epoch) -> String {
+    let kind = match protocol {
+        Protocol::NvmeTcp => "nqn",
+        Protocol::Iscsi => "iqn",
+    };
     let once = Uuid::new_v4().simple();
-    format!("nqn.2026-11.io.drover:{volume}:{epoch}:{once}")
+    format!("{kind}.2026-11.io.drover:{volume}:{epoch}:{once}")
 }
 
 /// A settlement of an epoch at which nothing was open.
@@ -61,9 +63,9 @@ impl Inner {
                 request.volume
             )));
         }
-        if request.host.nqn.is_empty() || request.host.nqn.len() > NQN_MAX {
+        if let Some(why) = self.unfit(request) {
             return Err(HomeError::Failed(format!(
-                "volume {}: the host NQN of node {} must have 1 to {NQN_MAX} bytes",
+                "volume {}, node {}: {why}",
                 request.volume, request.node
             )));
         }
@@ -83,12 +85,51 @@ impl Inner {
         Ok(Exported {
             epoch: export.epoch,
             target: Target {
-                subsystem: export.subsystem,
-                namespace: export.namespace,
-                address: self.config.address,
+                protocol: export.protocol,
+                address: self.config.address(export.protocol),
+                name: export.name,
+                unit: export.unit,
+                chap: None,
             },
             ever_written: volume.record().get().ever_written,
         })
+    }
+
+    /// The secrets of what the record holds open at an epoch.
+    pub(super) fn secrets(&self, volume: &VolumeId, epoch: Epoch) -> Result<Chap, HomeError> {
+        let record = self.pool.volume(volume)?.record().get();
+        if let Some(error) = decide::behind(&record) {
+            return Err(error);
+        }
+        match record.export {
+            ExportState::Open { export } if export.epoch == epoch => export.chap.ok_or_else(|| {
+                HomeError::Failed(format!("volume {volume} is not exported over iSCSI"))
+            }),
+            ExportState::Open { .. } | ExportState::Closing { .. } | ExportState::Closed => {
+                Err(HomeError::StaleEpoch {
+                    home: record.highest,
+                })
+            }
+        }
+    }
+
+    /// Why this home cannot export as it is asked to.
+    fn unfit(&self, request: &ExportRequest) -> Option<String> {
+        let host = &request.host;
+        match request.protocol {
+            protocol if !self.frontend.serves(protocol) => Some(format!(
+                "this home does not export over {}",
+                protocol.name()
+            )),
+            Protocol::NvmeTcp if host.nqn.is_empty() || host.nqn.len() > NAME_MAX => {
+                Some(format!("the host NQN must have 1 to {NAME_MAX} bytes"))
+            }
+            Protocol::Iscsi if !is_iqn(&host.iqn) => Some(format!(
+                "the initiator name {:?} is no IQN in lower case of at most {NAME_MAX} bytes",
+                host.iqn
+            )),
+            Protocol::NvmeTcp | Protocol::Iscsi => None,
+        }
     }
 
     async fn open_new(
@@ -97,12 +138,19 @@ impl Inner {
         site: &Arc<Site>,
         request: &ExportRequest,
     ) -> Result<OpenExport, HomeError> {
+        let name = new_name(request.protocol, &request.volume, request.epoch);
+        let chap = match request.protocol {
+            Protocol::NvmeTcp => None,
+            Protocol::Iscsi => Some(Chap::fresh(&request.host.iqn, &name)),
+        };
         let export = OpenExport {
             epoch: request.epoch,
             node: request.node.clone(),
             host: request.host.clone(),
-            subsystem: new_subsystem(&request.volume, request.epoch),
-            namespace: Uuid::new_v4(),
+            protocol: request.protocol,
+            name,
+            unit: Uuid::new_v4(),
+            chap,
             read_only: request.read_only,
         };
         // Before the record says open: a volume that cannot be served is not granted.
@@ -161,15 +209,17 @@ impl Inner {
             let spec = ExportSpec {
                 volume: volume.id().clone(),
                 epoch: export.epoch,
-                subsystem: export.subsystem.clone(),
-                namespace: export.namespace,
+                subsystem: export.name.clone(),
+                namespace: export.unit,
                 host: export.host.clone(),
+                protocol: export.protocol,
+                chap: export.chap.clone(),
                 read_only: export.read_only,
             };
             self.frontend.open(spec, Arc::clone(&device) as _);
             now.serving = Serving::Open {
                 epoch: export.epoch,
-                subsystem: export.subsystem.clone(),
+                name: export.name.clone(),
                 device: Arc::clone(&device),
             };
         }
@@ -261,10 +311,10 @@ impl Inner {
             InHand::Nothing => {
                 // Its process is dead, and this one got the pool's lock only
                 // when the last of that one's commands had ended.
-                self.frontend.remember_closed(&export.subsystem);
+                self.frontend.remember_closed(&export.name);
                 settlement.settled_by = SettledBy::ExitBarrier;
                 settlement.inside_at_close = inside_noted;
-                settlement.late_refused = self.frontend.late_refused(&export.subsystem);
+                settlement.late_refused = self.frontend.late_refused(&export.name);
                 return self
                     .record_closed(volume, site, Some(export), settlement)
                     .await;
@@ -306,7 +356,7 @@ impl Inner {
         let unfinished = match (noted, settled) {
             (Ok(_), Ok(time)) => {
                 let ended = gate.end().await;
-                self.frontend.remember_closed(&export.subsystem);
+                self.frontend.remember_closed(&export.name);
                 return Ok((time, ended));
             }
             (Err(error), _) => error,
@@ -330,7 +380,7 @@ impl Inner {
             record.highest = kept.epoch;
             record.export = ExportState::Closed;
             if let Some(export) = export {
-                record.remember_closed(&export.subsystem);
+                record.remember_closed(&export.name);
             }
             record.settlement = Some(kept);
         })
@@ -347,8 +397,8 @@ impl Inner {
     ) -> Result<(bool, u32), HomeError> {
         let (volume, site) = self.both(volume)?;
         let record = volume.record().get();
-        for subsystem in &record.closed {
-            self.frontend.remember_closed(subsystem);
+        for name in &record.closed {
+            self.frontend.remember_closed(name);
         }
         let closed = u32::try_from(record.closed.len()).unwrap_or(u32::MAX);
         if let Some(error) = decide::behind(&record) {
@@ -357,7 +407,7 @@ impl Inner {
         match &record.export {
             ExportState::Closed => Ok((false, closed)),
             ExportState::Closing { export, .. } => {
-                self.frontend.remember_closed(&export.subsystem);
+                self.frontend.remember_closed(&export.name);
                 Ok((false, closed + 1))
             }
             ExportState::Open { export } => {
@@ -427,11 +477,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_longest_identity_is_a_valid_nqn_and_never_the_same() {
+    fn the_longest_identity_is_a_valid_name_and_never_the_same() {
         let volume: VolumeId = "v".repeat(63).parse().unwrap();
-        let one = new_subsystem(&volume, Epoch(u64::MAX));
-        assert!(one.len() <= NQN_MAX, "{} bytes", one.len());
-        assert!(one.starts_with(&format!("nqn.2026-11.io.drover:{volume}:{}:", u64::MAX)));
-        assert_ne!(one, new_subsystem(&volume, Epoch(u64::MAX)));
+        for (protocol, kind) in [(Protocol::NvmeTcp, "nqn"), (Protocol::Iscsi, "iqn")] {
+            let one = new_name(protocol, &volume, Epoch(u64::MAX));
+            assert!(one.len() <= NAME_MAX, "{} bytes", one.len());
+            let begins = format!("{kind}.2026-11.io.drover:{volume}:{}:", u64::MAX);
+            assert!(one.starts_with(&begins), "{one}");
+            assert_eq!(is_iqn(&one), protocol == Protocol::Iscsi);
+            assert_ne!(one, new_name(protocol, &volume, Epoch(u64::MAX)));
+        }
     }
 }

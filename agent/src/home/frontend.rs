@@ -5,22 +5,25 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
+use crate::attach::ports::Protocol;
 use crate::block::BlockDevice;
 use crate::export::{Closing, Ended, ExportSpec, Exports};
 use crate::ids::VolumeId;
 
 /// The target, as the home sees it. [`Exports`] is the one there is.
 pub trait Frontend: Send + Sync {
+    /// Whether it serves exports of this protocol.
+    fn serves(&self, protocol: Protocol) -> bool;
     /// Serves one more export. The same identity again: nothing changes.
     fn open(&self, spec: ExportSpec, device: Arc<dyn BlockDevice>);
     /// Remembers an identity as closed for good.
-    fn remember_closed(&self, subsystem: &str);
+    fn remember_closed(&self, name: &str);
     /// Closes the gate at once. None: no such export is live.
-    fn close(&self, subsystem: &str) -> Option<Box<dyn ClosedGate>>;
+    fn close(&self, name: &str) -> Option<Box<dyn ClosedGate>>;
     /// Tells the hosts of a volume's exports that its size has changed.
     fn resized(&self, volume: &VolumeId);
     /// Commands that came for a closed export after its gate had closed.
-    fn late_refused(&self, subsystem: &str) -> u64;
+    fn late_refused(&self, name: &str) -> u64;
 }
 
 /// An export whose gate is closed and whose hosts do not know it yet.
@@ -36,16 +39,20 @@ pub trait ClosedGate: Send + Sync {
 }
 
 impl Frontend for Exports {
+    fn serves(&self, protocol: Protocol) -> bool {
+        Exports::serves(protocol)
+    }
+
     fn open(&self, spec: ExportSpec, device: Arc<dyn BlockDevice>) {
         Exports::open(self, spec, device);
     }
 
-    fn remember_closed(&self, subsystem: &str) {
-        Exports::remember_closed(self, subsystem);
+    fn remember_closed(&self, name: &str) {
+        Exports::remember_closed(self, name);
     }
 
-    fn close(&self, subsystem: &str) -> Option<Box<dyn ClosedGate>> {
-        let closing = Exports::close(self, subsystem)?;
+    fn close(&self, name: &str) -> Option<Box<dyn ClosedGate>> {
+        let closing = Exports::close(self, name)?;
         Some(Box::new(closing))
     }
 
@@ -53,8 +60,8 @@ impl Frontend for Exports {
         Exports::resized(self, volume);
     }
 
-    fn late_refused(&self, subsystem: &str) -> u64 {
-        Exports::late_refused(self, subsystem)
+    fn late_refused(&self, name: &str) -> u64 {
+        Exports::late_refused(self, name)
     }
 }
 

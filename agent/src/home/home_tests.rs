@@ -8,7 +8,7 @@ use tokio::sync::watch;
 use uuid::Uuid;
 
 use super::*;
-use crate::attach::ports::{Home as _, HostIdentity, SettledBy};
+use crate::attach::ports::{Home as _, HostIdentity, Protocol, SettledBy};
 use crate::block::{BLOCK, BlockDevice};
 use crate::export::{Ended, ExportSpec};
 use crate::ids::{Lba, NodeId};
@@ -56,6 +56,9 @@ impl Target {
 }
 
 impl Frontend for Target {
+    fn serves(&self, _: Protocol) -> bool {
+        true
+    }
     fn open(&self, spec: ExportSpec, device: Arc<dyn BlockDevice>) {
         let mut live = self.live.lock().unwrap();
         assert!(live.values().all(|(other, ..)| other.volume != spec.volume));
@@ -116,7 +119,10 @@ struct Bench {
 }
 
 fn home_over(pool: Arc<Pool>, target: &Arc<Target>) -> Home {
-    let mut config = HomeConfig::at("127.0.0.1:4420".parse().unwrap());
+    let mut config = HomeConfig::at(
+        "127.0.0.1:4420".parse().unwrap(),
+        "127.0.0.1:3260".parse().unwrap(),
+    );
     config.settle = Duration::from_millis(20);
     Home::new(pool, Arc::clone(target) as _, plain(), config)
 }
@@ -189,10 +195,11 @@ fn request(node: &str, epoch: u64) -> ExportRequest {
         volume: vol("vol-1"),
         epoch: Epoch(epoch),
         node: node.parse::<NodeId>().unwrap(),
-        host: HostIdentity {
-            nqn: format!("nqn.2014-08.org.nvmexpress:uuid:{node}"),
-            id: Uuid::nil(),
-        },
+        host: HostIdentity::of(
+            format!("nqn.2014-08.org.nvmexpress:uuid:{node}"),
+            Uuid::nil(),
+        ),
+        protocol: Protocol::NvmeTcp,
         read_only: false,
     }
 }
@@ -207,7 +214,7 @@ async fn a_volume_moves_by_fence_and_export() {
     let first = bench.export("a", 1).await.unwrap();
     assert!(!first.ever_written);
     assert_eq!(bench.export("a", 1).await.unwrap(), first, "a repeat");
-    assert_eq!(bench.target.live(), [&*first.target.subsystem]);
+    assert_eq!(bench.target.live(), [&*first.target.name]);
     let device = bench.target.device("vol-1");
     device.write(Lba(0), &[1; BLOCK as usize], true).unwrap();
 
@@ -217,7 +224,7 @@ async fn a_volume_moves_by_fence_and_export() {
     assert_eq!(settled.node, Some("a".parse().unwrap()));
     assert_eq!(settled.settled_by, SettledBy::Drained);
     assert_eq!((settled.sessions_ended, settled.inside_at_close), (3, 0));
-    assert!(bench.target.is_closed(&first.target.subsystem));
+    assert!(bench.target.is_closed(&first.target.name));
     assert!(bench.target.live().is_empty());
     assert_eq!(
         bench.export("a", 1).await.unwrap_err(),
@@ -227,14 +234,14 @@ async fn a_volume_moves_by_fence_and_export() {
 
     let second = bench.export("b", 2).await.unwrap();
     assert!(second.ever_written);
-    assert_ne!(second.target.subsystem, first.target.subsystem);
-    assert_ne!(second.target.namespace, first.target.namespace);
+    assert_ne!(second.target.name, first.target.name);
+    assert_ne!(second.target.unit, first.target.unit);
     assert_eq!(
         bench.fence(1, true).await.unwrap_err(),
         stale(2),
         "a late fence"
     );
-    assert_eq!(bench.target.live(), [second.target.subsystem]);
+    assert_eq!(bench.target.live(), [second.target.name]);
 }
 
 #[tokio::test]
@@ -278,7 +285,7 @@ async fn no_settlement_while_a_command_is_inside() {
         settled.inside_at_close, 2,
         "the number at the closing stays"
     );
-    assert!(bench.target.is_closed(&exported.target.subsystem));
+    assert!(bench.target.is_closed(&exported.target.name));
     bench.export("b", 2).await.unwrap();
 }
 
@@ -373,8 +380,8 @@ async fn after_a_crash_exports_are_as_the_record_says() {
     let bench = bench.restart();
     let restored = bench.home.restore().await;
     assert_eq!((restored.open, restored.closed), (1, 1));
-    assert_eq!(bench.target.live(), [&*second.target.subsystem]);
-    assert!(bench.target.is_closed(&first.target.subsystem));
+    assert_eq!(bench.target.live(), [&*second.target.name]);
+    assert!(bench.target.is_closed(&first.target.name));
     assert_eq!(
         bench.export("b", 2).await.unwrap(),
         second,
@@ -405,7 +412,7 @@ async fn a_fence_before_the_restore_settles_by_the_dead_owners_end() {
     let bench = bench.restart();
     let settled = bench.fence(1, true).await.unwrap();
     assert_eq!(settled.settled_by, SettledBy::ExitBarrier);
-    assert!(bench.target.is_closed(&exported.target.subsystem));
+    assert!(bench.target.is_closed(&exported.target.name));
     assert_eq!(bench.home.restore().await.open, 0);
 }
 
@@ -566,7 +573,10 @@ async fn a_device_that_does_not_open_opens_no_export() {
             plain()(file, path, size)
         })
     };
-    let config = HomeConfig::at("127.0.0.1:4420".parse().unwrap());
+    let config = HomeConfig::at(
+        "127.0.0.1:4420".parse().unwrap(),
+        "127.0.0.1:3260".parse().unwrap(),
+    );
     let pool = Arc::clone(bench.home.pool());
     let home = Home::new(pool, Arc::clone(&bench.target) as _, open, config);
     assert!(home.export(&request("a", 1)).await.is_err());
@@ -574,7 +584,7 @@ async fn a_device_that_does_not_open_opens_no_export() {
     assert_eq!(bench.record().highest, Epoch(0), "nothing was granted");
     works.store(true, Ordering::Relaxed);
     let exported = home.export(&request("a", 1)).await.unwrap();
-    assert_eq!(bench.target.live(), [exported.target.subsystem]);
+    assert_eq!(bench.target.live(), [exported.target.name]);
 }
 
 #[tokio::test]
@@ -654,7 +664,7 @@ async fn a_record_that_cannot_be_written_gives_no_settlement_needs_root() {
         assert!(matches!(error, HomeError::Failed(_)), "{error:?}");
         assert!(error.to_string().contains("vol-1/record"), "{error}");
         assert!(target.live().is_empty(), "the gate stays closed");
-        assert!(!target.is_closed(&exported.target.subsystem), "not ended");
+        assert!(!target.is_closed(&exported.target.name), "not ended");
     }
     assert_eq!(home.export(&request("a", 1)).await.unwrap_err(), stale(1));
     drop((home, target));
@@ -663,7 +673,7 @@ async fn a_record_that_cannot_be_written_gives_no_settlement_needs_root() {
     let target = Arc::new(Target::default());
     let home = home_over(open_pool(&fs.pool()).unwrap(), &target);
     assert_eq!(home.restore().await.open, 1);
-    assert_eq!(target.live(), [exported.target.subsystem]);
+    assert_eq!(target.live(), [exported.target.name]);
     home.fence(&fence).await.unwrap();
 }
 
@@ -681,4 +691,47 @@ async fn without_reflink_snapshots_are_unsupported_needs_root() {
         matches!(refused, Err(HomeError::Unsupported(_))),
         "{refused:?}"
     );
+}
+
+#[tokio::test]
+async fn an_iscsi_export_has_its_own_secrets_and_keeps_them_over_a_restart() {
+    let bench = Bench::with_volume().await;
+    let ask = |epoch| ExportRequest {
+        protocol: Protocol::Iscsi,
+        ..request("a", epoch)
+    };
+    let first = bench.home.export(&ask(1)).await.unwrap();
+    assert_eq!(first.target.address.port(), 3260);
+    assert!(first.target.name.starts_with("iqn."), "{first:?}");
+    let secrets = |home: &Home, epoch| {
+        let home = home.clone();
+        async move { home.secrets(&vol("vol-1"), Epoch(epoch)).await }
+    };
+    let chap = secrets(&bench.home, 1).await.unwrap();
+    assert_eq!(
+        secrets(&bench.home, 2).await,
+        Err(stale(1)),
+        "opens nothing"
+    );
+    assert_eq!(chap.initiator.name, ask(1).host.iqn);
+    assert_ne!(chap.initiator.secret, chap.target.secret);
+
+    let bench = bench.restart();
+    assert_eq!(bench.home.restore().await.open, 1);
+    let again = bench.home.export(&ask(1)).await.unwrap();
+    assert_eq!(again, first, "a repeat");
+    assert_eq!(secrets(&bench.home, 1).await.unwrap(), chap);
+    let other = bench.export("a", 1).await.unwrap_err().to_string();
+    assert!(other.contains("one holder"), "{other}");
+    bench.fence(1, true).await.unwrap();
+    assert_eq!(secrets(&bench.home, 1).await, Err(stale(1)), "ended");
+    bench.home.export(&ask(2)).await.unwrap();
+    let fresh = secrets(&bench.home, 2).await.unwrap();
+    assert_ne!(fresh.initiator.secret, chap.initiator.secret);
+    assert_ne!(fresh.target.secret, chap.target.secret);
+
+    let mut nameless = ask(2);
+    nameless.host.iqn = "host".to_owned();
+    let refused = bench.home.export(&nameless).await.unwrap_err().to_string();
+    assert!(refused.contains("\"host\""), "{refused}");
 }

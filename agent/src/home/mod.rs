@@ -44,7 +44,8 @@ pub use frontend::{ClosedGate, Frontend};
 pub use volumes::RestoreTarget;
 
 use crate::attach::ports::{
-    Capacity, Content, ExportRequest, Exported, FenceRequest, HomeError, Settlement, SnapshotInfo,
+    Capacity, Chap, Content, ExportRequest, Exported, FenceRequest, HomeError, Protocol,
+    Settlement, SnapshotInfo,
 };
 use crate::ids::{Bytes, Epoch, SnapshotId, VolumeId};
 use crate::pool::device::OpenBacking;
@@ -55,8 +56,10 @@ use site::Site;
 /// What of a home can be chosen.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HomeConfig {
-    /// Where hosts reach this home's target.
-    pub address: SocketAddr,
+    /// Where hosts reach this home's NVMe/TCP target.
+    pub nvme_address: SocketAddr,
+    /// Where hosts reach this home's iSCSI target.
+    pub iscsi_address: SocketAddr,
     /// How long one Fence waits for the commands inside the gate. Default 2 s.
     pub settle: Duration,
     /// How long a call about epochs waits for the disk and for the call before
@@ -67,13 +70,22 @@ pub struct HomeConfig {
 }
 
 impl HomeConfig {
-    /// The defaults, for a target at `address`.
-    pub fn at(address: SocketAddr) -> Self {
+    /// The defaults, for targets at these addresses.
+    pub fn at(nvme_address: SocketAddr, iscsi_address: SocketAddr) -> Self {
         Self {
-            address,
+            nvme_address,
+            iscsi_address,
             settle: Duration::from_secs(2),
             deadline: Duration::from_secs(10),
             data_deadline: Duration::from_secs(60),
+        }
+    }
+
+    /// Where hosts reach exports of this protocol.
+    pub(super) fn address(&self, protocol: Protocol) -> SocketAddr {
+        match protocol {
+            Protocol::NvmeTcp => self.nvme_address,
+            Protocol::Iscsi => self.iscsi_address,
         }
     }
 }
@@ -398,6 +410,10 @@ impl crate::attach::ports::Home for Home {
             async move { inner.export(&request).await },
         )
         .await
+    }
+
+    async fn secrets(&self, volume: &VolumeId, epoch: Epoch) -> Result<Chap, HomeError> {
+        self.inner.secrets(volume, epoch)
     }
 
     async fn fence(&self, request: &FenceRequest) -> Result<Settlement, HomeError> {

@@ -15,8 +15,8 @@ pub enum Serving {
     Open {
         /// Its epoch.
         epoch: Epoch,
-        /// Its subsystem NQN.
-        subsystem: String,
+        /// Its name.
+        name: String,
         /// Its device.
         device: Arc<FirstWrite>,
     },
@@ -84,15 +84,13 @@ impl Site {
         let mut now = self.now();
         now.floor = now.floor.max(epoch);
         if let Serving::Open {
-            epoch: open,
-            subsystem,
-            ..
+            epoch: open, name, ..
         } = &now.serving
             && *open <= epoch
         {
-            let gate = frontend.close(subsystem);
+            let gate = frontend.close(name);
             if gate.is_none() {
-                tracing::error!(subsystem, "the target did not know an open export");
+                tracing::error!(name, "the target did not know an open export");
             }
             now.serving = Serving::Closing(gate);
         }

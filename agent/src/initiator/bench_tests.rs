@@ -14,8 +14,8 @@ use uuid::Uuid;
 use super::child::tests::children;
 use super::*;
 use crate::attach::ports::{
-    Access, Disk, Exported, FsType, Holder, Judgement, PublishRequest, StageRequest, Staging,
-    Target, Verdict,
+    Access, Disk, Exported, FsType, Holder, Judgement, Protocol, PublishRequest, StageRequest,
+    Staging, Target, Verdict,
 };
 use crate::ids::{Bytes, Diskseq};
 
@@ -55,7 +55,7 @@ impl Fabric for Loops {
             .iter()
             .map(|(nqn, (disk, namespace))| Attached {
                 name: nqn.parse().unwrap(),
-                controllers: vec![("nvme0".to_owned(), "live".to_owned())],
+                links: vec![("nvme0".to_owned(), "live".to_owned())],
                 device: Some(Device {
                     disk: Disk {
                         name: disk.clone(),
@@ -63,7 +63,7 @@ impl Fabric for Loops {
                     },
                     number: read(disk, "dev").parse().unwrap(),
                     size: Bytes(read(disk, "size").parse::<u64>().unwrap() * 512),
-                    namespace: Some(*namespace),
+                    unit: Some(*namespace),
                     read_only: read(disk, "ro") == "1",
                 }),
             })
@@ -74,17 +74,17 @@ impl Fabric for Loops {
         let node = sh(&format!("losetup --direct-io=off -f --show {backing}"));
         let disk = node.strip_prefix("/dev/").unwrap().to_owned();
         let mut live = self.live.lock().unwrap();
-        live.insert(target.subsystem.clone(), (disk, target.namespace));
+        live.insert(target.name.clone(), (disk, target.unit));
         Ok(Duration::ZERO)
     }
     async fn disconnect(&self, name: &ExportName) -> Result<Duration, NodeError> {
-        if let Some((disk, _)) = self.live.lock().unwrap().remove(name.nqn()) {
+        if let Some((disk, _)) = self.live.lock().unwrap().remove(name.as_str()) {
             let_go(&disk);
         }
         Ok(Duration::ZERO)
     }
     async fn rescan(&self, name: &ExportName) -> Result<(), NodeError> {
-        if let Some((disk, _)) = self.live.lock().unwrap().get(name.nqn()) {
+        if let Some((disk, _)) = self.live.lock().unwrap().get(name.as_str()) {
             sh(&format!("losetup -c /dev/{disk}"));
         }
         Ok(())
@@ -210,9 +210,11 @@ impl Bench {
             exported: Exported {
                 epoch: Epoch(epoch),
                 target: Target {
-                    subsystem: format!("{NQN_PREFIX}{}:{epoch}:r{epoch}", self.volume),
-                    namespace: Uuid::from_u128(u128::from(epoch)),
+                    protocol: Protocol::NvmeTcp,
+                    name: format!("{NQN_PREFIX}{}:{epoch}:r{epoch}", self.volume),
+                    unit: Uuid::from_u128(u128::from(epoch)),
                     address: "127.0.0.1:4420".parse().unwrap(),
+                    chap: None,
                 },
                 ever_written,
             },

@@ -1,7 +1,7 @@
 //! What this node's kernel has attached: the edge that tests replace.
 //!
 //! The kernel is the only memory of what is attached; drover keeps none beside
-//! it. An export's subsystem NQN carries volume and epoch
+//! it. An export's name carries volume and epoch
 //! ([`ExportName`]), so a restarted agent reads from sysfs all it must know.
 
 use std::fmt;
@@ -11,47 +11,55 @@ use std::time::Duration;
 use async_trait::async_trait;
 use uuid::Uuid;
 
-use crate::attach::ports::{Disk, NodeError, Target};
+use crate::attach::ports::{Disk, NAME_MAX, NodeError, Protocol, Target, is_iqn};
 use crate::ids::{Bytes, Epoch, VolumeId};
 
 /// The beginning of every subsystem NQN of drover's.
 pub const NQN_PREFIX: &str = "nqn.2026-11.io.drover:";
-/// The longest NQN there is (NVMe Base Specification, "NVMe Qualified Names").
-const NQN_MAX: usize = 223;
+/// The beginning of every target IQN of drover's.
+pub const IQN_PREFIX: &str = "iqn.2026-11.io.drover:";
 
-/// An export's subsystem NQN: `nqn.2026-11.io.drover:VOLUME:EPOCH:RANDOM`.
+/// An export's name, a subsystem NQN or a target IQN:
+/// `nqn.2026-11.io.drover:VOLUME:EPOCH:RANDOM`, or the same with `iqn`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct ExportName {
     /// The volume.
     pub volume: VolumeId,
     /// The epoch it was made for.
     pub epoch: Epoch,
-    nqn: String,
+    /// The protocol it is reached by.
+    pub protocol: Protocol,
+    text: String,
 }
 
 /// A text that is no export's name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is no subsystem NQN of drover's ({NQN_PREFIX}VOLUME:EPOCH:RANDOM)")]
+#[error("{0:?} is no name of an export of drover's ({NQN_PREFIX}VOLUME:EPOCH:RANDOM, or iqn)")]
 pub struct NotOurs(String);
 
 impl ExportName {
-    /// The whole NQN.
-    pub fn nqn(&self) -> &str {
-        &self.nqn
+    /// The whole name.
+    pub fn as_str(&self) -> &str {
+        &self.text
     }
 }
 
 impl FromStr for ExportName {
     type Err = NotOurs;
-    fn from_str(nqn: &str) -> Result<Self, NotOurs> {
+    fn from_str(text: &str) -> Result<Self, NotOurs> {
         let parse = || {
-            let mut parts = nqn.strip_prefix(NQN_PREFIX)?.split(':');
+            let (protocol, rest) = match text.strip_prefix(NQN_PREFIX) {
+                Some(rest) => (Protocol::NvmeTcp, rest),
+                None => (Protocol::Iscsi, text.strip_prefix(IQN_PREFIX)?),
+            };
+            let mut parts = rest.split(':');
             let volume = parts.next()?.parse().ok()?;
             let epoch = parts.next()?;
             let random = parts.next()?;
             // One spelling per export: "7", never "+7" or "007".
             let number: u64 = epoch.parse().ok()?;
-            let sound = nqn.len() <= NQN_MAX
+            let sound = text.len() <= NAME_MAX
+                && (protocol == Protocol::NvmeTcp || is_iqn(text))
                 && parts.next().is_none()
                 && number.to_string() == epoch
                 && !random.is_empty()
@@ -61,16 +69,17 @@ impl FromStr for ExportName {
             sound.then(|| Self {
                 volume,
                 epoch: Epoch(number),
-                nqn: nqn.to_owned(),
+                protocol,
+                text: text.to_owned(),
             })
         };
-        parse().ok_or_else(|| NotOurs(nqn.chars().take(300).collect()))
+        parse().ok_or_else(|| NotOurs(text.chars().take(300).collect()))
     }
 }
 
 impl fmt::Display for ExportName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.nqn)
+        f.write_str(&self.text)
     }
 }
 
@@ -112,8 +121,8 @@ pub struct Device {
     pub number: DevNumber,
     /// Its size now.
     pub size: Bytes,
-    /// The namespace's identity.
-    pub namespace: Option<Uuid>,
+    /// The namespace's or LUN's identity.
+    pub unit: Option<Uuid>,
     /// Whether the kernel refuses writes to it.
     pub read_only: bool,
 }
@@ -123,8 +132,9 @@ pub struct Device {
 pub struct Attached {
     /// Which.
     pub name: ExportName,
-    /// The controllers of this host in its subsystem, with the state of each.
-    pub controllers: Vec<(String, String)>,
+    /// This host's links to it (NVMe controllers, iSCSI sessions), with the
+    /// state of each.
+    pub links: Vec<(String, String)>,
     /// Its disk, once the kernel has made it.
     pub device: Option<Device>,
 }
@@ -137,10 +147,10 @@ pub trait Fabric: Send + Sync {
     fn attached(&self) -> Result<Vec<Attached>, NodeError>;
     /// Connects to an export. Does not wait for its disk. How long the kernel took.
     async fn connect(&self, target: &Target) -> Result<Duration, NodeError>;
-    /// Deletes this host's controllers of an export; what is in flight fails.
+    /// Ends this host's links to an export; what is in flight fails.
     /// None: success. How long the kernel took.
     async fn disconnect(&self, name: &ExportName) -> Result<Duration, NodeError>;
-    /// Lets the kernel look at the namespace again (its size has changed).
+    /// Lets the kernel look at the disk again (its size has changed).
     async fn rescan(&self, name: &ExportName) -> Result<(), NodeError>;
     /// Whether a block device with this number is there.
     fn is_there(&self, number: DevNumber) -> bool;
@@ -154,7 +164,22 @@ mod tests {
     fn an_nqn_of_ours_is_taken_apart() {
         let name: ExportName = "nqn.2026-11.io.drover:vol-1:7:ab12".parse().unwrap();
         assert_eq!((name.volume.as_str(), name.epoch), ("vol-1", Epoch(7)));
-        assert_eq!(name.nqn(), "nqn.2026-11.io.drover:vol-1:7:ab12");
+        assert_eq!(name.as_str(), "nqn.2026-11.io.drover:vol-1:7:ab12");
+    }
+
+    #[test]
+    fn an_iqn_of_ours_is_taken_apart() {
+        let text = "iqn.2026-11.io.drover:vol-1:7:ab12";
+        let name: ExportName = text.parse().unwrap();
+        assert_eq!((name.volume.as_str(), name.epoch), ("vol-1", Epoch(7)));
+        assert_eq!((name.protocol, name.as_str()), (Protocol::Iscsi, text));
+        for iqn in [
+            "iqn.2026-11.io.drover:vol-1:7:AB",
+            "iqn.2026-11.io.drover.node:vol-1:7:ab",
+            "iqn.2026-11.io.drover:vol-1:7",
+        ] {
+            assert!(iqn.parse::<ExportName>().is_err(), "{iqn:?} was taken");
+        }
     }
 
     #[test]

@@ -475,7 +475,7 @@ async fn root_what_is_not_the_volumes_is_left_alone() {
     let error = bench.stage(Access::Block).await.unwrap_err();
     assert!(matches!(error, NodeError::Control(_)), "{error}");
     bench.grant(1, false);
-    bench.change(|a| a.exported.target.subsystem = format!("{NQN_PREFIX}vol-2:1:r1"));
+    bench.change(|a| a.exported.target.name = format!("{NQN_PREFIX}vol-2:1:r1"));
     let error = bench.stage(Access::Block).await.unwrap_err();
     assert!(error.to_string().contains("vol-2"), "{error}");
 }
@@ -484,7 +484,7 @@ async fn root_what_is_not_the_volumes_is_left_alone() {
 async fn root_another_namespace_identity_is_refused() {
     let bench = Bench::new(64);
     bench.stage(Access::Block).await.unwrap();
-    bench.change(|a| a.exported.target.namespace = Uuid::from_u128(99));
+    bench.change(|a| a.exported.target.unit = Uuid::from_u128(99));
     let error = bench.stage(mount(FsType::Ext4)).await.unwrap_err();
     assert!(matches!(error, NodeError::Unusable(_)), "{error}");
     let shown = bench.path("staging");

@@ -55,7 +55,9 @@ use tokio::sync::OwnedMutexGuard;
 
 pub use child::Children;
 pub use device::DeviceDeadlines;
-pub use fabric::{Attached, DevNumber, Device, ExportName, Fabric, NQN_PREFIX, NotOurs};
+pub use fabric::{
+    Attached, DevNumber, Device, ExportName, Fabric, IQN_PREFIX, NQN_PREFIX, NotOurs,
+};
 pub use nursery_main::child_main;
 pub use nvme::{FabricDeadlines, Nvme, Roots};
 
@@ -199,7 +201,7 @@ impl Initiator {
                 volume = %attached.name.volume,
                 epoch = %attached.name.epoch,
                 disk = attached.device.as_ref().map(|d| d.disk.name.as_str()),
-                controllers = ?attached.controllers,
+                links = ?attached.links,
                 "adopted an attachment"
             );
         }

@@ -136,7 +136,7 @@ impl Nvme {
         };
         Ok(Some(Attached {
             name,
-            controllers,
+            links: controllers,
             device,
         }))
     }
@@ -169,7 +169,7 @@ impl Nvme {
             number: dev,
             // sysfs counts 512-byte sectors whatever the block size.
             size: Bytes(sectors.saturating_mul(512)),
-            namespace: namespace.and_then(|text| Uuid::parse_str(&text).ok()),
+            unit: namespace.and_then(|text| Uuid::parse_str(&text).ok()),
             read_only: get("ro")?.as_deref() == Some("1"),
         }))
     }
@@ -203,7 +203,7 @@ impl Fabric for Nvme {
         for entry in names(&class)? {
             found.extend(self.subsystem(&class.join(entry))?);
         }
-        found.sort_by(|a, b| a.name.nqn().cmp(b.name.nqn()));
+        found.sort_by(|a, b| a.name.as_str().cmp(b.name.as_str()));
         Ok(found)
     }
 
@@ -219,7 +219,7 @@ impl Fabric for Nvme {
                 let (instance, cntlid) = parse_connected(&said).ok_or_else(|| {
                     NodeError::Failed(format!("the kernel answered a connect with {said:?}"))
                 })?;
-                tracing::info!(subsystem = target.subsystem, controller = instance, cntlid, address = %target.address, "connected");
+                tracing::info!(subsystem = target.name, controller = instance, cntlid, address = %target.address, "connected");
                 Ok(took)
             }
             Ok((other, _)) => Err(NodeError::Failed(format!(
@@ -230,7 +230,7 @@ impl Fabric for Nvme {
             Err(error) => match NodeError::from(error) {
                 NodeError::Failed(text) => Err(NodeError::Failed(format!(
                     "connect to {} at {}: {text}; the kernel's log says more",
-                    target.subsystem, target.address
+                    target.name, target.address
                 ))),
                 other => Err(other),
             },
@@ -243,10 +243,10 @@ impl Fabric for Nvme {
             if attached.name != *name {
                 continue;
             }
-            for (controller, _) in attached.controllers {
+            for (controller, _) in attached.links {
                 let op = Op::Delete {
                     controller: self.controller(&controller),
-                    subsystem: name.nqn().to_owned(),
+                    subsystem: name.as_str().to_owned(),
                 };
                 took += self.children.run(&op, self.deadlines.disconnect).await?.1;
             }
@@ -259,10 +259,10 @@ impl Fabric for Nvme {
             if attached.name != *name {
                 continue;
             }
-            for (controller, _) in attached.controllers {
+            for (controller, _) in attached.links {
                 let op = Op::Rescan {
                     controller: self.controller(&controller),
-                    subsystem: name.nqn().to_owned(),
+                    subsystem: name.as_str().to_owned(),
                 };
                 self.children.run(&op, self.deadlines.connect).await?;
             }
@@ -281,7 +281,7 @@ impl Fabric for Nvme {
 /// whose refusal is final, or an operator ends that.
 fn options(target: &Target, host: &HostIdentity, cpus: usize) -> Result<String, NodeError> {
     target
-        .subsystem
+        .name
         .parse::<ExportName>()
         .map_err(|e| NodeError::Failed(e.to_string()))?;
     if !host.nqn.starts_with("nqn.")
@@ -299,7 +299,7 @@ fn options(target: &Target, host: &HostIdentity, cpus: usize) -> Result<String, 
         "transport=tcp,traddr={},trsvcid={},nqn={},hostnqn={},hostid={},nr_io_queues={},keep_alive_tmo={KEEP_ALIVE},reconnect_delay={RECONNECT_DELAY},ctrl_loss_tmo=-1",
         target.address.ip(),
         target.address.port(),
-        target.subsystem,
+        target.name,
         host.nqn,
         host.id,
         cpus.clamp(1, QUEUES),

@@ -1,6 +1,7 @@
 //! The sysfs reader, on trees laid out as 6.12's.
 
 use super::*;
+use crate::attach::ports::Protocol;
 use crate::initiator::child::tests::children;
 
 const OURS: &str = "nqn.2014-08.org.nvmexpress:uuid:a";
@@ -48,10 +49,7 @@ impl Tree {
             sys: self.folder.path().join("sys"),
             dev: self.folder.path().join("dev"),
         };
-        let host = HostIdentity {
-            nqn: OURS.to_owned(),
-            id: Uuid::nil(),
-        };
+        let host = HostIdentity::of(OURS, Uuid::nil());
         Nvme::new(roots, host, children(), FabricDeadlines::default())
     }
 }
@@ -73,16 +71,13 @@ fn a_multipath_head_is_found_and_its_hidden_path_is_not() {
         .disk("nvme3n1");
     let found = tree.nvme().attached().unwrap();
     assert_eq!(found.len(), 1);
-    assert_eq!(found[0].name.nqn(), NQN);
-    assert_eq!(
-        found[0].controllers,
-        [("nvme3".to_owned(), "live".to_owned())]
-    );
+    assert_eq!(found[0].name.as_str(), NQN);
+    assert_eq!(found[0].links, [("nvme3".to_owned(), "live".to_owned())]);
     let device = found[0].device.as_ref().unwrap();
     assert_eq!(device.disk.name, "nvme3n1");
     assert_eq!(device.disk.diskseq, Diskseq(41));
     assert_eq!(device.size, Bytes(1 << 30));
-    assert_eq!(device.namespace, Some(Uuid::parse_str(UUID).unwrap()));
+    assert_eq!(device.unit, Some(Uuid::parse_str(UUID).unwrap()));
 }
 
 #[test]
@@ -96,7 +91,7 @@ fn a_disk_without_multipath_is_found_below_its_controller() {
     let found = tree.nvme().attached().unwrap();
     let device = found[0].device.as_ref().unwrap();
     assert_eq!(device.disk.name, "nvme5n1");
-    assert_eq!(device.namespace, Some(Uuid::parse_str(UUID).unwrap()));
+    assert_eq!(device.unit, Some(Uuid::parse_str(UUID).unwrap()));
 }
 
 #[test]
@@ -158,14 +153,13 @@ async fn every_controller_of_this_host_is_deleted_and_no_other() {
 
 #[test]
 fn the_option_string_is_as_the_kernel_takes_it() {
-    let host = HostIdentity {
-        nqn: OURS.to_owned(),
-        id: Uuid::nil(),
-    };
+    let host = HostIdentity::of(OURS, Uuid::nil());
     let mut target = Target {
-        subsystem: NQN.to_owned(),
-        namespace: Uuid::nil(),
+        protocol: Protocol::NvmeTcp,
+        name: NQN.to_owned(),
+        unit: Uuid::nil(),
         address: "[fd00::1]:4420".parse().unwrap(),
+        chap: None,
     };
     let text = options(&target, &host, 64).unwrap();
     assert_eq!(
@@ -179,13 +173,10 @@ fn the_option_string_is_as_the_kernel_takes_it() {
             .unwrap()
             .contains("nr_io_queues=1,")
     );
-    target.subsystem += ",ctrl_loss_tmo=0";
+    target.name += ",ctrl_loss_tmo=0";
     assert!(options(&target, &host, 1).is_err());
-    target.subsystem = NQN.to_owned();
-    let sly = HostIdentity {
-        nqn: format!("{OURS},hostid=x"),
-        id: Uuid::nil(),
-    };
+    target.name = NQN.to_owned();
+    let sly = HostIdentity::of(format!("{OURS},hostid=x"), Uuid::nil());
     assert!(options(&target, &sly, 1).is_err());
 }
 
@@ -208,9 +199,11 @@ async fn a_connect_writes_the_options_and_names_its_target_when_it_fails() {
     let tree = Tree::new();
     tree.put("dev/nvme-fabrics", "");
     let target = Target {
-        subsystem: NQN.to_owned(),
-        namespace: Uuid::nil(),
+        protocol: Protocol::NvmeTcp,
+        name: NQN.to_owned(),
+        unit: Uuid::nil(),
         address: "127.0.0.1:4420".parse().unwrap(),
+        chap: None,
     };
     let error = tree.nvme().connect(&target).await.unwrap_err();
     assert!(matches!(error, NodeError::Failed(_)), "{error}");

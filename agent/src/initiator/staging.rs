@@ -224,13 +224,13 @@ impl Initiator {
             device.size > Bytes(0)
         })
         .await
-        .and_then(|device| match device.namespace {
-            Some(found) if found == target.namespace => Ok(device),
+        .and_then(|device| match device.unit {
+            Some(found) if found == target.unit => Ok(device),
             found => Err(NodeError::Unusable(format!(
-                "{} of export {name} has the namespace identity {}, and {} was granted: it is not the volume's",
+                "{} of export {name} has the identity {}, and {} was granted: it is not the volume's",
                 device.disk.name,
                 found.map_or("none".to_owned(), |uuid| uuid.to_string()),
-                target.namespace
+                target.unit
             ))),
         })
     }
@@ -254,8 +254,8 @@ impl Initiator {
                     device: Some(device),
                     ..
                 }) if wanted(&device) => return Ok(device),
-                Some(Attached { controllers, .. }) => format!("controllers: {controllers:?}"),
-                None => "no controller is left: the home refused it".to_owned(),
+                Some(Attached { links, .. }) => format!("links: {links:?}"),
+                None => "no link is left: the home refused it".to_owned(),
             };
             if started.elapsed() >= deadline {
                 return Err(NodeError::Deadline {
@@ -273,7 +273,7 @@ fn name_of_export(volume: &VolumeId, attachment: &Attachment) -> Result<ExportNa
     let exported = &attachment.exported;
     let name: ExportName = exported
         .target
-        .subsystem
+        .name
         .parse()
         .map_err(|error| NodeError::Failed(format!("the controller's answer: {error}")))?;
     if name.volume == *volume && name.epoch == exported.epoch {

@@ -373,7 +373,7 @@ impl Initiator {
     /// Whether the attachment's epoch is still the one that counts.
     async fn standing(&self, name: &ExportName) -> Standing {
         match self.attachment(&name.volume).await {
-            Ok(now) if now.exported.target.subsystem == name.nqn() => {
+            Ok(now) if now.exported.target.name == name.as_str() => {
                 Standing::Current(now.busy_deadline)
             }
             Ok(_) | Err(ControlError::NotPublished { .. } | ControlError::NoVolume(_)) => {

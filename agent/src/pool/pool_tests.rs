@@ -617,9 +617,15 @@ fn the_largest_record_fits_its_slot() {
                     // As long as JSON can make it.
                     nqn: "\u{1}".repeat(223),
                     id: Uuid::max(),
+                    iqn: "i".repeat(223),
                 },
-                subsystem: "s".repeat(223),
-                namespace: Uuid::max(),
+                protocol: crate::attach::ports::Protocol::Iscsi,
+                name: "s".repeat(223),
+                unit: Uuid::max(),
+                chap: Some(crate::attach::ports::Chap::fresh(
+                    &"i".repeat(223),
+                    &"s".repeat(223),
+                )),
                 read_only: false,
             },
             inside: u32::MAX,

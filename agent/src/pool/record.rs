@@ -14,7 +14,7 @@ use uuid::Uuid;
 
 use super::error::PoolError;
 use super::slots::SlotFile;
-use crate::attach::ports::{HostIdentity, Settlement};
+use crate::attach::ports::{Chap, HostIdentity, Protocol, Settlement};
 use crate::ids::{Epoch, NodeId, VolumeId};
 
 /// How many closed identities a record remembers. The host of an older one is
@@ -30,10 +30,19 @@ pub struct OpenExport {
     pub node: NodeId,
     /// The one host that may connect.
     pub host: HostIdentity,
-    /// Subsystem NQN, made for this export alone.
-    pub subsystem: String,
-    /// Namespace UUID, made for this export alone.
-    pub namespace: Uuid,
+    /// The protocol it is exported over.
+    #[serde(default)]
+    pub protocol: Protocol,
+    /// Subsystem NQN or target IQN, made for this export alone.
+    #[serde(alias = "subsystem")]
+    pub name: String,
+    /// Identity of the namespace or LUN, made for this export alone.
+    #[serde(alias = "namespace")]
+    pub unit: Uuid,
+    /// What both sides of an iSCSI export prove. The file is its owner's alone
+    /// (mode 0600) and goes with the volume.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub chap: Option<Chap>,
     /// Whether writes are refused.
     pub read_only: bool,
 }
@@ -76,7 +85,7 @@ pub struct Record {
     /// A granted epoch that this record was found to be behind of: the pool is
     /// an old copy, and the volume serves nothing until an operator accepts it.
     pub behind: Option<Epoch>,
-    /// Subsystem NQNs that were closed for good, the newest last,
+    /// Names of exports (subsystem NQNs, target IQNs) that were closed for good, the newest last,
     /// [`CLOSED_KEPT`] at most.
     pub closed: Vec<String>,
 }
@@ -96,9 +105,9 @@ impl Record {
     }
 
     /// Notes an identity as closed for good.
-    pub fn remember_closed(&mut self, subsystem: &str) {
-        if !self.closed.iter().any(|known| known == subsystem) {
-            self.closed.push(subsystem.to_owned());
+    pub fn remember_closed(&mut self, name: &str) {
+        if !self.closed.iter().any(|known| known == name) {
+            self.closed.push(name.to_owned());
         }
         let surplus = self.closed.len().saturating_sub(CLOSED_KEPT);
         self.closed.drain(..surplus);
@@ -156,5 +165,49 @@ impl RecordFile {
                 .clone_from(&next);
         }
         Ok(next)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_from_before_iscsi_reads_on() {
+        let text = r#"{"is":"open","export":{"epoch":7,"node":"a",
+            "host":{"nqn":"nqn.h","id":"00000000-0000-0000-0000-000000000001"},
+            "subsystem":"nqn.s","namespace":"00000000-0000-0000-0000-000000000002",
+            "read_only":false}}"#;
+        let ExportState::Open { export } = serde_json::from_str(text).unwrap() else {
+            panic!("not open");
+        };
+        assert_eq!(
+            (export.protocol, &*export.name),
+            (Protocol::NvmeTcp, "nqn.s")
+        );
+        assert_eq!(export.unit, Uuid::from_u128(2));
+        assert_eq!(export.host, HostIdentity::of("nqn.h", Uuid::from_u128(1)));
+        assert_eq!(export.chap, None);
+    }
+
+    #[test]
+    fn the_secrets_of_an_export_are_in_its_record_and_never_shown() {
+        let chap = Chap::fresh("iqn.h", "iqn.t");
+        let export = OpenExport {
+            epoch: Epoch(1),
+            node: "a".parse().unwrap(),
+            host: HostIdentity::of("nqn.h", Uuid::nil()),
+            protocol: Protocol::Iscsi,
+            name: "iqn.t".into(),
+            unit: Uuid::nil(),
+            chap: Some(chap.clone()),
+            read_only: false,
+        };
+        let text = serde_json::to_string(&export).unwrap();
+        assert!(text.contains(&chap.initiator.secret) && text.contains(&chap.target.secret));
+        assert_eq!(serde_json::from_str::<OpenExport>(&text).unwrap(), export);
+        let shown = format!("{export:?}");
+        assert!(!shown.contains(&chap.initiator.secret), "{shown}");
+        assert!(!shown.contains(&chap.target.secret), "{shown}");
     }
 }

@@ -20,8 +20,8 @@ use super::pb::home_client::HomeClient;
 use super::pb::node_client::NodeClient;
 use super::{pb, refusal};
 use crate::attach::ports::{
-    Capacity, Content, ExportRequest, Exported, FenceRequest, Home, HomeError, Node, NodeAnswer,
-    Ports, Settlement, SnapshotInfo,
+    Capacity, Chap, Content, ExportRequest, Exported, FenceRequest, Home, HomeError, Node,
+    NodeAnswer, Ports, Settlement, SnapshotInfo,
 };
 use crate::ids::{Bytes, Epoch, HostPort, NodeId, SnapshotId, TicketId, VolumeId};
 
@@ -191,6 +191,18 @@ impl Home for AgentClient {
 
     async fn export(&self, request: &ExportRequest) -> Result<Exported, HomeError> {
         let answer = self.home().export(within(CALL, request.into())).await;
+        let answer = answer.map_err(|status| self.refused(&status))?.into_inner();
+        answer
+            .try_into()
+            .map_err(|malformed| self.garbled(&malformed))
+    }
+
+    async fn secrets(&self, volume: &VolumeId, epoch: Epoch) -> Result<Chap, HomeError> {
+        let request = pb::VolumeEpoch {
+            volume: volume.to_string(),
+            epoch: epoch.0,
+        };
+        let answer = self.home().get_secrets(within(CALL, request)).await;
         let answer = answer.map_err(|status| self.refused(&status))?.into_inner();
         answer
             .try_into()

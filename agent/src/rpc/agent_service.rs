@@ -135,6 +135,13 @@ impl pb::home_server::Home for HomeService {
         Ok(Response::new((&exported).into()))
     }
 
+    async fn get_secrets(&self, request: Request<pb::VolumeEpoch>) -> Answer<pb::Chap> {
+        let request = request.into_inner();
+        let volume = text("volume", &request.volume)?;
+        let chap = self.home()?.secrets(&volume, Epoch(request.epoch)).await;
+        Ok(Response::new((&chap.map_err(|e| home_status(&e))?).into()))
+    }
+
     async fn fence(&self, request: Request<pb::FenceRequest>) -> Answer<pb::FenceAnswer> {
         let request = FenceRequest::try_from(request.into_inner())?;
         let settlement = self

@@ -9,8 +9,9 @@ use tonic::Status;
 
 use super::pb;
 use crate::attach::ports::{
-    Attachment, Content, ExportRequest, Exported, FenceRequest, Holder, HostIdentity, Judgement,
-    Note, Protocol, SettledBy, Settlement, SnapshotInfo, Target, Verdict,
+    Attachment, Chap, Content, Credentials, ExportRequest, Exported, FenceRequest, Holder,
+    HostIdentity, Judgement, NAME_MAX, Note, Protocol, SettledBy, Settlement, SnapshotInfo, Target,
+    Verdict, is_iqn,
 };
 use crate::attach::record::{
     NodeRecord, Registration, SnapshotRecord, Ticket, TicketKind, VolumeView,
@@ -112,6 +113,7 @@ impl From<&HostIdentity> for pb::Host {
         Self {
             nqn: host.nqn.clone(),
             id: host.id.to_string(),
+            iqn: host.iqn.clone(),
         }
     }
 }
@@ -119,16 +121,27 @@ impl From<&HostIdentity> for pb::Host {
 impl TryFrom<pb::Host> for HostIdentity {
     type Error = Malformed;
     fn try_from(host: pb::Host) -> Result<Self, Malformed> {
-        if !host.nqn.starts_with("nqn.") || host.nqn.len() > 223 {
+        if !host.nqn.starts_with("nqn.") || host.nqn.len() > NAME_MAX {
             let why = format!("{:?} is no NVMe qualified name", host.nqn);
             return Err(Malformed {
                 field: "host.nqn",
                 why,
             });
         }
+        let derived = Self::of(host.nqn, text("host.id", &host.id)?);
+        if host.iqn.is_empty() {
+            return Ok(derived);
+        }
+        if !is_iqn(&host.iqn) {
+            let why = format!("{:?} is no iSCSI qualified name in lower case", host.iqn);
+            return Err(Malformed {
+                field: "host.iqn",
+                why,
+            });
+        }
         Ok(Self {
-            id: text("host.id", &host.id)?,
-            nqn: host.nqn,
+            iqn: host.iqn,
+            ..derived
         })
     }
 }
@@ -157,24 +170,65 @@ impl TryFrom<Option<pb::Content>> for Content {
     }
 }
 
-/// A protocol's name in messages, parameters and on the command line.
-pub fn protocol_name(protocol: Protocol) -> &'static str {
-    match protocol {
-        Protocol::NvmeTcp => "nvme-tcp",
-    }
-}
-
 /// Reads a protocol's name; empty means NVMe/TCP.
 ///
 /// # Errors
 /// When there is no such protocol.
 pub fn protocol(field: &'static str, name: &str) -> Result<Protocol, Malformed> {
-    match name {
-        "" | "nvme-tcp" => Ok(Protocol::NvmeTcp),
-        other => {
-            let why = format!("{other:?} is no protocol that drover serves; nvme-tcp is");
-            Err(Malformed { field, why })
+    if name.is_empty() {
+        return Ok(Protocol::NvmeTcp);
+    }
+    Protocol::named(name).ok_or_else(|| Malformed {
+        field,
+        why: format!(
+            "{name:?} is no protocol that drover serves; {} are",
+            Protocol::ALL.map(Protocol::name).join(" and ")
+        ),
+    })
+}
+
+impl From<&Credentials> for pb::Credentials {
+    fn from(credentials: &Credentials) -> Self {
+        Self {
+            name: credentials.name.clone(),
+            secret: credentials.secret.clone(),
         }
+    }
+}
+
+impl TryFrom<Option<pb::Credentials>> for Credentials {
+    type Error = Malformed;
+    fn try_from(credentials: Option<pb::Credentials>) -> Result<Self, Malformed> {
+        let credentials = set("chap", credentials)?;
+        if credentials.name.is_empty() || credentials.secret.is_empty() {
+            return Err(Malformed {
+                field: "chap",
+                why: "has no name or no secret".into(),
+            });
+        }
+        Ok(Self {
+            name: credentials.name,
+            secret: credentials.secret,
+        })
+    }
+}
+
+impl From<&Chap> for pb::Chap {
+    fn from(chap: &Chap) -> Self {
+        Self {
+            initiator: Some((&chap.initiator).into()),
+            target: Some((&chap.target).into()),
+        }
+    }
+}
+
+impl TryFrom<pb::Chap> for Chap {
+    type Error = Malformed;
+    fn try_from(chap: pb::Chap) -> Result<Self, Malformed> {
+        Ok(Self {
+            initiator: chap.initiator.try_into()?,
+            target: chap.target.try_into()?,
+        })
     }
 }
 
@@ -186,6 +240,7 @@ impl From<&ExportRequest> for pb::ExportRequest {
             node: request.node.to_string(),
             host: Some((&request.host).into()),
             read_only: request.read_only,
+            protocol: request.protocol.name().into(),
         }
     }
 }
@@ -198,6 +253,7 @@ impl TryFrom<pb::ExportRequest> for ExportRequest {
             epoch: Epoch(request.epoch),
             node: text("node", &request.node)?,
             host: set("host", request.host)?.try_into()?,
+            protocol: protocol("protocol", &request.protocol)?,
             read_only: request.read_only,
         })
     }
@@ -207,10 +263,12 @@ impl From<&Exported> for pb::ExportAnswer {
     fn from(exported: &Exported) -> Self {
         Self {
             epoch: exported.epoch.0,
-            subsystem_nqn: exported.target.subsystem.clone(),
-            namespace_uuid: exported.target.namespace.to_string(),
+            name: exported.target.name.clone(),
+            unit: exported.target.unit.to_string(),
             address: exported.target.address.to_string(),
             ever_written: exported.ever_written,
+            protocol: exported.target.protocol.name().into(),
+            chap: exported.target.chap.as_ref().map(Into::into),
         }
     }
 }
@@ -221,9 +279,11 @@ impl TryFrom<pb::ExportAnswer> for Exported {
         Ok(Self {
             epoch: Epoch(answer.epoch),
             target: Target {
-                subsystem: answer.subsystem_nqn,
-                namespace: text("namespace_uuid", &answer.namespace_uuid)?,
+                protocol: protocol("protocol", &answer.protocol)?,
+                name: answer.name,
+                unit: text("unit", &answer.unit)?,
                 address: text("address", &answer.address)?,
+                chap: answer.chap.map(TryInto::try_into).transpose()?,
             },
             ever_written: answer.ever_written,
         })
@@ -513,7 +573,7 @@ impl From<&VolumeView> for pb::Volume {
             size: view.spec.size.0,
             home: view.spec.home.to_string(),
             epoch: view.epoch.0,
-            protocol: protocol_name(view.spec.protocol).into(),
+            protocol: view.spec.protocol.name().into(),
             tickets: view.tickets.iter().map(Into::into).collect(),
         }
     }
@@ -570,52 +630,5 @@ pub fn judgement_message(judgement: &Judgement, disk: &str) -> pb::JudgeAnswer {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_settlement_comes_back_as_itself() {
-        let settlement = Settlement {
-            volume: "vol-1".parse().unwrap(),
-            epoch: Epoch(4),
-            node: Some("a".parse().unwrap()),
-            sessions_ended: 3,
-            inside_at_close: 32,
-            settled_by: SettledBy::Drained,
-            settle_time: Duration::from_micros(1234),
-            late_refused: 5,
-            last_write: Some(SystemTime::UNIX_EPOCH + Duration::from_secs(9)),
-        };
-        let back = Settlement::try_from(pb::FenceAnswer::from(&settlement)).unwrap();
-        assert_eq!(back, settlement);
-    }
-
-    #[test]
-    fn a_bad_field_is_named() {
-        let request = pb::ExportRequest {
-            volume: "../x".into(),
-            ..Default::default()
-        };
-        let error = ExportRequest::try_from(request).unwrap_err().to_string();
-        assert!(
-            error.contains("volume") && error.contains("../x"),
-            "{error}"
-        );
-        let error = protocol("protocol", "fibre").unwrap_err().to_string();
-        assert!(
-            error.contains("fibre") && error.contains("nvme-tcp"),
-            "{error}"
-        );
-        let request = pb::RegisterRequest {
-            incarnation: "x".into(),
-            node: "a".into(),
-            ..Default::default()
-        };
-        assert!(
-            Registration::try_from(request)
-                .unwrap_err()
-                .to_string()
-                .contains("host")
-        );
-    }
-}
+#[path = "convert_tests.rs"]
+mod tests;

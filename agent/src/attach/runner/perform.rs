@@ -9,15 +9,17 @@ use tokio::time::{Instant, timeout};
 use super::slot::{PAUSE, Slot};
 use super::{ArbiterError, Inner};
 use crate::attach::action::{Intent, Task};
-use crate::attach::ports::{FenceRequest, HomeError, NodeAnswer};
+use crate::attach::ports::{Chap, FenceRequest, HomeError, NodeAnswer};
 use crate::attach::proof::Receipt;
-use crate::attach::state::{Event, Outcome};
+use crate::attach::state::{Event, Outcome, VolumeState};
 use crate::ids::{Epoch, NodeId, TicketId, VolumeId};
 
 /// How long a home may take for a call.
 pub(super) const HOME: Duration = Duration::from_secs(10);
 /// How long a home may take for a fence; it answers `Unsettled` before.
 const FENCE: Duration = Duration::from_secs(5);
+/// How long a home may take to tell an export's secrets.
+const SECRETS: Duration = Duration::from_secs(2);
 /// How long the old node may take to say that it has let go.
 const RELEASE: Duration = Duration::from_secs(2);
 
@@ -55,6 +57,24 @@ impl Inner {
             let _ = timeout(pause, slot.nudge.notified()).await;
             pause = (pause * 2).min(longest);
         }
+    }
+
+    /// What a node must prove to the volume's open export. None when the home
+    /// does not say so in time: who only asks whether it is still the holder
+    /// need not wait for a home that is away.
+    pub(super) async fn secrets(&self, state: &VolumeState) -> Option<Chap> {
+        let home = self.ports.home(&state.spec.home)?;
+        let asked = home.secrets(&state.spec.id, state.epoch);
+        match timeout(SECRETS, asked).await {
+            Ok(Ok(chap)) => return Some(chap),
+            Ok(Err(error)) => {
+                tracing::warn!(volume = %state.spec.id, %error, "the home does not tell an export's secrets");
+            }
+            Err(_) => {
+                tracing::warn!(volume = %state.spec.id, "the home does not tell an export's secrets in time");
+            }
+        }
+        None
     }
 
     async fn attempt(

@@ -237,7 +237,7 @@ fn compatible(spec: &VolumeSpec, request: &NewVolume, asked: Bytes) -> Result<()
     } else if spec.content != request.content {
         format!("began as {:?}", spec.content)
     } else if spec.protocol != request.protocol {
-        format!("is exported over {:?}", spec.protocol)
+        format!("is exported over {}", spec.protocol.name())
     } else if request.content == Content::Empty
         && request.home.as_ref().is_some_and(|home| *home != spec.home)
     {

@@ -1,0 +1,89 @@
+//! Messages come back as what they were, and bad ones name their field.
+
+use super::*;
+
+#[test]
+fn a_settlement_comes_back_as_itself() {
+    let settlement = Settlement {
+        volume: "vol-1".parse().unwrap(),
+        epoch: Epoch(4),
+        node: Some("a".parse().unwrap()),
+        sessions_ended: 3,
+        inside_at_close: 32,
+        settled_by: SettledBy::Drained,
+        settle_time: Duration::from_micros(1234),
+        late_refused: 5,
+        last_write: Some(SystemTime::UNIX_EPOCH + Duration::from_secs(9)),
+    };
+    let back = Settlement::try_from(pb::FenceAnswer::from(&settlement)).unwrap();
+    assert_eq!(back, settlement);
+}
+
+#[test]
+fn a_bad_field_is_named() {
+    let request = pb::ExportRequest {
+        volume: "../x".into(),
+        ..Default::default()
+    };
+    let error = ExportRequest::try_from(request).unwrap_err().to_string();
+    assert!(
+        error.contains("volume") && error.contains("../x"),
+        "{error}"
+    );
+    let error = protocol("protocol", "fibre").unwrap_err().to_string();
+    assert!(
+        error.contains("fibre") && error.contains("nvme-tcp"),
+        "{error}"
+    );
+    let request = pb::RegisterRequest {
+        incarnation: "x".into(),
+        node: "a".into(),
+        ..Default::default()
+    };
+    assert!(
+        Registration::try_from(request)
+            .unwrap_err()
+            .to_string()
+            .contains("host")
+    );
+}
+
+#[test]
+fn an_export_keeps_its_protocol_and_its_secrets() {
+    let exported = Exported {
+        epoch: Epoch(3),
+        target: Target {
+            protocol: Protocol::Iscsi,
+            name: "iqn.2026-11.io.drover:vol-1:3:ab".into(),
+            unit: uuid::Uuid::from_u128(5),
+            address: "[fd00::1]:3260".parse().unwrap(),
+            chap: Some(Chap::fresh("iqn.i", "iqn.t")),
+        },
+        ever_written: true,
+    };
+    let message = pb::ExportAnswer::from(&exported);
+    assert_eq!(Exported::try_from(message.clone()).unwrap(), exported);
+    let mut halved = message.clone();
+    halved.chap.as_mut().unwrap().target = None;
+    let error = Exported::try_from(halved).unwrap_err().to_string();
+    assert!(error.contains("chap"), "{error}");
+    let before_iscsi = pb::ExportAnswer {
+        protocol: String::new(),
+        chap: None,
+        ..message
+    };
+    let exported = Exported::try_from(before_iscsi).unwrap();
+    assert_eq!(exported.target.protocol, Protocol::NvmeTcp);
+}
+
+#[test]
+fn a_node_from_before_iscsi_has_an_initiator_name() {
+    let host = HostIdentity::of("nqn.x", uuid::Uuid::from_u128(9));
+    let mut message = pb::Host::from(&host);
+    assert_eq!(HostIdentity::try_from(message.clone()).unwrap(), host);
+    message.iqn.clear();
+    assert_eq!(HostIdentity::try_from(message.clone()).unwrap(), host);
+    message.iqn = "IQN.x".into();
+    let error = HostIdentity::try_from(message).unwrap_err().to_string();
+    assert!(error.contains("host.iqn"), "{error}");
+}
