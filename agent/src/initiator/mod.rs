@@ -2,7 +2,7 @@
 //! systems, hands them to pods, and lets go again.
 //!
 //! It owns nothing that must survive it. What is attached stands in sysfs
-//! ([`fabric`], [`nvme`]), what is mounted in mountinfo, what this node may use
+//! ([`fabric`], [`nvme`], [`iscsi`]), what is mounted in mountinfo, what this node may use
 //! is the controller's to say; so a restarted agent goes on where the one
 //! before stopped, and nothing is disconnected because an agent restarted.
 //! Only one thing is kept in memory: since when a NodeUnstage has been refused
@@ -31,16 +31,20 @@ mod child_calls;
 mod child_ops;
 mod device;
 mod fabric;
+mod fabrics;
+mod iscsi;
 mod metrics;
 mod mountinfo;
 mod node;
 mod nursery;
 mod nursery_main;
 mod nvme;
+mod open_iscsi;
 mod publish;
 mod staging;
 mod steps;
 mod superblock;
+mod sysfs;
 mod unstage;
 
 use std::collections::HashMap;
@@ -58,8 +62,12 @@ pub use device::DeviceDeadlines;
 pub use fabric::{
     Attached, DevNumber, Device, ExportName, Fabric, IQN_PREFIX, NQN_PREFIX, NotOurs,
 };
+pub use fabrics::Fabrics;
+pub use iscsi::Iscsi;
 pub use nursery_main::child_main;
-pub use nvme::{FabricDeadlines, Nvme, Roots};
+pub use nvme::{FabricDeadlines, Nvme};
+pub use open_iscsi::OpenIscsi;
+pub use sysfs::Roots;
 
 use crate::attach::ports::{
     Attachment, Control, ControlError, Disk, HostIdentity, NodeError, Note, Witness,
@@ -159,7 +167,11 @@ impl Initiator {
     ) -> Arc<Self> {
         let children = Children::of_this_binary();
         let deadlines = FabricDeadlines::default();
-        let fabric = Nvme::new(Roots::default(), host, children.clone(), deadlines);
+        let roots = Roots::default();
+        let fabric = Fabrics {
+            nvme: Nvme::new(roots.clone(), host.clone(), children.clone(), deadlines),
+            iscsi: Iscsi::new(roots, host, children.clone(), OpenIscsi::of_this_host()),
+        };
         Self::new(settings, Arc::new(fabric), children, control, witness)
     }
 

@@ -9,8 +9,6 @@
 //! Several agents can share one kernel (as tests and the demo do), so only
 //! controllers with this host's own NQN are its own.
 
-use std::fs;
-use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -21,26 +19,8 @@ use uuid::Uuid;
 use super::child::Children;
 use super::child_ops::{Answer, Op};
 use super::fabric::{Attached, DevNumber, Device, ExportName, Fabric};
-use crate::attach::ports::{Disk, HostIdentity, NodeError, Target};
-use crate::ids::{Bytes, Diskseq};
-
-/// Where the kernel's files are.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Roots {
-    /// sysfs.
-    pub sys: PathBuf,
-    /// devtmpfs.
-    pub dev: PathBuf,
-}
-
-impl Default for Roots {
-    fn default() -> Self {
-        Self {
-            sys: "/sys".into(),
-            dev: "/dev".into(),
-        }
-    }
-}
+use super::sysfs::{self, Roots, is_number, names, read};
+use crate::attach::ports::{HostIdentity, NodeError, Target};
 
 /// Seconds between a host's keep-alives. A dead connection is noticed after two.
 const KEEP_ALIVE: u32 = 5;
@@ -144,34 +124,17 @@ impl Nvme {
     /// A disk as sysfs shows it; none: it is on its way in or out.
     fn device(&self, disk: &str) -> Result<Option<Device>, NodeError> {
         let folder = self.roots.sys.join("block").join(disk);
-        let get = |attribute: &str| read(&folder.join(attribute));
-        let number = |text: Option<String>| text.and_then(|text| text.parse::<u64>().ok());
-        let (Some(dev), Some(diskseq), Some(sectors)) = (
-            get("dev")?.and_then(|text| text.parse::<DevNumber>().ok()),
-            number(get("diskseq")?),
-            number(get("size")?),
-        ) else {
-            return Ok(None);
-        };
-        if !self.roots.dev.join(disk).exists() {
-            return Ok(None);
-        }
         // The kernel prefixes the wwid with the kind of the identity.
-        let namespace = match get("uuid")? {
+        let unit = match read(&folder.join("uuid"))? {
             Some(text) => Some(text),
-            None => get("wwid")?.and_then(|text| text.strip_prefix("uuid.").map(str::to_owned)),
+            None => read(&folder.join("wwid"))?
+                .and_then(|text| text.strip_prefix("uuid.").map(str::to_owned)),
         };
-        Ok(Some(Device {
-            disk: Disk {
-                name: disk.to_owned(),
-                diskseq: Diskseq(diskseq),
-            },
-            number: dev,
-            // sysfs counts 512-byte sectors whatever the block size.
-            size: Bytes(sectors.saturating_mul(512)),
-            unit: namespace.and_then(|text| Uuid::parse_str(&text).ok()),
-            read_only: get("ro")?.as_deref() == Some("1"),
-        }))
+        sysfs::device(
+            &self.roots,
+            disk,
+            unit.and_then(|text| Uuid::parse_str(&text).ok()),
+        )
     }
 
     /// The fabrics device, with its modules loaded where they are not yet.
@@ -325,44 +288,6 @@ fn is_disk(name: &str) -> bool {
     name.strip_prefix("nvme")
         .and_then(|rest| rest.split_once('n'))
         .is_some_and(|(x, y)| is_number(x) && is_number(y))
-}
-
-fn is_number(text: &str) -> bool {
-    !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit())
-}
-
-fn vanished(error: &io::Error) -> bool {
-    // What a reader meets while the kernel takes an object away.
-    matches!(
-        error.raw_os_error().map(Errno::from_raw),
-        Some(Errno::ENOENT | Errno::ENODEV | Errno::ENXIO | Errno::ENOTDIR)
-    )
-}
-
-/// An attribute's text; none: there is no such object (any more).
-fn read(path: &Path) -> Result<Option<String>, NodeError> {
-    match fs::read_to_string(path) {
-        Ok(text) => Ok(Some(text.trim().to_owned())),
-        Err(e) if vanished(&e) => Ok(None),
-        Err(e) => Err(NodeError::Failed(format!("read {}: {e}", path.display()))),
-    }
-}
-
-/// The names in a folder; a folder that is not there has none.
-fn names(folder: &Path) -> Result<Vec<String>, NodeError> {
-    let entries = match fs::read_dir(folder) {
-        Ok(entries) => entries,
-        Err(e) if vanished(&e) => return Ok(Vec::new()),
-        Err(e) => {
-            return Err(NodeError::Failed(format!("list {}: {e}", folder.display())));
-        }
-    };
-    entries
-        .map(|entry| match entry {
-            Ok(entry) => Ok(entry.file_name().to_string_lossy().into_owned()),
-            Err(e) => Err(NodeError::Failed(format!("list {}: {e}", folder.display()))),
-        })
-        .collect()
 }
 
 #[cfg(test)]

@@ -1,7 +1,10 @@
 //! The sysfs reader, on trees laid out as 6.12's.
 
+use std::fs;
+
 use super::*;
 use crate::attach::ports::Protocol;
+use crate::ids::{Bytes, Diskseq};
 use crate::initiator::child::tests::children;
 
 const OURS: &str = "nqn.2014-08.org.nvmexpress:uuid:a";

@@ -1,0 +1,260 @@
+//! open-iscsi on this host: its command, and its files.
+//!
+//! The kernel's iSCSI initiator has no login of its own: iscsid does it, in the
+//! host's mount and network namespaces, and iscsiadm tells it to. A drover in a
+//! container enters those of pid 1 for that, and reaches the files of the host
+//! through pid 1's root.
+//!
+//! iscsiadm takes a value only as an argument, which every process of the host
+//! can read. So it makes the node record, and what must not be seen is written
+//! into the record's file, which is root's alone.
+
+use std::ffi::OsStr;
+use std::fs::{self, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::child::{ChildError, Children, ToolEnd};
+use super::sysfs::names;
+use crate::attach::ports::NodeError;
+
+/// Where open-iscsi keeps its records: as built by Debian, and by everybody else.
+const DATABASES: [&str; 2] = ["etc/iscsi", "var/lib/iscsi"];
+/// How nsenter is told to go where iscsid is.
+const ENTER: [&str; 5] = ["--target", "1", "--mount", "--net", "--"];
+
+/// open-iscsi, as its clients see it.
+#[derive(Debug, Clone)]
+pub struct OpenIscsi {
+    /// Its command.
+    program: String,
+    /// Whether its namespaces must be entered.
+    apart: bool,
+    /// The root of the file system that it sees.
+    root: PathBuf,
+}
+
+impl OpenIscsi {
+    /// The host's, from wherever this process runs.
+    pub fn of_this_host() -> Self {
+        let differs = |kind: &str| {
+            let of = |process: &str| fs::read_link(format!("/proc/{process}/ns/{kind}"));
+            matches!((of("self"), of("1")), (Ok(own), Ok(host)) if own != host)
+        };
+        if differs("mnt") || differs("net") {
+            Self {
+                apart: true,
+                ..Self::at("/proc/1/root".into(), "iscsiadm")
+            }
+        } else {
+            Self::at("/".into(), "iscsiadm")
+        }
+    }
+
+    /// One in this process's namespaces, with this command and its files below `root`.
+    pub fn at(root: PathBuf, program: &str) -> Self {
+        Self {
+            program: program.to_owned(),
+            apart: false,
+            root,
+        }
+    }
+
+    /// Runs iscsiadm to its end, whatever its exit status. No argument may be a secret.
+    pub(super) async fn run(
+        &self,
+        children: &Children,
+        args: &[&str],
+        deadline: Duration,
+    ) -> Result<ToolEnd, NodeError> {
+        let mut all: Vec<&OsStr> = Vec::new();
+        let program = if self.apart {
+            all.extend(ENTER.map(OsStr::new));
+            all.push(self.program.as_ref());
+            "nsenter"
+        } else {
+            &*self.program
+        };
+        all.extend(args.iter().map(OsStr::new));
+        match children.tool(program, &all, deadline).await {
+            Err(ChildError::Spawn { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+                Err(NodeError::Failed(format!(
+                    "{program} is not on this host: a volume over iSCSI needs the package open-iscsi (or iscsi-initiator-utils) and its daemon iscsid"
+                )))
+            }
+            ended => Ok(ended?),
+        }
+    }
+
+    fn databases(&self) -> impl Iterator<Item = PathBuf> {
+        DATABASES
+            .map(|database| self.root.join(database))
+            .into_iter()
+    }
+
+    /// The names of all targets that have a record made with this interface.
+    pub(super) fn targets(&self, interface: &str) -> Result<Vec<String>, NodeError> {
+        let mut found = Vec::new();
+        for database in self.databases() {
+            for target in names(&database.join("nodes"))? {
+                if record(&database, &target, interface)?.is_some() {
+                    found.push(target);
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    /// Whether an interface record has this initiator name.
+    pub(super) fn has_interface(&self, interface: &str, initiator: &str) -> bool {
+        let line = format!("iface.initiatorname = {initiator}");
+        self.databases().any(|database| {
+            let text = fs::read_to_string(database.join("ifaces").join(interface));
+            text.is_ok_and(|text| text.lines().any(|l| l == line))
+        })
+    }
+
+    /// Sets values in the node record of a target. A key that is not in it is
+    /// added if it is `needed`, and left out otherwise: this open-iscsi does
+    /// not know it.
+    pub(super) fn set(
+        &self,
+        target: &str,
+        interface: &str,
+        values: &[Setting<'_>],
+    ) -> Result<(), NodeError> {
+        for database in self.databases() {
+            let Some(path) = record(&database, target, interface)? else {
+                continue;
+            };
+            let failed = |e: io::Error| {
+                NodeError::Failed(format!("write node record {}: {e}", path.display()))
+            };
+            let text = fs::read_to_string(&path).map_err(failed)?;
+            // Beside the records, so that nobody takes it for one.
+            let fresh = database.join(format!(".{target}.new"));
+            let _ = fs::remove_file(&fresh);
+            let mut file = OpenOptions::new()
+                .write(true)
+                .create_new(true)
+                .mode(0o600)
+                .open(&fresh)
+                .map_err(failed)?;
+            file.write_all(with(&text, values).as_bytes())
+                .and_then(|()| fs::rename(&fresh, &path))
+                .map_err(failed)?;
+            return Ok(());
+        }
+        Err(NodeError::Failed(format!(
+            "iscsiadm made no node record of {target} below {}",
+            self.databases()
+                .map(|d| d.display().to_string())
+                .collect::<Vec<_>>()
+                .join(" or ")
+        )))
+    }
+}
+
+/// A value of a node record.
+pub(super) struct Setting<'a> {
+    pub key: &'static str,
+    pub value: &'a str,
+    /// Whether it is written even where the record does not have the key.
+    pub needed: bool,
+}
+
+/// The file of a node record: `nodes/TARGET/PORTAL/INTERFACE`.
+fn record(database: &Path, target: &str, interface: &str) -> Result<Option<PathBuf>, NodeError> {
+    let folder = database.join("nodes").join(target);
+    for portal in names(&folder)? {
+        let file = folder.join(portal).join(interface);
+        if file.is_file() {
+            return Ok(Some(file));
+        }
+    }
+    Ok(None)
+}
+
+/// A record's text with these values: lines `key = value` between comments.
+fn with(text: &str, values: &[Setting<'_>]) -> String {
+    let key_of = |line: &str| line.split_once('=').map(|(key, _)| key.trim().to_owned());
+    let known: Vec<String> = text.lines().filter_map(key_of).collect();
+    let mut out = String::new();
+    let (body, end): (Vec<&str>, Vec<&str>) = text.lines().partition(|l| *l != "# END RECORD");
+    for line in body {
+        let key = key_of(line);
+        if values.iter().all(|v| key.as_deref() != Some(v.key)) {
+            out.push_str(line);
+            out.push('\n');
+        }
+    }
+    for Setting { key, value, needed } in values {
+        if *needed || known.iter().any(|k| k == key) {
+            out.push_str(&format!("{key} = {value}\n"));
+        }
+    }
+    for line in end {
+        out.push_str(line);
+        out.push('\n');
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    const RECORD: &str = "# BEGIN RECORD 2.1.8\nnode.name = iqn.t\nnode.startup = automatic\n\
+                          node.session.auth.authmethod = None\n# END RECORD\n";
+
+    fn set(key: &'static str, value: &'static str, needed: bool) -> Setting<'static> {
+        Setting { key, value, needed }
+    }
+
+    #[test]
+    fn values_are_replaced_added_or_left_out() {
+        let text = with(
+            RECORD,
+            &[
+                set("node.startup", "manual", false),
+                set("node.session.auth.password", "s", true),
+                set("node.session.auth.chap_algs", "SHA256", false),
+            ],
+        );
+        assert_eq!(
+            text,
+            "# BEGIN RECORD 2.1.8\nnode.name = iqn.t\nnode.session.auth.authmethod = None\n\
+             node.startup = manual\nnode.session.auth.password = s\n# END RECORD\n"
+        );
+    }
+
+    #[test]
+    fn a_secret_goes_into_a_file_that_only_its_owner_reads() {
+        let root = tempfile::tempdir().unwrap();
+        let admin = OpenIscsi::at(root.path().to_owned(), "iscsiadm");
+        let password = [set("node.session.auth.password", "s3cret", true)];
+        let none = admin.set("iqn.t", "drover", &password).unwrap_err();
+        assert!(none.to_string().contains("iqn.t"), "{none}");
+
+        let folder = root
+            .path()
+            .join("var/lib/iscsi/nodes/iqn.t/10.0.0.1,3260,1");
+        fs::create_dir_all(&folder).unwrap();
+        let file = folder.join("drover");
+        fs::write(&file, RECORD).unwrap();
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o644)).unwrap();
+        fs::write(folder.join("default"), RECORD).unwrap();
+        admin.set("iqn.t", "drover", &password).unwrap();
+        let text = fs::read_to_string(&file).unwrap();
+        assert!(text.contains("password = s3cret\n"), "{text}");
+        let mode = fs::metadata(&file).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        assert_eq!(fs::read_to_string(folder.join("default")).unwrap(), RECORD);
+        assert_eq!(admin.targets("drover").unwrap(), ["iqn.t"]);
+        assert_eq!(admin.targets("other").unwrap(), [""; 0]);
+    }
+}
