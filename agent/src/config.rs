@@ -227,7 +227,11 @@ impl Config {
             "csi.sock"
         };
         let default_metrics = if controller_only { 9753 } else { 9752 };
-        let agent_address = options.agent_address.unwrap_or(local(9751));
+        let known = |address: &str| -> SocketAddr {
+            let parsed = address.parse();
+            parsed.expect("an address and port written in this file")
+        };
+        let agent_address = options.agent_address.unwrap_or(known(AGENT_ADDRESS));
         let nvme_address = options.nvme_address.unwrap_or(local(4420));
         let config = Self {
             node: node_name(options.node)?,
@@ -243,7 +247,9 @@ impl Config {
             pool_lock_wait: options
                 .pool_lock_wait
                 .map_or(Duration::from_secs(60), |s| s.0),
-            controller: options.controller.unwrap_or_else(|| local(9750).into()),
+            controller: options
+                .controller
+                .unwrap_or_else(|| known(CONTROLLER_ADDRESS).into()),
             agent_address,
             agent_advertise: options.agent_advertise.unwrap_or(agent_address),
             nvme_address,

@@ -27,7 +27,7 @@ use crate::rpc::controller_client::ControllerClient;
 use crate::rpc::pb::home_server::HomeServer;
 use crate::rpc::pb::node_server::NodeServer;
 
-/// How often an agent says that it is there, and looks after its streams.
+/// How often an agent says that it is there, and how its streams are.
 const HEARTBEAT: Duration = Duration::from_secs(2);
 
 /// Opens the pool, restores its exports, and serves; gives the node's side of CSI.
@@ -90,6 +90,14 @@ pub(super) async fn start(process: &mut Process) -> anyhow::Result<Arc<dyn Stagi
         attached: Vec::new(),
     };
     let reporter = Reporter::new(config.node.clone(), keeper, control.clone());
+    let mut stop = process.stop.clone();
+    process.tasks.spawn(async move {
+        tokio::select! {
+            () = reporter.run(HEARTBEAT) => {}
+            _ = stop.wait_for(|stop| *stop) => {}
+        }
+        Ok(())
+    });
     let (attached, readiness) = (Arc::clone(&initiator), Arc::clone(&process.readiness));
     readiness.note("controller", Err("has not answered yet".into()));
     let mut stop = process.stop.clone();
@@ -109,7 +117,6 @@ pub(super) async fn start(process: &mut Process) -> anyhow::Result<Arc<dyn Stagi
                     Err(error) => readiness.note("controller", Err(error.to_string())),
                 }
                 workload.look_after_readers().await;
-                reporter.look_after_streams().await;
             }
         };
         tokio::select! {
@@ -154,7 +161,8 @@ async fn home(process: &mut Process) -> anyhow::Result<Option<Home>> {
         lock_wait: process.config.pool_lock_wait,
         low_water: process.config.pool_low_water,
         overcommit_percent: process.config.pool_overcommit_percent,
-        ..PoolConfig::default()
+        // Such a pool serves volumes, and says why it takes no snapshots.
+        require_reflink: false,
     };
     let node = process.config.node.clone();
     let pool = tokio::task::spawn_blocking(move || Pool::open(&dir, &node, settings))

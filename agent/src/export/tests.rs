@@ -310,8 +310,7 @@ async fn commands_beyond_the_rules_get_their_status() {
     let (mut admin, mut io) = target.host(NONE).await;
     assert_eq!(io.status(read(BLOCKS as u32 - 1, 2)).await, 0x4080);
     assert_eq!(
-        io.status(command(READ, 0x5a, 257 * 4096, [0, 0, 256]))
-            .await,
+        io.status(command(READ, 0x5a, 65 * 4096, [0, 0, 64])).await,
         0x4002
     );
     assert_eq!(
@@ -323,7 +322,7 @@ async fn commands_beyond_the_rules_get_their_status() {
         0x4011
     );
     assert_eq!(
-        io.status(command(0x05, 0x5a, 4096, [0, 0, 0])).await,
+        io.status(command(0x04, 0x5a, 4096, [0, 0, 0])).await,
         0x4001
     );
     let mut elsewhere = read(0, 1);

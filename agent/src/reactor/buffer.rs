@@ -1,7 +1,7 @@
 //! Memory for a command's data, and the bound on it.
 //!
 //! A buffer is aligned to a page, so that a file opened with O_DIRECT takes
-//! it. A thread keeps those it is done with and gives them out again, so that
+//! it. A connection keeps those it is done with and gives them out again, so that
 //! nothing is allocated per command; they hold what they held before, never a
 //! peer's to see, since a read fills the whole of it or is answered without data.
 
@@ -34,16 +34,18 @@ pub struct Budget {
     used: AtomicUsize,
 }
 
-/// A thread's spare buffers, by size in pages.
+/// A connection's spare buffers, by size in pages.
 #[derive(Default)]
 pub struct Spares {
     classes: [Vec<Box<[Page]>>; CLASSES],
+    /// Bytes kept.
+    kept: usize,
 }
 
 /// Sizes are powers of two, from one page to 1 MiB; longer ones are not kept.
 const CLASSES: usize = 9;
-/// Bytes that are kept of each size.
-const KEPT: usize = 4 << 20;
+/// Bytes that are kept, of all sizes together.
+const KEPT: usize = 1 << 20;
 
 impl Buffer {
     /// A new buffer of zeroes, outside of every budget.
@@ -142,8 +144,13 @@ impl Spares {
     /// A buffer of `length` bytes with any content, outside of every budget.
     pub fn any(&mut self, length: usize) -> Buffer {
         let pages = length.div_ceil(PAGE).max(1).next_power_of_two();
-        let spare = self.class(pages).and_then(Vec::pop);
-        let pages = spare.unwrap_or_else(|| bytemuck::zeroed_slice_box(pages));
+        let pages = match self.class(pages).and_then(Vec::pop) {
+            Some(spare) => {
+                self.kept -= spare.len() * PAGE;
+                spare
+            }
+            None => bytemuck::zeroed_slice_box(pages),
+        };
         Buffer {
             pages,
             length,
@@ -155,13 +162,13 @@ impl Spares {
     pub fn keep(&mut self, mut buffer: Buffer) {
         buffer.give_back();
         let pages = std::mem::take(&mut buffer.pages);
-        if !pages.len().is_power_of_two() {
-            return;
-        }
-        if let Some(class) = self.class(pages.len())
-            && (class.len() + 1) * pages.len() * PAGE <= KEPT
+        let kept = self.kept + pages.len() * PAGE;
+        if pages.len().is_power_of_two()
+            && kept <= KEPT
+            && let Some(class) = self.class(pages.len())
         {
             class.push(pages);
+            self.kept = kept;
         }
     }
 

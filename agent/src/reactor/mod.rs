@@ -13,13 +13,24 @@
 //! one and the same code runs under io_uring, on a thread pool, and on the
 //! calling thread alone ([`inline`], for tests and fuzzing).
 
+mod bell;
 pub mod buffer;
 pub mod connection;
+mod driver;
 pub mod inline;
 pub mod link;
+mod polling;
 pub mod protocol;
+mod serve;
+mod threads;
+mod uring;
+mod workers;
 
 pub use buffer::Buffer;
 pub use connection::Connection;
 pub use link::{Link, Waker};
 pub use protocol::{End, Failed, Operation, Outcome, Protocol, Tag};
+pub use threads::{Engine, Reactors, Settings};
+
+#[cfg(test)]
+mod tests;

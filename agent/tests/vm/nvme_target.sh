@@ -145,7 +145,7 @@ check "logical block size" is "$(blockdev --getss "$dev")" 4096
 check "size" is "$(blockdev --getsize64 "$dev")" $size
 check "volatile write cache" is "$(cat "/sys/block/$name/queue/write_cache")" "write back"
 check "uuid" grep -q 11111111-1111-4111-8111-111111111111 "/sys/block/$name/uuid"
-check "a large transfer is one command" is "$(cat "/sys/block/$name/queue/max_hw_sectors_kb")" 1024
+check "a large transfer is one command" is "$(cat "/sys/block/$name/queue/max_hw_sectors_kb")" 256
 check "write, read, and the file beneath" pattern "$dev"
 check "blkdiscard" blkdiscard -o $((16 << 20)) -l $((4 << 20)) "$dev"
 check "what was discarded reads as zeroes" zeroes "$dev" 16 4
@@ -159,8 +159,11 @@ check "nvme-cli: identify namespace" nvme id-ns "$dev"
 check "nvme-cli: health log" nvme smart-log "$dev"
 check "nvme-cli: effects log" nvme effects-log "$dev"
 check "nvme-cli: verify" nvme verify "$dev" -s 0 -c 1023
-check "nvme-cli: an opcode that is not served is refused" \
-    bash -c "! nvme compare $dev -s 0 -c 0 -z 4096 -d $work/pattern"
+dd if="$work/pattern" of="$dev" bs=4k count=1 oflag=direct status=none
+check "nvme-cli: compare, equal" nvme compare "$dev" -s 0 -c 0 -z 4096 -d "$work/pattern"
+dd if=/dev/zero of="$dev" bs=4k count=1 oflag=direct status=none
+check "nvme-cli: compare, different" bash -c "! nvme compare $dev -s 0 -c 0 -z 4096 -d $work/pattern"
+check "nvme-cli: an opcode that is not served is refused" bash -c "! nvme write-uncor $dev -s 0 -c 0"
 
 # 2. The volume grows.
 size=$((384 << 20))
@@ -203,8 +206,9 @@ dev=/dev/$(disk $two)
 fio --name=writer --filename="$dev" --rw=randwrite --bs=4k --size=64M --direct=1 --ioengine=libaio \
     --iodepth=8 --time_based --runtime=120 --output-format=terse > "$work/fio" 2>&1 &
 fio_pid=$!
-sleep 3
-check "the workload runs before the fence" kill -0 $fio_pid
+# A fio that has not opened the disk by the fence would make a file of its name.
+writing() { [ "$(awk '{ print $5 }' "/sys/block/${dev#/dev/}/stat")" -gt 0 ]; }
+check "the workload writes before the fence" within 60 writing
 tell fence
 check "fence" heard 15 "^fenced .*settled=Ok"
 sum=$(sha256sum < "$work/volume")

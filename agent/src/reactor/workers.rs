@@ -1,0 +1,102 @@
+//! Threads that may wait: for what a ring does not do, and where there is none.
+
+use std::collections::VecDeque;
+use std::io;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+/// As many at once: of a disk that hangs each command holds one.
+const MOST: usize = 512;
+/// Kept when there is nothing to do.
+const KEPT: usize = 2;
+/// One beyond those that had nothing to do for so long ends.
+const IDLE: Duration = Duration::from_secs(10);
+const STACK: usize = 256 << 10;
+
+type Job = Box<dyn FnOnce() + Send>;
+
+/// Threads that do jobs, first come first served.
+pub struct Workers {
+    state: Mutex<State>,
+    more: Condvar,
+    /// Run by each thread at its start.
+    prepare: fn(),
+}
+
+#[derive(Default)]
+struct State {
+    jobs: VecDeque<Job>,
+    idle: usize,
+    threads: usize,
+}
+
+impl Workers {
+    /// Starts the threads that are kept; each runs `prepare` first.
+    ///
+    /// # Errors
+    /// A thread cannot be started.
+    pub fn start(prepare: fn()) -> io::Result<Arc<Self>> {
+        let workers = Arc::new(Self {
+            state: Mutex::default(),
+            more: Condvar::new(),
+            prepare,
+        });
+        for _ in 0..KEPT {
+            workers.spawn(&mut workers.state())?;
+        }
+        Ok(workers)
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Has a job done soon.
+    pub fn run(self: &Arc<Self>, job: Job) {
+        let mut state = self.state();
+        state.jobs.push_back(job);
+        if state.idle < state.jobs.len()
+            && state.threads < MOST
+            && let Err(error) = self.spawn(&mut state)
+        {
+            // The threads there are will come to it.
+            tracing::warn!(%error, threads = state.threads, "start one more thread for files");
+        }
+        drop(state);
+        self.more.notify_one();
+    }
+
+    fn spawn(self: &Arc<Self>, state: &mut State) -> io::Result<()> {
+        let workers = Arc::clone(self);
+        std::thread::Builder::new()
+            .name("drover-file".to_owned())
+            .stack_size(STACK)
+            .spawn(move || {
+                (workers.prepare)();
+                workers.work();
+            })?;
+        state.threads += 1;
+        Ok(())
+    }
+
+    fn work(&self) {
+        let mut state = self.state();
+        loop {
+            if let Some(job) = state.jobs.pop_front() {
+                drop(state);
+                job();
+                state = self.state();
+                continue;
+            }
+            state.idle += 1;
+            let waited = self.more.wait_timeout(state, IDLE);
+            let (woken, time) = waited.unwrap_or_else(PoisonError::into_inner);
+            state = woken;
+            state.idle -= 1;
+            if time.timed_out() && state.jobs.is_empty() && state.threads > KEPT {
+                state.threads -= 1;
+                return;
+            }
+        }
+    }
+}
