@@ -9,21 +9,31 @@
 //!
 //! [`wire`] is bytes; [`login`], [`negotiate`], [`chap`] and [`scsi`] decide
 //! without acting; [`target`] admits sessions; [`unit`] is what they share;
-//! `connection` moves the bytes. What this refuses: an initiator other than
+//! [`connection`] moves the bytes. What this refuses: an initiator other than
 //! the export's own, a session while a command of the one before is
 //! unsettled, more than one connection in a session, and whatever the gates
 //! keep out.
 
+mod answers;
 pub mod chap;
+pub mod connection;
+mod exchange;
 #[cfg(test)]
 mod for_tests;
 pub mod login;
+mod management;
+pub mod metrics;
 pub mod negotiate;
 mod perform;
 mod reservations;
 pub mod scsi;
+mod serving;
 pub mod session;
 pub mod target;
+mod task;
 pub mod text;
+mod transfer;
 pub mod unit;
+mod voice;
 pub mod wire;
+mod working;
