@@ -117,7 +117,8 @@ pub fn judge(
         return ends(Sense::ATTRIBUTE.into());
     }
     let blocks = unit.blocks();
-    let command = form.and_then(|form| Ok((form.kind, Command::decode(form, &request.cdb, blocks)?)));
+    let command =
+        form.and_then(|form| Ok((form.kind, Command::decode(form, &request.cdb, blocks)?)));
     if !is_the_unit(lun) {
         return ends(elsewhere(command.map(|(_, command)| command)));
     }
@@ -129,7 +130,9 @@ pub fn judge(
     if !unit.reservations.allow(session, &command) {
         return ends(Ending::Refused(Refused::Conflict));
     }
-    if command.writes() && let Some(sense) = unit.write_protected() {
+    if command.writes()
+        && let Some(sense) = unit.write_protected()
+    {
         return ends(sense.into());
     }
     let natural = match command {
@@ -206,7 +209,9 @@ impl Serving {
     /// Answers a command, whose room was given back before.
     pub(super) fn answer(&mut self, answered: &Answered, ending: Ending, link: &mut Link) {
         let (status, sense) = match ending {
-            Ending::Data(data, allocation) => return self.answer_data(answered, &data, allocation, link),
+            Ending::Data(data, allocation) => {
+                return self.answer_data(answered, &data, allocation, link);
+            }
             Ending::Good => (Status::Good, None),
             Ending::Refused(Refused::Conflict) => (Status::ReservationConflict, None),
             Ending::Refused(Refused::Sense(sense)) => (Status::CheckCondition, Some(sense)),
@@ -225,8 +230,8 @@ impl Serving {
             _ => Residual::None,
         };
         let numbers = self.voice.counted();
-        let answer = Answer::scsi(answered.tag, status.code(), residual, numbers)
-            .data_count(answered.sent);
+        let answer =
+            Answer::scsi(answered.tag, status.code(), residual, numbers).data_count(answered.sent);
         match sense {
             Some(sense) => {
                 let (bytes, length) = self.encode_sense(sense);
@@ -261,7 +266,9 @@ impl Serving {
     }
 
     fn answer_data(&mut self, answered: &Answered, data: &[u8], allocation: u32, link: &mut Link) {
-        let length = u32::try_from(data.len()).unwrap_or(u32::MAX).min(allocation);
+        let length = u32::try_from(data.len())
+            .unwrap_or(u32::MAX)
+            .min(allocation);
         let sent = if answered.reads {
             length.min(answered.expected)
         } else {

@@ -22,7 +22,9 @@ use super::target::{self, Directory};
 use super::task::{Slot, WINDOW};
 use super::voice::Voice;
 use super::wire::answer::Answer;
-use super::wire::{BHS, DEFAULT_MAX_DATA, DIGEST, Digests, Flaw, Frame, Header, LoginRequest, Opcode};
+use super::wire::{
+    BHS, DEFAULT_MAX_DATA, DIGEST, Digests, Flaw, Frame, Header, LoginRequest, Opcode,
+};
 use crate::reactor::{Buffer, End, Link, Outcome, Protocol, Tag, Waker};
 
 /// From accept to the end of the login.
@@ -303,9 +305,8 @@ impl Iscsi {
         let Phase::Login(login, voice) = &mut self.phase else {
             return Err(End::Protocol("a login request out of place"));
         };
-        let voice = voice.get_or_insert_with(|| {
-            Voice::new(request.command_number, WINDOW, DEFAULT_MAX_DATA)
-        });
+        let voice = voice
+            .get_or_insert_with(|| Voice::new(request.command_number, WINDOW, DEFAULT_MAX_DATA));
         let mut reply = match login.step(&request, data, &*self.shared.directory) {
             Ok(reply) => reply,
             Err(status) => {

@@ -82,11 +82,7 @@ impl Metrics {
             "Initiators' normal sessions",
             self.sessions.clone(),
         );
-        registry.register(
-            "commands",
-            "SCSI commands answered",
-            self.commands.clone(),
-        );
+        registry.register("commands", "SCSI commands answered", self.commands.clone());
         registry.register_with_unit(
             "data",
             "Data of plain reads and writes, as the initiator sees it",
@@ -129,7 +125,11 @@ impl Metrics {
             let labels = [("command", kind.name()), ("result", Status::Good.name())];
             self.commands.get_or_create(&labels).clone()
         };
-        let bytes = |direction| self.bytes.get_or_create(&[("direction", direction)]).clone();
+        let bytes = |direction| {
+            self.bytes
+                .get_or_create(&[("direction", direction)])
+                .clone()
+        };
         Hot {
             reads: commands(Kind::Read),
             writes: commands(Kind::Write),

@@ -167,12 +167,7 @@ impl Serving {
     }
 
     /// A PDU that has no place for its data has come whole.
-    pub fn whole(
-        &mut self,
-        header: &Header,
-        data: &[u8],
-        link: &mut Link,
-    ) -> Result<(), Refusal> {
+    pub fn whole(&mut self, header: &Header, data: &[u8], link: &mut Link) -> Result<(), Refusal> {
         if !matches!(header.opcode()?, Opcode::ScsiCommand | Opcode::DataOut) {
             // A ping's answer has no task, and no number either.
             let numbered = !header.immediate();
@@ -293,7 +288,10 @@ impl Serving {
         let ping = self.heard + if self.pinged { PING + PONG } else { PING };
         let waits = !self.pending.is_empty() || self.owes_abort();
         let look = waits.then(|| Instant::now() + LOOK);
-        [Some(ping), self.data_due, look].into_iter().flatten().min()
+        [Some(ping), self.data_due, look]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     fn owes_abort(&self) -> bool {

@@ -177,7 +177,9 @@ impl Tasks {
     pub fn new() -> Self {
         let mut places = Vec::new();
         places.resize_with(PLACES, Place::default);
-        let free = (0..PLACES).rev().filter_map(|place| u16::try_from(place).ok());
+        let free = (0..PLACES)
+            .rev()
+            .filter_map(|place| u16::try_from(place).ok());
         Self {
             places,
             free: free.collect(),

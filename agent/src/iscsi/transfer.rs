@@ -68,7 +68,11 @@ impl Serving {
             reads: request.reads,
             natural: judged.natural,
             wanted,
-            stage: if gathers { Stage::Gathering } else { Stage::Hungry },
+            stage: if gathers {
+                Stage::Gathering
+            } else {
+                Stage::Hungry
+            },
             data: None,
             on_budget: false,
             staged: None,
@@ -143,7 +147,10 @@ impl Serving {
         let (slot, stage) = if data.transfer == NO_TAG {
             (self.tasks.find(data.task), Stage::Gathering)
         } else {
-            (self.tasks.of_transfer(data.transfer, data.task), Stage::Asking)
+            (
+                self.tasks.of_transfer(data.transfer, data.task),
+                Stage::Asking,
+            )
         };
         // Of a command that was answered or aborted meanwhile: it is in order
         // that the initiator goes on for a while.
@@ -157,7 +164,10 @@ impl Serving {
         if data.number != sequence.number || data.offset != sequence.next {
             return Err(Flaw::Order.into());
         }
-        let end = data.offset.checked_add(length).filter(|end| *end <= sequence.end);
+        let end = data
+            .offset
+            .checked_add(length)
+            .filter(|end| *end <= sequence.end);
         let Some(end) = end else {
             return Err(Flaw::UnexpectedData.into());
         };
@@ -250,7 +260,9 @@ impl Serving {
         if task.command.data_out() == 0 || task.came >= task.wanted {
             return self.start(slot, link);
         }
-        let end = task.wanted.min(task.came.saturating_add(self.parameters.max_burst));
+        let end = task
+            .wanted
+            .min(task.came.saturating_add(self.parameters.max_burst));
         let asked = ReadyToTransfer {
             lun: task.lun,
             task: task.tag,

@@ -98,7 +98,10 @@ impl Serving {
     pub fn done(&mut self, tag: Tag, outcome: Outcome, link: &mut Link) -> Result<(), End> {
         let slot = Slot::of_tag(tag);
         let Some(task) = self.tasks.get(slot) else {
-            outcome.buffer.into_iter().for_each(|buffer| link.recycle(buffer));
+            outcome
+                .buffer
+                .into_iter()
+                .for_each(|buffer| link.recycle(buffer));
             return Ok(());
         };
         if std::mem::take(&mut task.plain_write)
@@ -107,7 +110,10 @@ impl Serving {
             session.plain_write_ends();
         }
         if task.aborted || task.answered {
-            outcome.buffer.into_iter().for_each(|buffer| link.recycle(buffer));
+            outcome
+                .buffer
+                .into_iter()
+                .for_each(|buffer| link.recycle(buffer));
             self.free(slot, link);
             return self.settle_pending(link);
         }
@@ -117,10 +123,16 @@ impl Serving {
                 command = task.kind.name(), %failed, "a command failed"
             );
             let sense = sense_of(failed, task.command.writes());
-            outcome.buffer.into_iter().for_each(|buffer| link.recycle(buffer));
+            outcome
+                .buffer
+                .into_iter()
+                .for_each(|buffer| link.recycle(buffer));
             return self.finish(slot, sense.into(), link);
         }
-        let verdict = task.verdict.take().and_then(|verdict| verdict.get().copied());
+        let verdict = task
+            .verdict
+            .take()
+            .and_then(|verdict| verdict.get().copied());
         match (task.command, outcome.buffer) {
             (Command::Read { .. }, Some(buffer)) => self.send_segment(slot, buffer, link),
             (_, buffer) => {
@@ -146,7 +158,10 @@ impl Serving {
         let most = u32::try_from(self.voice.max_send).unwrap_or(u32::MAX);
         let burst = self.parameters.max_burst;
         // Where each PDU ends: at the segment's end, the most that is taken, a burst's end.
-        let piece_end = |at: u32| end.min(at.saturating_add(most)).min(at - at % burst + burst);
+        let piece_end = |at: u32| {
+            end.min(at.saturating_add(most))
+                .min(at - at % burst + burst)
+        };
         let pieces = {
             let (mut at, mut count) = (start, 0);
             while at < end {
@@ -197,7 +212,12 @@ impl Serving {
     }
 
     /// Ends a task and answers it.
-    pub(super) fn finish(&mut self, slot: Slot, ending: Ending, link: &mut Link) -> Result<(), End> {
+    pub(super) fn finish(
+        &mut self,
+        slot: Slot,
+        ending: Ending,
+        link: &mut Link,
+    ) -> Result<(), End> {
         if let Some(task) = self.free(slot, link) {
             self.answer(&Answered::of(&task), ending, link);
         }
