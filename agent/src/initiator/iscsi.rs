@@ -33,6 +33,8 @@ const LOGIN: Duration = Duration::from_secs(40);
 const LOGOUT: Duration = Duration::from_secs(40);
 /// How long iscsiadm may take where no target is asked.
 const RECORDS: Duration = Duration::from_secs(10);
+/// The tag of a home's one portal group.
+const PORTAL_GROUP: u16 = 1;
 /// Seconds between two pings, and seconds that an answer may take.
 const PING: &str = "5";
 
@@ -215,7 +217,9 @@ impl Fabric for Iscsi {
         let values = values(chap)?;
         self.make_interface().await?;
         self.sweep(&name).await?;
-        let (interface, portal) = (self.interface(), target.address.to_string());
+        // Without its portal group tag a record has no place for an interface.
+        let portal = format!("{},{PORTAL_GROUP}", target.address);
+        let interface = self.interface();
         let of = [
             "--mode",
             "node",

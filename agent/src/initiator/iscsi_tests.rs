@@ -162,7 +162,9 @@ async fn secrets_are_in_the_record_and_in_no_argument() {
     iscsi.connect(&target).await.unwrap();
     let chap = target.chap.as_ref().unwrap();
     let interface = iscsi.interface();
-    let record = tree.path(&format!("etc/iscsi/nodes/{IQN}/[fd00::1]:3260/{interface}"));
+    let record = tree.path(&format!(
+        "etc/iscsi/nodes/{IQN}/[fd00::1]:3260,1/{interface}"
+    ));
     let record = fs::read_to_string(record).unwrap();
     for line in [
         format!("node.session.auth.password = {}", chap.initiator.secret),

@@ -47,6 +47,7 @@ const PACKAGES: &[&str] = &[
     "psmisc",
     // Load, and other people's tools that check drover's results.
     "nvme-cli",
+    "open-iscsi",
     "fio",
     "restic",
     "prometheus",

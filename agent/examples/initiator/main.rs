@@ -1,0 +1,59 @@
+//! Proves the initiator on a real kernel: both file systems and raw block, a
+//! fence by the target, and a restart of the agent in between. Over NVMe/TCP
+//! against the kernel's own target (nvmet, through configfs); over iSCSI against
+//! drover's target, which is also killed under I/O.
+//!
+//! Run it in a VM: `agent/tests/vm/initiator.sh`, `iscsi_initiator.sh`. Needs root.
+
+mod iscsi;
+mod nvmet;
+mod scene;
+
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, bail};
+use drover::attach::ports::{Access, FsType};
+use drover::initiator::child_main;
+use scene::{Open, life};
+
+async fn lives(open: Open) -> Result<()> {
+    let fs = |fs| Access::Mount {
+        fs,
+        flags: Vec::new(),
+    };
+    let (ext4, xfs) = (fs(FsType::Ext4), fs(FsType::Xfs));
+    life("ext4", ext4, 160, open).await.context("ext4")?;
+    life("xfs", xfs, 320, open).await.context("xfs")?;
+    life("block", Access::Block, 16, open)
+        .await
+        .context("block")
+}
+
+fn main() -> ExitCode {
+    let mut args = std::env::args().skip(1);
+    let what = args.next();
+    if what.as_deref() == Some("child") {
+        return child_main(args);
+    }
+    let run = || -> Result<()> {
+        let runtime = tokio::runtime::Runtime::new()?;
+        match what.as_deref() {
+            None | Some("nvme") => runtime.block_on(lives(nvmet::exports()?)),
+            Some("iscsi") => runtime.block_on(async {
+                iscsi::ten_kills().await.context("ten kills")?;
+                lives(iscsi::exports()).await
+            }),
+            Some(other) => bail!("{other:?} is neither nvme nor iscsi"),
+        }
+    };
+    match run() {
+        Ok(()) => {
+            println!("initiator: all passed");
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("initiator: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
