@@ -1,13 +1,13 @@
 //! drover's own iSCSI target in a process of its own, which can be killed.
 
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
-use std::net::SocketAddr;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -229,5 +229,88 @@ pub async fn ten_kills() -> Result<()> {
         other => bail!("the write that waited ended with {other:?}"),
     }
     node.unpublish(volume, &device).await?;
+    Ok(())
+}
+
+/// Cuts the connection at each write command until it has done so this often.
+struct Cutter {
+    left: AtomicU32,
+}
+
+impl Cutter {
+    /// Listens where the export is said to be.
+    fn start(to: SocketAddr, times: u32) -> Result<(SocketAddr, Arc<Self>)> {
+        let listener = TcpListener::bind("127.0.0.1:0")?;
+        let address = listener.local_addr()?;
+        let cutter = Arc::new(Self {
+            left: AtomicU32::new(times),
+        });
+        let own = Arc::clone(&cutter);
+        std::thread::spawn(move || {
+            for host in listener.incoming().map_while(Result::ok) {
+                let own = Arc::clone(&own);
+                std::thread::spawn(move || own.carry(host, to));
+            }
+        });
+        Ok((address, cutter))
+    }
+
+    fn carry(&self, mut host: TcpStream, to: SocketAddr) -> std::io::Result<()> {
+        let mut home = TcpStream::connect(to)?;
+        let (mut back, mut down) = (home.try_clone()?, host.try_clone()?);
+        std::thread::spawn(move || {
+            let _ = std::io::copy(&mut back, &mut down);
+            let _ = down.shutdown(Shutdown::Both);
+        });
+        let mut head = [0_u8; 48];
+        loop {
+            let read = host.read_exact(&mut head);
+            // A SCSI Command with its W bit (RFC 7143, 11.3).
+            let write = head[0] & 0x3f == 0x01 && head[1] & 0x20 != 0;
+            let cut = write
+                && self
+                    .left
+                    .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1))
+                    .is_ok();
+            if read.is_err() || cut {
+                let _ = host.shutdown(Shutdown::Both);
+                return home.shutdown(Shutdown::Both);
+            }
+            let data = u32::from_be_bytes([0, head[5], head[6], head[7]]);
+            let mut body = vec![0; (data.next_multiple_of(4)) as usize];
+            host.read_exact(&mut body)?;
+            home.write_all(&head)?;
+            home.write_all(&body)?;
+        }
+    }
+}
+
+/// One and the same write loses its home ten times in a row, and succeeds.
+pub async fn ten_cuts() -> Result<()> {
+    println!("ten cuts");
+    let (scene, backing, _file) = Scene::new("cuts", 64)?;
+    let mut export = Served::open(&scene.volume, 1, &backing)?;
+    let (address, cutter) = Cutter::start(export.target.address, 10)?;
+    export.target.address = address;
+    scene.grant(1, &export, false)?;
+    let node = initiator(&scene.control)?;
+    node.stage(&scene.stage(&Access::Block)).await?;
+    node.publish(&scene.publish(&Access::Block)).await?;
+    let device = scene.folder.join("pod/target");
+    let disk = fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .custom_flags(0o40000)
+        .open(&device)?;
+    let started = Instant::now();
+    let written = tokio::task::spawn_blocking(move || disk.write_all_at(&Block::of(7).0, 4096));
+    let written = tokio::time::timeout(Duration::from_secs(240), written).await??;
+    println!("  {written:?} after {:?}", started.elapsed());
+    ensure!(cutter.left.load(Ordering::SeqCst) == 0, "not cut as often");
+    written.context("a write that was cut ten times")?;
+    node.unpublish(&scene.volume, &device).await?;
+    node.unstage(&scene.volume, &scene.folder.join("staging"))
+        .await?;
+    ensure!(node.attached()?.is_empty());
     Ok(())
 }

@@ -41,6 +41,7 @@ fn main() -> ExitCode {
             None | Some("nvme") => runtime.block_on(lives(nvmet::exports()?)),
             Some("iscsi") => runtime.block_on(async {
                 iscsi::ten_kills().await.context("ten kills")?;
+                iscsi::ten_cuts().await.context("ten cuts")?;
                 lives(iscsi::exports()).await
             }),
             Some(other) => bail!("{other:?} is neither nvme nor iscsi"),

@@ -4,7 +4,8 @@
 //! session is a folder of `class/iscsi_session`, names its target and its
 //! initiator, and leads by `device` to the SCSI target and its one disk. A plain
 //! disk carries the volume: no I/O of it fails while its session is away, since
-//! the session waits for its home without end (`replacement_timeout` -1).
+//! the session waits for its home without end (`replacement_timeout` -1), and a
+//! command is tried again however often that happens (`max_retries` -1).
 //!
 //! A fence answers every command with RESERVATION CONFLICT, which fails at once
 //! and is not tried again. Logging out then takes the disk away first and the
@@ -15,11 +16,13 @@
 //! an open-iscsi interface of its own, which carries its initiator name, and
 //! only sessions with that name are its own.
 
+use std::fs;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use uuid::Uuid;
 
+use super::POLL;
 use super::child::{Children, ToolEnd};
 use super::fabric::{Attached, DevNumber, Device, ExportName, Fabric};
 use super::open_iscsi::{OpenIscsi, Setting};
@@ -33,6 +36,8 @@ const LOGIN: Duration = Duration::from_secs(40);
 const LOGOUT: Duration = Duration::from_secs(40);
 /// How long iscsiadm may take where no target is asked.
 const RECORDS: Duration = Duration::from_secs(10);
+/// How long the kernel may take to make a disk after the login.
+const APPEAR: Duration = Duration::from_secs(10);
 /// The tag of a home's one portal group.
 const PORTAL_GROUP: u16 = 1;
 /// Seconds between two pings, and seconds that an answer may take.
@@ -53,6 +58,8 @@ pub struct Iscsi {
     host: HostIdentity,
     children: Children,
     admin: OpenIscsi,
+    /// How long a new session's disk is waited for.
+    appear: Duration,
 }
 
 impl Iscsi {
@@ -63,6 +70,7 @@ impl Iscsi {
             host,
             children,
             admin,
+            appear: APPEAR,
         }
     }
 
@@ -132,6 +140,37 @@ impl Iscsi {
         let update = [&of[..], &name, &[&*self.host.iqn]].concat();
         let end = self.run(&update, RECORDS).await?;
         done(&end, &[], &format!("make interface {interface}"))
+    }
+
+    /// Lets the kernel try a command as often as its session is lost under it.
+    /// Without that, one that met six ends of its home in a row fails with EIO
+    /// (drivers/scsi/sd.h, SD_MAX_RETRIES; scsi_error.c, DID_TRANSPORT_DISRUPTED).
+    async fn try_without_end(&self, name: &ExportName) -> Result<(), NodeError> {
+        let started = Instant::now();
+        loop {
+            for (session, of, _) in self.sessions()? {
+                if of != *name {
+                    continue;
+                }
+                for disk in self.disks(&session)? {
+                    let units = format!("block/{disk}/device/scsi_disk");
+                    let units = self.roots.sys.join(units);
+                    for unit in names(&units)? {
+                        let path = units.join(unit).join("max_retries");
+                        return fs::write(&path, "-1").map_err(|e| {
+                            NodeError::Failed(format!("write {}: {e}", path.display()))
+                        });
+                    }
+                }
+            }
+            if started.elapsed() >= self.appear {
+                return Err(NodeError::Deadline {
+                    what: format!("the disk of {name}"),
+                    deadline: self.appear,
+                });
+            }
+            tokio::time::sleep(POLL).await;
+        }
     }
 
     /// Deletes the records of a target.
@@ -245,6 +284,9 @@ impl Fabric for Iscsi {
             tracing::warn!(target = name.as_str(), %error, "a record with secrets is left");
         }
         result?;
+        if let Err(error) = self.try_without_end(&name).await {
+            tracing::warn!(target = name.as_str(), %error, "a command that meets the end of its home again and again may fail");
+        }
         tracing::info!(target = name.as_str(), %portal, "logged in");
         Ok(started.elapsed())
     }

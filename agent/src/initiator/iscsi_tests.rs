@@ -81,7 +81,10 @@ impl Tree {
         let program = self.path("iscsiadm");
         let root = self.folder.path().to_owned();
         let admin = OpenIscsi::at(root, program.to_str().unwrap());
-        Iscsi::new(roots, host(), children(), admin)
+        Iscsi {
+            appear: Duration::ZERO,
+            ..Iscsi::new(roots, host(), children(), admin)
+        }
     }
 
     fn said(&self) -> Vec<String> {
@@ -182,6 +185,17 @@ async fn secrets_are_in_the_record_and_in_no_argument() {
     let calls = said.len();
     iscsi.connect(&target).await.unwrap();
     assert_eq!(tree.said().len(), calls + 2, "the interface is there");
+}
+
+#[tokio::test]
+async fn commands_of_a_new_disk_are_tried_without_end() {
+    let tree = Tree::new();
+    let retries = "sys/block/sdb/device/scsi_disk/3:0:0:0/max_retries";
+    tree.session(3, IQN, &host().iqn)
+        .disk(3, "sdb")
+        .put(retries, "5");
+    tree.iscsi().connect(&target()).await.unwrap();
+    assert_eq!(fs::read_to_string(tree.path(retries)).unwrap(), "-1");
 }
 
 #[tokio::test]

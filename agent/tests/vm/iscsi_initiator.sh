@@ -11,7 +11,8 @@ mkdir -p /run/initiator/open-iscsi
 cp /etc/iscsi/iscsid.conf /run/initiator/open-iscsi/
 echo "InitiatorName=iqn.2026-11.io.drover.vm:default" > /run/initiator/open-iscsi/initiatorname.iscsi
 mount --bind /run/initiator/open-iscsi /etc/iscsi
-iscsid --foreground > "$RESULTS/iscsid.log" 2>&1 &
+# In a group of its own: as it ends, it ends its group.
+setsid iscsid --foreground > "$RESULTS/iscsid.log" 2>&1 &
 iscsid=$!
 code=0
 "$DROVER_BUILD/examples/initiator" iscsi || code=$?
