@@ -17,6 +17,7 @@
 //! only sessions with that name are its own.
 
 use std::fs;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
@@ -148,20 +149,9 @@ impl Iscsi {
     async fn try_without_end(&self, name: &ExportName) -> Result<(), NodeError> {
         let started = Instant::now();
         loop {
-            for (session, of, _) in self.sessions()? {
-                if of != *name {
-                    continue;
-                }
-                for disk in self.disks(&session)? {
-                    let units = format!("block/{disk}/device/scsi_disk");
-                    let units = self.roots.sys.join(units);
-                    for unit in names(&units)? {
-                        let path = units.join(unit).join("max_retries");
-                        return fs::write(&path, "-1").map_err(|e| {
-                            NodeError::Failed(format!("write {}: {e}", path.display()))
-                        });
-                    }
-                }
+            if let Some(path) = self.retries(name)? {
+                return fs::write(&path, "-1")
+                    .map_err(|e| NodeError::Failed(format!("write {}: {e}", path.display())));
             }
             if started.elapsed() >= self.appear {
                 return Err(NodeError::Deadline {
@@ -171,6 +161,23 @@ impl Iscsi {
             }
             tokio::time::sleep(POLL).await;
         }
+    }
+
+    /// Where the retries of an export's disk are set; none: it has no disk yet.
+    fn retries(&self, name: &ExportName) -> Result<Option<PathBuf>, NodeError> {
+        for (session, of, _) in self.sessions()? {
+            if of != *name {
+                continue;
+            }
+            for disk in self.disks(&session)? {
+                let units = format!("block/{disk}/device/scsi_disk");
+                let units = self.roots.sys.join(units);
+                if let Some(unit) = names(&units)?.first() {
+                    return Ok(Some(units.join(unit).join("max_retries")));
+                }
+            }
+        }
+        Ok(None)
     }
 
     /// Deletes the records of a target.
