@@ -11,6 +11,7 @@
 mod build;
 mod demo;
 mod deploy;
+mod fuzz;
 mod lint;
 mod places;
 mod process;
@@ -47,6 +48,8 @@ enum Verb {
     /// Run a conformance suite of others against drover
     #[command(subcommand)]
     Suite(suite::Suite),
+    /// Fuzz every decoder and whole connections of both targets
+    Fuzz(fuzz::Arguments),
     /// Show a volume move from node to node while a backup holds it
     Demo(demo::Arguments),
 }
@@ -60,6 +63,7 @@ fn main() -> ExitCode {
         Verb::Test(arguments) => test::command(&arguments),
         Verb::Vm(arguments) => vm::command(arguments),
         Verb::Suite(suite) => suite::command(&suite),
+        Verb::Fuzz(arguments) => fuzz::command(&arguments),
         Verb::Demo(arguments) => demo::command(&arguments),
     };
     outcome.unwrap_or_else(|error| {
