@@ -28,8 +28,10 @@ use crate::block::BlockDevice;
 use crate::block::gate::Gate;
 use crate::ids::{Epoch, VolumeId};
 use crate::nvme_tcp::connection::{HANDSHAKE, Target};
+use crate::nvme_tcp::controller::Event;
 use crate::nvme_tcp::metrics::Metrics;
-use crate::nvme_tcp::subsystem::{Directory, Found, Host, Subsystem};
+use crate::nvme_tcp::reserve::Reservations;
+use crate::nvme_tcp::subsystem::{Directory, Found, Host, Parts, Subsystem};
 
 pub use closing::{Closing, Ended};
 
@@ -104,7 +106,25 @@ impl Exports {
 
     /// Serves one more export. The same identity again: nothing changes, and
     /// an identity that was closed is not opened again (the log says so).
+    ///
+    /// Exports of one volume that are live at once share their reservations,
+    /// which last as long as one of them does.
     pub fn open(&self, spec: ExportSpec, device: Arc<dyn BlockDevice>) {
+        let others = self.of(&spec.volume);
+        let reservations = others.first().map_or_else(Reservations::volatile, |live| {
+            Arc::clone(live.subsystem.reservations())
+        });
+        self.open_with(spec, device, reservations);
+    }
+
+    /// As [`Self::open`], with reservations that somebody keeps: the same for
+    /// all exports of a volume.
+    pub fn open_with(
+        &self,
+        spec: ExportSpec,
+        device: Arc<dyn BlockDevice>,
+        reservations: Arc<Reservations>,
+    ) {
         let mut table = self.write();
         if table.closed.contains_key(&spec.subsystem) {
             tracing::error!(
@@ -118,8 +138,14 @@ impl Exports {
                 nqn: spec.host.nqn.clone(),
                 id: spec.host.id,
             };
-            let name = spec.subsystem.clone();
-            let subsystem = Subsystem::new(name, spec.namespace, host, spec.read_only, device);
+            let subsystem = Subsystem::new(Parts {
+                nqn: spec.subsystem.clone(),
+                namespace: spec.namespace,
+                host,
+                read_only: spec.read_only,
+                device,
+                reservations,
+            });
             Arc::new(Live {
                 spec,
                 subsystem,
@@ -163,7 +189,7 @@ impl Exports {
     pub fn resized(&self, volume: &VolumeId) {
         for live in self.of(volume) {
             if let Some(controller) = live.subsystem.current() {
-                controller.announce_change();
+                controller.announce(Event::Namespace);
             }
         }
     }

@@ -25,7 +25,14 @@ pub mod log;
 pub mod metrics;
 pub mod perform;
 pub mod queue;
+pub mod reservation;
+pub mod reserve;
 pub mod serving;
 pub mod status;
 pub mod subsystem;
 pub mod wire;
+
+#[cfg(test)]
+mod bench_for_tests;
+#[cfg(test)]
+mod connection_tests;

@@ -11,16 +11,17 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::admin::{self, Reply};
+use super::admin::{self, Job, Reply};
 use super::command::{Entry, FABRICS, Io, MAX_TRANSFER, Place};
 use super::connection::Capsule;
 use super::controller::Controller;
 use super::metrics::{Counting, Hot, Metrics};
 use super::perform;
 use super::queue::{Index, Queue, Shape, Work};
+use super::reserve;
 use super::status::Status;
 use super::subsystem::{Counted, Subsystem};
-use super::wire::{Data, Malformed};
+use super::wire::{Data, Malformed, u16_at, u64_at};
 use crate::block::gate::Pass;
 use crate::reactor::{Buffer, End, Failed, Link, Operation, Outcome, Tag};
 
@@ -104,6 +105,9 @@ impl Serving {
             Err(Status::TRANSIENT_TRANSPORT_ERROR)
         } else if self.queue.shape().id == 0 || entry.opcode() == FABRICS {
             self.other(index, entry, capsule, link)
+        } else if reserve::is_one(entry.opcode()) {
+            self.usable()
+                .and_then(|()| self.other(index, entry, capsule, link))
         } else {
             self.io(index, &entry, capsule, link)
         };
@@ -187,6 +191,11 @@ impl Serving {
                 self.hot.wrote(buffer.len());
                 link.recycle(buffer);
                 self.queue.answer_uncounted(index, link);
+            }
+            (Work::Other(_), Some(answer)) => {
+                let (result, status) = (u64_at(&answer, 0), Status(u16_at(&answer, 8)));
+                link.recycle(answer);
+                self.queue.answer(index, result, status, link);
             }
             (_, buffer) => {
                 recycle(buffer, link);
@@ -367,7 +376,12 @@ impl Serving {
         link: &mut Link,
     ) -> Result<(), Status> {
         let data = buffer.as_deref().unwrap_or_default();
-        let reply = admin::handle(&self.controller, self.queue.shape().id, entry, data);
+        let queue = self.queue.shape().id;
+        let reply = if queue != 0 && reserve::is_one(entry.opcode()) {
+            reserve::handle(&self.subsystem, entry, data)
+        } else {
+            admin::handle(&self.controller, queue, entry, data)
+        };
         let reply = match reply {
             Ok(reply) => reply,
             Err(status) => {
@@ -406,6 +420,10 @@ impl Serving {
                 recycle(buffer, link);
                 let _ = self.queue.inside(index, Work::Other(*entry));
             }
+            (Reply::Job(job), buffer) => {
+                recycle(buffer, link);
+                return self.wait_for(index, entry, job, link);
+            }
             (Reply::ShutDown, buffer) => {
                 recycle(buffer, link);
                 self.queue.answer(index, 0, Status::SUCCESS, link);
@@ -413,6 +431,38 @@ impl Serving {
             }
         }
         self.deliver(link);
+        Ok(())
+    }
+
+    /// Has work done on a thread that may wait. How it ended comes back in a
+    /// small buffer: eight bytes of the result, two of the status.
+    fn wait_for(
+        &mut self,
+        index: Index,
+        entry: &Entry,
+        job: Job,
+        link: &mut Link,
+    ) -> Result<(), Status> {
+        let passes = if self.queue.shape().id == 0 {
+            [None, None]
+        } else {
+            match self.enter()? {
+                Some(passes) => passes,
+                None => return Ok(()),
+            }
+        };
+        let tag = self.queue.inside(index, Work::Other(*entry));
+        let mut answer = link.unsolicited(10);
+        let call = Operation::Call(Box::new(move |_| {
+            let (result, status) = match job.run() {
+                Ok(result) => (result, Status::SUCCESS),
+                Err(status) => (0, status),
+            };
+            answer[..8].copy_from_slice(&result.to_le_bytes());
+            answer[8..].copy_from_slice(&status.0.to_le_bytes());
+            Outcome::new(Some(answer), Ok(()))
+        }));
+        link.begin(tag, self.subsystem.device(), call, passes);
         Ok(())
     }
 
@@ -462,11 +512,7 @@ impl Serving {
     }
 
     fn decode(&self, entry: &Entry, capsule: Option<&Buffer>) -> Result<Task, Status> {
-        // Ahead of all other checks: whatever it was, it came too late.
-        self.late()?;
-        if !self.controller.enabled() {
-            return Err(Status::COMMAND_SEQUENCE_ERROR);
-        }
+        self.usable()?;
         let mut io = Io::decode(entry, self.subsystem.read_only())?;
         if !self.controller.write_cache() {
             io = io.durable();
@@ -484,6 +530,16 @@ impl Serving {
         Ok(task)
     }
 
+    /// Refuses an I/O command that came too late, ahead of all other checks, or too early.
+    fn usable(&self) -> Result<(), Status> {
+        self.late()?;
+        if self.controller.enabled() {
+            Ok(())
+        } else {
+            Err(Status::COMMAND_SEQUENCE_ERROR)
+        }
+    }
+
     /// Begins a command whose data and memory are all here.
     fn start(
         &mut self,
@@ -496,7 +552,14 @@ impl Serving {
         let length = task.incoming.map_or(0, |(_, length)| length) as usize;
         let data = buffer.as_ref().and_then(|buffer| buffer.get(..length));
         let fits = perform::check(task.io, data.unwrap_or_default(), device.size());
-        let passes = match fits.and_then(|()| self.enter()) {
+        // Ahead of the gates: who is preempted has its gate closed behind this.
+        let barred = self.subsystem.bars(task.io.needs_write());
+        let let_in = if barred {
+            Err(Status::RESERVATION_CONFLICT)
+        } else {
+            fits
+        };
+        let passes = match let_in.and_then(|()| self.enter()) {
             Ok(Some(passes)) => passes,
             // The association has ended, and so will this connection.
             Ok(None) => {

@@ -206,8 +206,9 @@ dev=/dev/$(disk $two)
 fio --name=writer --filename="$dev" --rw=randwrite --bs=4k --size=64M --direct=1 --ioengine=libaio \
     --iodepth=8 --time_based --runtime=120 --output-format=terse > "$work/fio" 2>&1 &
 fio_pid=$!
-sleep 3
-check "the workload runs before the fence" kill -0 $fio_pid
+# A fio that has not opened the disk by the fence would make a file of its name.
+writing() { [ "$(awk '{ print $5 }' "/sys/block/${dev#/dev/}/stat")" -gt 0 ]; }
+check "the workload writes before the fence" within 60 writing
 tell fence
 check "fence" heard 15 "^fenced .*settled=Ok"
 sum=$(sha256sum < "$work/volume")
