@@ -29,6 +29,7 @@ use crate::block::gate::Gate;
 use crate::ids::{Epoch, VolumeId};
 use crate::nvme_tcp::connection::{HANDSHAKE, Target};
 use crate::nvme_tcp::controller::Event;
+use crate::nvme_tcp::discovery::{self, Discovery};
 use crate::nvme_tcp::metrics::Metrics;
 use crate::nvme_tcp::reserve::Reservations;
 use crate::nvme_tcp::subsystem::{Directory, Found, Host, Parts, Subsystem};
@@ -56,6 +57,7 @@ pub struct ExportSpec {
 pub struct Exports {
     table: Arc<RwLock<Table>>,
     target: Arc<Target>,
+    discovery: Arc<Discovery>,
 }
 
 #[derive(Default)]
@@ -79,14 +81,16 @@ impl Exports {
 
     fn with_handshake(handshake: Duration) -> Arc<Self> {
         let table = Arc::new(RwLock::new(Table::default()));
+        let discovery = Arc::new(Discovery::default());
         let target = Target {
-            directory: Arc::new(Names(Arc::clone(&table))),
+            directory: Arc::new(Names(Arc::clone(&table), Arc::clone(&discovery))),
             metrics: Metrics::default(),
             handshake,
         };
         Arc::new(Self {
             table,
             target: Arc::new(target),
+            discovery,
         })
     }
 
@@ -133,6 +137,9 @@ impl Exports {
             );
             return;
         }
+        if !table.live.contains_key(&spec.subsystem) {
+            self.discovery.show(&spec.subsystem, &spec.host.nqn);
+        }
         table.live.entry(spec.subsystem.clone()).or_insert_with(|| {
             let host = Host {
                 nqn: spec.host.nqn.clone(),
@@ -145,6 +152,7 @@ impl Exports {
                 read_only: spec.read_only,
                 device,
                 reservations,
+                discovery: None,
             });
             Arc::new(Live {
                 spec,
@@ -161,6 +169,7 @@ impl Exports {
         let mut table = self.write();
         if let Some(live) = table.live.get(subsystem) {
             live.close();
+            self.discovery.hide(subsystem);
         } else {
             table.closed.entry(subsystem.to_owned()).or_default();
         }
@@ -173,6 +182,7 @@ impl Exports {
     pub fn close(&self, subsystem: &str) -> Option<Closing> {
         let live = self.read().live.get(subsystem).map(Arc::clone)?;
         let inside_at_close = live.close();
+        self.discovery.hide(subsystem);
         Some(Closing::new(inside_at_close, live, Arc::clone(&self.table)))
     }
 
@@ -213,12 +223,16 @@ impl Exports {
     }
 
     /// Accepts connections until `stop` becomes true, then ends those it has.
-    /// Call it when every export is restored.
+    /// Call it when every export is restored. Hosts that discover are sent to
+    /// this listener's port.
     pub async fn serve(
         self: Arc<Self>,
         listener: tokio::net::TcpListener,
         stop: tokio::sync::watch::Receiver<bool>,
     ) {
+        if let Ok(address) = listener.local_addr() {
+            self.discovery.listens_on(address.port());
+        }
         listener::serve(&self, &listener, stop).await;
         let live: Vec<_> = self.read().live.values().map(Arc::clone).collect();
         for live in live {
@@ -228,13 +242,26 @@ impl Exports {
 }
 
 /// What connections may know of the exports: their names.
-struct Names(Arc<RwLock<Table>>);
+struct Names(Arc<RwLock<Table>>, Arc<Discovery>);
+
+impl Exports {
+    /// Accepts connections on a second listener, the port for discovery
+    /// (8009), until `stop` becomes true. The same is served on both.
+    pub async fn serve_discovery(
+        self: Arc<Self>,
+        listener: tokio::net::TcpListener,
+        stop: tokio::sync::watch::Receiver<bool>,
+    ) {
+        listener::serve(&self, &listener, stop).await;
+    }
+}
 
 impl Directory for Names {
     fn find(&self, subsystem: &str) -> Found {
         let table = read(&self.0);
         match table.live.get(subsystem) {
             Some(live) => Found::Live(Arc::clone(&live.subsystem)),
+            None if subsystem == discovery::NQN => Found::Discovery(Arc::clone(&self.1)),
             None if table.closed.contains_key(subsystem) => Found::Closed,
             None => Found::Unknown,
         }

@@ -8,7 +8,8 @@ use std::sync::Arc;
 
 use super::command::{Entry, FABRICS, MAX_TRANSFER, NSID, Place};
 use super::controller::{Controller, Event};
-use super::identify::{self, CAPABILITIES, NAMESPACE_NOTICES, VERSION};
+use super::discovery;
+use super::identify::{self, CAPABILITIES, DISCOVERY_NOTICES, NAMESPACE_NOTICES, VERSION};
 use super::log;
 use super::status::Status;
 use super::wire::{u32_at, u64_at};
@@ -119,7 +120,12 @@ pub fn handle(
     if queue != 0 {
         return Err(Status::INVALID_OPCODE);
     }
+    let discovers = controller.subsystem().discovery().is_some();
     match entry.opcode() {
+        // Commands with which nothing can be discovered.
+        ABORT | SET_FEATURES | GET_FEATURES if discovers && !of_discovery(entry) => {
+            Err(Status::INVALID_FIELD)
+        }
         IDENTIFY => {
             to_host(entry, 4096)?;
             identify_page(controller, entry).map(|page| Reply::Data(page.to_vec()))
@@ -180,8 +186,23 @@ fn fabrics(controller: &Controller, entry: &Entry) -> Result<Reply, Status> {
     }
 }
 
+/// Whether a discovery controller has what a command asks for.
+fn of_discovery(entry: &Entry) -> bool {
+    entry.opcode() == ABORT
+        || matches!(
+            entry.dword(10) as u8,
+            FEATURE_EVENTS | FEATURE_KEEP_ALIVE | FEATURE_HOST_ID
+        )
+}
+
 fn identify_page(controller: &Controller, entry: &Entry) -> Result<identify::Page, Status> {
     let subsystem = controller.subsystem();
+    if subsystem.discovery().is_some() {
+        return match entry.dword(10) & 0xff {
+            0x01 => Ok(discovery::controller(controller)),
+            _ => Err(Status::INVALID_FIELD),
+        };
+    }
     let (cns, csi) = (entry.dword(10) & 0xff, entry.dword(11) >> 24);
     let present = !subsystem.is_gone();
     match (cns, entry.namespace()) {
@@ -227,7 +248,12 @@ fn get_log_page(controller: &Controller, entry: &Entry) -> Result<Reply, Status>
     let offset = u64_at(entry.bytes(), 48);
     let id = (ten & 0xff) as u8;
     let retain = ten & 1 << 15 != 0;
-    let page = if id == log::RESERVATIONS {
+    let page = if let Some(discovery) = controller.subsystem().discovery() {
+        if id != discovery::LOG {
+            return Err(Status::INVALID_LOG_PAGE);
+        }
+        discovery.log(&controller.subsystem().host().nqn)
+    } else if id == log::RESERVATIONS {
         let notice = controller.subsystem().reservation_notice(retain);
         log::reservations(notice)
     } else {
@@ -236,6 +262,7 @@ fn get_log_page(controller: &Controller, entry: &Entry) -> Result<Reply, Status>
     };
     let part = log::part(&page, offset, length).ok_or(Status::INVALID_FIELD)?;
     match id {
+        discovery::LOG if !retain => controller.has_read(Event::Discovery, false),
         log::CHANGED_NAMESPACES if !retain => controller.has_read(Event::Namespace, false),
         log::RESERVATIONS if !retain => {
             let more = controller.subsystem().reservation_notice(true).is_some();
@@ -311,7 +338,7 @@ fn set_features(controller: &Controller, entry: &Entry, data: &[u8]) -> Result<R
             let granted = controller.grant_io_queues(submission.min(completion) + 1)?;
             return Ok(Reply::Done(queues(granted).into()));
         }
-        FEATURE_EVENTS => controller.enable_events(value & NAMESPACE_NOTICES),
+        FEATURE_EVENTS => controller.enable_events(value & (NAMESPACE_NOTICES | DISCOVERY_NOTICES)),
         FEATURE_KEEP_ALIVE => controller.set_keep_alive_timeout(value),
         FEATURE_RESERVATION_MASK => {
             of_namespace(entry)?;

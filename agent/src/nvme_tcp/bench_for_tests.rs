@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use uuid::Uuid;
 
 use super::connection::{HANDSHAKE, NvmeTcp, Target};
+use super::discovery::{self, Discovery};
 use super::metrics::Metrics;
 use super::reserve::Reservations;
 use super::subsystem::{Directory, Found, Host, Parts, Subsystem};
@@ -74,12 +75,13 @@ impl BlockDevice for Memory {
     }
 }
 
-struct Names(HashMap<String, Arc<Subsystem>>);
+struct Names(HashMap<String, Arc<Subsystem>>, Arc<Discovery>);
 
 impl Directory for Names {
     fn find(&self, subsystem: &str) -> Found {
         match self.0.get(subsystem) {
             Some(subsystem) => Found::Live(Arc::clone(subsystem)),
+            None if subsystem == discovery::NQN => Found::Discovery(Arc::clone(&self.1)),
             None => Found::Unknown,
         }
     }
@@ -91,6 +93,7 @@ pub struct Bench {
     pub device: Arc<Memory>,
     pub a: Arc<Subsystem>,
     pub b: Arc<Subsystem>,
+    pub discovery: Arc<Discovery>,
 }
 
 impl Bench {
@@ -111,12 +114,14 @@ impl Bench {
                 read_only: false,
                 device: Arc::clone(&device) as Arc<dyn BlockDevice>,
                 reservations: Arc::clone(&reservations),
+                discovery: None,
             })
         };
         let (a, b) = (subsystem("a", 1), subsystem("b", 2));
         let names = [&a, &b].map(|one| (one.nqn().to_owned(), Arc::clone(one)));
+        let discovery = Arc::new(Discovery::default());
         let target = Target {
-            directory: Arc::new(Names(HashMap::from(names))),
+            directory: Arc::new(Names(HashMap::from(names), Arc::clone(&discovery))),
             metrics: Metrics::default(),
             handshake: HANDSHAKE,
         };
@@ -125,12 +130,19 @@ impl Bench {
             device,
             a,
             b,
+            discovery,
         }
     }
 
     pub fn open(&self) -> Wire {
         let peer = SocketAddr::from(([127, 0, 0, 1], 1));
-        let protocol = NvmeTcp::new(Arc::clone(&self.target), peer, None, Instant::now());
+        let protocol = NvmeTcp::new(
+            Arc::clone(&self.target),
+            peer,
+            peer.ip(),
+            None,
+            Instant::now(),
+        );
         Wire {
             inline: Inline::new(Box::new(protocol)),
             digests: NONE,

@@ -211,6 +211,7 @@ fn every_wait_for_a_host_ends() {
         read_only: false,
         device: Arc::clone(bench.a.device()),
         reservations: Reservations::volatile(),
+        discovery: None,
     };
     let unknown = crate::nvme_tcp::subsystem::Subsystem::new(unknown);
     assert_eq!(refused.connect(&unknown, 0, 0xffff, 0).status, 0x181);

@@ -139,8 +139,8 @@ fn put(page: &mut Page, at: usize, bytes: &[u8]) {
     page[at..at + bytes.len()].copy_from_slice(bytes);
 }
 
-/// ASCII fields are filled with spaces.
-fn text(field: &mut [u8], text: &str) {
+/// Writes an ASCII field, which is filled with spaces.
+pub fn text(field: &mut [u8], text: &str) {
     field.fill(b' ');
     let length = text.len().min(field.len());
     field[..length].copy_from_slice(&text.as_bytes()[..length]);

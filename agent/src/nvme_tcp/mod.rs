@@ -20,7 +20,9 @@ pub mod command;
 pub mod connect;
 pub mod connection;
 pub mod controller;
+pub mod discovery;
 pub mod identify;
+pub mod io;
 pub mod log;
 pub mod metrics;
 pub mod perform;
@@ -36,3 +38,5 @@ pub mod wire;
 mod bench_for_tests;
 #[cfg(test)]
 mod connection_tests;
+#[cfg(test)]
+mod discovery_tests;

@@ -361,12 +361,10 @@ impl Change {
     fn remove(&mut self, host: Uuid) {
         self.record.registrants.retain(|one| one.host != host);
         match self.record.reservation {
-            Some((kind, _)) if kind.all_hold() => {
-                if self.record.registrants.is_empty() {
-                    self.record.reservation = None;
-                }
+            Some((kind, _)) if kind.all_hold() && self.record.registrants.is_empty() => {
+                self.record.reservation = None;
             }
-            Some((_, holder)) if holder == host => self.release(host),
+            Some((kind, holder)) if !kind.all_hold() && holder == host => self.release(host),
             _ => {}
         }
     }

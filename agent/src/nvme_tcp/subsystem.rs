@@ -13,6 +13,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use uuid::Uuid;
 
 use super::controller::{Controller, Event};
+use super::discovery;
 use super::reservation;
 use super::reserve::Reservations;
 use super::status::Status;
@@ -35,6 +36,8 @@ pub struct Host {
 pub enum Found {
     /// It is served.
     Live(Arc<Subsystem>),
+    /// The discovery service.
+    Discovery(Arc<discovery::Discovery>),
     /// It was served and never will be again.
     Closed,
     /// Nothing; it may be known later.
@@ -76,6 +79,8 @@ pub struct Parts {
     pub device: Arc<dyn BlockDevice>,
     /// The reservations of its volume.
     pub reservations: Arc<Reservations>,
+    /// For a discovery controller: what it shows. It has no namespace then.
+    pub discovery: Option<discovery::View>,
 }
 
 /// One export as the protocol sees it.
@@ -165,6 +170,11 @@ impl Subsystem {
     /// The reservations of its volume.
     pub fn reservations(&self) -> &Arc<Reservations> {
         &self.parts.reservations
+    }
+
+    /// What it shows, if it is a discovery controller's.
+    pub fn discovery(&self) -> Option<&discovery::View> {
+        self.parts.discovery.as_ref()
     }
 
     /// Sets what reservations let the host do: (read, write).
