@@ -54,8 +54,9 @@ pub fn target() -> Arc<Target> {
 
 /// A new connection to it.
 pub fn connection(target: &Arc<Target>) -> Inline {
-    let peer = ([127, 0, 0, 1], 1).into();
-    let protocol = NvmeTcp::new(Arc::clone(target), peer, None, Instant::now());
+    let address = [127, 0, 0, 1].into();
+    let peer = (address, 1).into();
+    let protocol = NvmeTcp::new(Arc::clone(target), peer, address, None, Instant::now());
     Inline::new(Box::new(protocol))
 }
 

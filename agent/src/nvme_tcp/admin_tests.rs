@@ -5,7 +5,8 @@ use uuid::Uuid;
 use super::*;
 use crate::block::{BLOCK, BlockDevice, DeviceError};
 use crate::ids::{Bytes, Lba};
-use crate::nvme_tcp::subsystem::{Host, Subsystem};
+use crate::nvme_tcp::reserve::Reservations;
+use crate::nvme_tcp::subsystem::{Host, Parts, Subsystem};
 use crate::nvme_tcp::wire::{IN_CAPSULE, u16_at};
 
 /// Has a size and nothing else: no admin command touches the device.
@@ -44,7 +45,15 @@ fn controller() -> Arc<Controller> {
         nqn: "nqn.host".to_owned(),
         id: Uuid::from_u128(5),
     };
-    let subsystem = Subsystem::new("nqn.sub".to_owned(), UUID, host, false, Arc::new(Untouched));
+    let subsystem = Subsystem::new(Parts {
+        nqn: "nqn.sub".to_owned(),
+        namespace: UUID,
+        host,
+        read_only: false,
+        device: Arc::new(Untouched),
+        reservations: Reservations::volatile(),
+        discovery: None,
+    });
     Controller::new(3, subsystem, 0, std::time::Instant::now())
 }
 

@@ -1,6 +1,7 @@
 //! The beginning of an association: Connect, and who is admitted
 //! (NVM Express Base Specification 2.0, 6.3).
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -126,7 +127,7 @@ impl Attempt {
         }
     }
 
-    /// Decides, if it can be: none while commands of the association before
+    /// Decides, if it can be, for a host that came to `address`: none while commands of the association before
     /// are unsettled and there is time left.
     ///
     /// # Errors
@@ -134,11 +135,17 @@ impl Attempt {
     pub fn attempt(
         &self,
         directory: &dyn Directory,
+        address: IpAddr,
         now: Instant,
     ) -> Result<Option<Arc<Controller>>, Refusal> {
         let request = &self.request;
         let subsystem = match directory.find(&request.subsystem) {
             Found::Live(subsystem) => subsystem,
+            Found::Discovery(_) if request.queue != 0 => {
+                let status = Status::CONNECT_INVALID_PARAMETERS;
+                return Err(Refusal { status, result: 42 });
+            }
+            Found::Discovery(discovery) => discovery.subsystem(&request.host, address),
             // For good: the host's controller goes, and its I/O fails.
             Found::Closed => return Err(Status::CONNECT_INVALID_HOST.into()),
             // Not for good: the home may be about to restore it.

@@ -10,7 +10,7 @@
 //! straight into the memory of the command that it is for. What the commands
 //! do is [`serving`](super::serving)'s.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -56,6 +56,8 @@ pub struct Target {
 pub struct NvmeTcp {
     target: Arc<Target>,
     peer: SocketAddr,
+    /// The address of ours that it came to.
+    address: IpAddr,
     digests: Digests,
     phase: Phase,
     incoming: Option<Incoming>,
@@ -101,10 +103,11 @@ pub struct Capsule {
 }
 
 impl NvmeTcp {
-    /// A connection that was accepted now.
+    /// A connection that was accepted now, from `peer` at `address` of ours.
     pub fn new(
         target: Arc<Target>,
         peer: SocketAddr,
+        address: IpAddr,
         place: Option<Box<dyn Place>>,
         now: Instant,
     ) -> Self {
@@ -113,6 +116,7 @@ impl NvmeTcp {
         Self {
             target,
             peer,
+            address,
             digests: Digests::default(),
             phase: Phase::Accepted,
             incoming: None,
@@ -271,7 +275,7 @@ impl NvmeTcp {
     /// Admits a host, refuses it, or looks again a little later.
     fn admit(&mut self, attempt: Box<Attempt>, link: &mut Link) -> Result<(), End> {
         let (now, digests) = (link.now(), self.digests);
-        match attempt.attempt(&*self.target.directory, now) {
+        match attempt.attempt(&*self.target.directory, self.address, now) {
             Ok(None) => {
                 self.phase = Phase::Admitting(attempt, now + LOOK);
                 Ok(())

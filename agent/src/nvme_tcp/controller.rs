@@ -18,7 +18,9 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-use super::identify::{EVENT_REQUESTS, KEEP_ALIVE_GRANULARITY, NAMESPACE_NOTICES};
+use super::identify::{
+    DISCOVERY_NOTICES, EVENT_REQUESTS, KEEP_ALIVE_GRANULARITY, NAMESPACE_NOTICES,
+};
 use super::status::Status;
 use super::subsystem::Subsystem;
 use crate::block::gate::Gate;
@@ -32,8 +34,44 @@ const CC_SHUTDOWN: u32 = 0b11 << 14;
 const CSTS_READY: u32 = 1;
 const CSTS_SHUTDOWN_RUNNING: u32 = 0b01 << 2;
 const CSTS_SHUTDOWN_COMPLETE: u32 = 0b10 << 2;
-/// Notice, namespace attribute changed, log page 04.
-const NAMESPACE_CHANGED: u32 = 0x0004_0002;
+
+/// What a host can be told of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Event {
+    /// The namespace has another size, or is gone.
+    Namespace,
+    /// There is a notification in the reservations' log.
+    Reservation,
+    /// What can be discovered is another.
+    Discovery,
+}
+
+impl Event {
+    const ALL: [Self; 3] = [Self::Namespace, Self::Reservation, Self::Discovery];
+
+    fn bit(self) -> u8 {
+        1 << self as u8
+    }
+
+    /// The completion's result: type, information and the log page to read.
+    fn result(self) -> u32 {
+        match self {
+            Self::Namespace => 0x0004_0002,
+            Self::Reservation => 0x0080_0006,
+            Self::Discovery => 0x0070_f002,
+        }
+    }
+
+    /// Whether a host with this event configuration wants it.
+    fn wanted(self, notices: u32) -> bool {
+        match self {
+            Self::Namespace => notices & NAMESPACE_NOTICES != 0,
+            // Masked by a feature of its own, before they are noted.
+            Self::Reservation => true,
+            Self::Discovery => notices & DISCOVERY_NOTICES != 0,
+        }
+    }
+}
 
 /// One association's state. What every command looks at is atomic; the rest
 /// is behind a lock that only admin commands take.
@@ -63,9 +101,10 @@ struct State {
     retry_delays: bool,
     requests: VecDeque<u16>,
     changed: bool,
-    /// Whether a notice was sent and the log was not read since.
-    masked: bool,
-    due: bool,
+    /// Events that were told and whose log was not read since, a bit for each.
+    masked: u8,
+    /// Events to be told.
+    due: u8,
     saw_no_namespace: bool,
 }
 
@@ -80,8 +119,8 @@ impl Controller {
             retry_delays: false,
             requests: VecDeque::new(),
             changed: false,
-            masked: false,
-            due: false,
+            masked: 0,
+            due: 0,
             saw_no_namespace: false,
         };
         Arc::new(Self {
@@ -335,12 +374,12 @@ impl Controller {
         state.requests.len() < before
     }
 
-    /// The namespace has another size, or is gone: the host is told when it
-    /// listens and has read what it was told before.
-    pub fn announce_change(&self) {
+    /// Something has happened: the host is told when it listens and has read
+    /// what it was told before of the same.
+    pub fn announce(&self, event: Event) {
         let mut state = self.state();
-        state.changed = true;
-        state.due = true;
+        state.changed |= event == Event::Namespace;
+        state.due |= event.bit();
         drop(state);
         self.wake();
     }
@@ -350,23 +389,30 @@ impl Controller {
         self.state().changed
     }
 
-    /// The host has read the log of changes.
-    pub fn changes_read(&self) {
+    /// The host has read the log of such events; `more` is whether there is
+    /// something in it still.
+    pub fn has_read(&self, event: Event, more: bool) {
         let mut state = self.state();
-        state.changed = false;
-        state.masked = false;
-        state.due = false;
+        state.changed &= event != Event::Namespace;
+        state.masked &= !event.bit();
+        state.due &= !event.bit();
+        if more {
+            state.due |= event.bit();
+        }
     }
 
     /// An event that can be delivered: the request it answers, and its result.
     pub fn take_event(&self) -> Option<(u16, u32)> {
         let mut state = self.state();
-        if !state.due || state.masked || state.notices & NAMESPACE_NOTICES == 0 {
-            return None;
-        }
+        let ready = state.due & !state.masked;
+        let notices = state.notices;
+        let event = Event::ALL
+            .into_iter()
+            .find(|event| ready & event.bit() != 0 && event.wanted(notices))?;
         let command = state.requests.pop_front()?;
-        (state.due, state.masked) = (false, true);
-        Some((command, NAMESPACE_CHANGED))
+        state.due &= !event.bit();
+        state.masked |= event.bit();
+        Some((command, event.result()))
     }
 
     /// The host has asked for the namespaces and was told that there are none.

@@ -20,12 +20,23 @@ pub mod command;
 pub mod connect;
 pub mod connection;
 pub mod controller;
+pub mod discovery;
 pub mod identify;
+pub mod io;
 pub mod log;
 pub mod metrics;
 pub mod perform;
 pub mod queue;
+pub mod reservation;
+pub mod reserve;
 pub mod serving;
 pub mod status;
 pub mod subsystem;
 pub mod wire;
+
+#[cfg(test)]
+mod bench_for_tests;
+#[cfg(test)]
+mod connection_tests;
+#[cfg(test)]
+mod discovery_tests;

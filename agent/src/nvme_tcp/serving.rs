@@ -11,47 +11,25 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::admin::{self, Reply};
+use super::admin::{self, Job, Reply};
 use super::command::{Entry, FABRICS, Io, MAX_TRANSFER, Place};
 use super::connection::Capsule;
 use super::controller::Controller;
+use super::io::Task;
 use super::metrics::{Counting, Hot, Metrics};
-use super::perform;
 use super::queue::{Index, Queue, Shape, Work};
+use super::reserve;
 use super::status::Status;
 use super::subsystem::{Counted, Subsystem};
-use super::wire::{Data, Malformed};
-use crate::block::gate::Pass;
+use super::wire::{Data, Malformed, u16_at, u64_at};
 use crate::reactor::{Buffer, End, Failed, Link, Operation, Outcome, Tag};
-
-/// An I/O command, and where its data is.
-#[derive(Debug, Clone, Copy)]
-pub struct Task {
-    /// What is done.
-    pub io: Io,
-    /// Where the data is that the host sends with it, and how long.
-    pub incoming: Option<(Place, u32)>,
-    /// Bytes that the host gets.
-    pub outgoing: u32,
-}
-
-impl Task {
-    /// Bytes of the connection's memory that it needs.
-    fn room(&self) -> u32 {
-        match (self.incoming, self.io.scratch()) {
-            (Some((Place::Capsule, _)), 0) => 0,
-            (Some((_, length)), scratch) => length + scratch,
-            (None, scratch) => self.outgoing + scratch,
-        }
-    }
-}
 
 /// A connection that has passed Connect.
 pub struct Serving {
-    controller: Arc<Controller>,
-    subsystem: Arc<Subsystem>,
-    queue: Queue,
-    metrics: Metrics,
+    pub(super) controller: Arc<Controller>,
+    pub(super) subsystem: Arc<Subsystem>,
+    pub(super) queue: Queue,
+    pub(super) metrics: Metrics,
     hot: Hot,
     /// Whether outstanding commands were answered because the namespace is gone.
     told: bool,
@@ -104,6 +82,9 @@ impl Serving {
             Err(Status::TRANSIENT_TRANSPORT_ERROR)
         } else if self.queue.shape().id == 0 || entry.opcode() == FABRICS {
             self.other(index, entry, capsule, link)
+        } else if reserve::is_one(entry.opcode()) {
+            self.usable()
+                .and_then(|()| self.other(index, entry, capsule, link))
         } else {
             self.io(index, &entry, capsule, link)
         };
@@ -187,6 +168,11 @@ impl Serving {
                 self.hot.wrote(buffer.len());
                 link.recycle(buffer);
                 self.queue.answer_uncounted(index, link);
+            }
+            (Work::Other(_), Some(answer)) => {
+                let (result, status) = (u64_at(&answer, 0), Status(u16_at(&answer, 8)));
+                link.recycle(answer);
+                self.queue.answer(index, result, status, link);
             }
             (_, buffer) => {
                 recycle(buffer, link);
@@ -288,7 +274,7 @@ impl Serving {
     }
 
     /// Goes on with a command as soon as it has memory.
-    fn in_turn(
+    pub(super) fn in_turn(
         &mut self,
         index: Index,
         work: Work,
@@ -367,7 +353,12 @@ impl Serving {
         link: &mut Link,
     ) -> Result<(), Status> {
         let data = buffer.as_deref().unwrap_or_default();
-        let reply = admin::handle(&self.controller, self.queue.shape().id, entry, data);
+        let queue = self.queue.shape().id;
+        let reply = if queue != 0 && reserve::is_one(entry.opcode()) {
+            reserve::handle(&self.subsystem, entry, data)
+        } else {
+            admin::handle(&self.controller, queue, entry, data)
+        };
         let reply = match reply {
             Ok(reply) => reply,
             Err(status) => {
@@ -406,6 +397,10 @@ impl Serving {
                 recycle(buffer, link);
                 let _ = self.queue.inside(index, Work::Other(*entry));
             }
+            (Reply::Job(job), buffer) => {
+                recycle(buffer, link);
+                return self.wait_for(index, entry, job, link);
+            }
             (Reply::ShutDown, buffer) => {
                 recycle(buffer, link);
                 self.queue.answer(index, 0, Status::SUCCESS, link);
@@ -413,6 +408,38 @@ impl Serving {
             }
         }
         self.deliver(link);
+        Ok(())
+    }
+
+    /// Has work done on a thread that may wait. How it ended comes back in a
+    /// small buffer: eight bytes of the result, two of the status.
+    fn wait_for(
+        &mut self,
+        index: Index,
+        entry: &Entry,
+        job: Job,
+        link: &mut Link,
+    ) -> Result<(), Status> {
+        let passes = if self.queue.shape().id == 0 {
+            [None, None]
+        } else {
+            match self.enter()? {
+                Some(passes) => passes,
+                None => return Ok(()),
+            }
+        };
+        let tag = self.queue.inside(index, Work::Other(*entry));
+        let mut answer = link.unsolicited(10);
+        let call = Operation::Call(Box::new(move |_| {
+            let (result, status) = match job.run() {
+                Ok(result) => (result, Status::SUCCESS),
+                Err(status) => (0, status),
+            };
+            answer[..8].copy_from_slice(&result.to_le_bytes());
+            answer[8..].copy_from_slice(&status.0.to_le_bytes());
+            Outcome::new(Some(answer), Ok(()))
+        }));
+        link.begin(tag, self.subsystem.device(), call, passes);
         Ok(())
     }
 
@@ -439,115 +466,9 @@ impl Serving {
         let call = Operation::Call(Box::new(flush));
         link.begin(Tag(u64::MAX), self.subsystem.device(), call, passes);
     }
-
-    /// An I/O command.
-    fn io(
-        &mut self,
-        index: Index,
-        entry: &Entry,
-        capsule: Option<Buffer>,
-        link: &mut Link,
-    ) -> Result<(), Status> {
-        let task = match self.decode(entry, capsule.as_ref()) {
-            Ok(task) => task,
-            Err(status) => {
-                recycle(capsule, link);
-                return Err(status);
-            }
-        };
-        match task.room() {
-            0 => self.start(index, task, capsule, link),
-            length => self.in_turn(index, Work::Io(task), length, capsule, link),
-        }
-    }
-
-    fn decode(&self, entry: &Entry, capsule: Option<&Buffer>) -> Result<Task, Status> {
-        // Ahead of all other checks: whatever it was, it came too late.
-        self.late()?;
-        if !self.controller.enabled() {
-            return Err(Status::COMMAND_SEQUENCE_ERROR);
-        }
-        let mut io = Io::decode(entry, self.subsystem.read_only())?;
-        if !self.controller.write_cache() {
-            io = io.durable();
-        }
-        let task = Task {
-            io,
-            incoming: io.incoming(entry)?,
-            outgoing: io.outgoing(entry)?,
-        };
-        if let Some((Place::Capsule, length)) = task.incoming
-            && capsule.is_none_or(|data| data.len() != length as usize)
-        {
-            return Err(Status::DATA_SGL_LENGTH_INVALID);
-        }
-        Ok(task)
-    }
-
-    /// Begins a command whose data and memory are all here.
-    fn start(
-        &mut self,
-        index: Index,
-        task: Task,
-        buffer: Option<Buffer>,
-        link: &mut Link,
-    ) -> Result<(), Status> {
-        let device = self.subsystem.device();
-        let length = task.incoming.map_or(0, |(_, length)| length) as usize;
-        let data = buffer.as_ref().and_then(|buffer| buffer.get(..length));
-        let fits = perform::check(task.io, data.unwrap_or_default(), device.size());
-        let passes = match fits.and_then(|()| self.enter()) {
-            Ok(Some(passes)) => passes,
-            // The association has ended, and so will this connection.
-            Ok(None) => {
-                recycle(buffer, link);
-                return Ok(());
-            }
-            Err(status) => {
-                recycle(buffer, link);
-                return Err(status);
-            }
-        };
-        if task.io.writes() {
-            self.subsystem.note_write();
-        }
-        let tag = self.queue.inside(index, Work::Io(task));
-        let operation = match (task.io, buffer) {
-            (Io::Read { lba, .. }, Some(buffer)) => Operation::Read { lba, buffer },
-            (Io::Write { lba, fua, .. }, Some(buffer)) => Operation::Write { lba, buffer, fua },
-            (io, mut buffer) => Operation::Call(Box::new(move |device| {
-                let all = buffer.as_deref_mut().unwrap_or_default();
-                let (data, scratch) = all.split_at_mut(length);
-                let result = perform::perform(io, device, data, scratch);
-                Outcome { buffer, result }
-            })),
-        };
-        link.begin(tag, self.subsystem.device(), operation, passes);
-        Ok(())
-    }
-
-    /// Lets a command through the export's gate and the association's. None:
-    /// the association has ended.
-    fn enter(&self) -> Result<Option<[Option<Pass>; 2]>, Status> {
-        let Some(export) = self.subsystem.gate().enter() else {
-            self.metrics.late();
-            return Err(Status::RESERVATION_CONFLICT);
-        };
-        let association = self.controller.gate().enter();
-        Ok(association.map(|association| [Some(export), Some(association)]))
-    }
-
-    /// Refuses a command, as late, when its export's gate is closed already.
-    fn late(&self) -> Result<(), Status> {
-        if self.subsystem.gate().is_closed() {
-            // Closed for good, so this refuses, and counts that.
-            self.enter().map(drop)?;
-        }
-        Ok(())
-    }
 }
 
-fn recycle(buffer: Option<Buffer>, link: &mut Link) {
+pub(super) fn recycle(buffer: Option<Buffer>, link: &mut Link) {
     if let Some(buffer) = buffer {
         link.recycle(buffer);
     }

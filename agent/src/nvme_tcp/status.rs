@@ -25,6 +25,7 @@ impl Status {
     pub const SGL_OFFSET_INVALID: Self = Self(DNR | 0x16);
     pub const NAMESPACE_WRITE_PROTECTED: Self = Self(DNR | 0x20);
     pub const TRANSIENT_TRANSPORT_ERROR: Self = Self(0x22);
+    pub const HOST_IDENTIFIER_INCONSISTENT_FORMAT: Self = Self(DNR | 0x18);
     pub const LBA_OUT_OF_RANGE: Self = Self(DNR | 0x80);
     pub const CAPACITY_EXCEEDED: Self = Self(DNR | 0x81);
     /// The fence's answer: Linux fails the request at once, on every path.

@@ -5,13 +5,17 @@
 //! host replays what was not answered, and a command that is still on its way
 //! to the disk would land over the replay and over what follows it.
 
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use uuid::Uuid;
 
-use super::controller::Controller;
+use super::controller::{Controller, Event};
+use super::discovery;
+use super::reservation;
+use super::reserve::Reservations;
 use super::status::Status;
 use crate::block::BlockDevice;
 use crate::block::gate::Gate;
@@ -32,6 +36,8 @@ pub struct Host {
 pub enum Found {
     /// It is served.
     Live(Arc<Subsystem>),
+    /// The discovery service.
+    Discovery(Arc<discovery::Discovery>),
     /// It was served and never will be again.
     Closed,
     /// Nothing; it may be known later.
@@ -59,20 +65,54 @@ impl From<Status> for Refusal {
     }
 }
 
+/// What a subsystem is made of.
+pub struct Parts {
+    /// Its NQN.
+    pub nqn: String,
+    /// Its namespace's UUID.
+    pub namespace: Uuid,
+    /// The one host that may connect.
+    pub host: Host,
+    /// Whether writes are refused.
+    pub read_only: bool,
+    /// What is served.
+    pub device: Arc<dyn BlockDevice>,
+    /// The reservations of its volume.
+    pub reservations: Arc<Reservations>,
+    /// For a discovery controller: what it shows. It has no namespace then.
+    pub discovery: Option<discovery::View>,
+}
+
 /// One export as the protocol sees it.
 pub struct Subsystem {
-    nqn: String,
-    namespace: Uuid,
-    host: Host,
-    read_only: bool,
-    device: Arc<dyn BlockDevice>,
+    parts: Parts,
     gate: Arc<Gate>,
+    /// What reservations keep the host from: [`NO_READ`], [`NO_WRITE`].
+    barred: AtomicU8,
+    reservations_log: Mutex<ReservationLog>,
     /// Set when the namespace is gone.
     gone: AtomicBool,
     association: Mutex<Association>,
     connections: AtomicU32,
     /// Microseconds since 1970; 0: never.
     last_write: AtomicU64,
+}
+
+/// Reads are refused by a reservation.
+const NO_READ: u8 = 1;
+/// Writes are refused by a reservation.
+const NO_WRITE: u8 = 2;
+/// Notifications that are kept for a host; beyond them the oldest are lost.
+const RESERVATION_NOTICES: usize = 64;
+
+/// What the host was not told yet of reservations (log page 80h).
+#[derive(Default)]
+struct ReservationLog {
+    /// Counts the notifications; the first is 1.
+    count: u64,
+    notices: VecDeque<(u64, reservation::Notice)>,
+    /// Which kinds are not noted (feature 82h).
+    mask: u32,
 }
 
 #[derive(Default)]
@@ -91,47 +131,108 @@ impl Drop for Counted {
 }
 
 impl Subsystem {
-    /// A subsystem that serves `device` to `host`.
-    pub fn new(
-        nqn: String,
-        namespace: Uuid,
-        host: Host,
-        read_only: bool,
-        device: Arc<dyn BlockDevice>,
-    ) -> Arc<Self> {
-        Arc::new(Self {
-            nqn,
-            namespace,
-            host,
-            read_only,
-            device,
+    /// A subsystem that serves a device to a host.
+    pub fn new(parts: Parts) -> Arc<Self> {
+        let subsystem = Arc::new(Self {
+            parts,
             gate: Gate::new(),
+            barred: AtomicU8::new(0),
+            reservations_log: Mutex::default(),
             gone: AtomicBool::new(false),
             association: Mutex::default(),
             connections: AtomicU32::new(0),
             last_write: AtomicU64::new(0),
-        })
+        });
+        subsystem.parts.reservations.join(&subsystem);
+        subsystem
     }
 
     /// Its NQN.
     pub fn nqn(&self) -> &str {
-        &self.nqn
+        &self.parts.nqn
     }
     /// Its namespace's UUID.
     pub fn namespace(&self) -> Uuid {
-        self.namespace
+        self.parts.namespace
     }
     /// The one host that may connect.
     pub fn host(&self) -> &Host {
-        &self.host
+        &self.parts.host
     }
     /// Whether writes are refused.
     pub fn read_only(&self) -> bool {
-        self.read_only
+        self.parts.read_only
     }
     /// What is served.
     pub fn device(&self) -> &Arc<dyn BlockDevice> {
-        &self.device
+        &self.parts.device
+    }
+    /// The reservations of its volume.
+    pub fn reservations(&self) -> &Arc<Reservations> {
+        &self.parts.reservations
+    }
+
+    /// What it shows, if it is a discovery controller's.
+    pub fn discovery(&self) -> Option<&discovery::View> {
+        self.parts.discovery.as_ref()
+    }
+
+    /// Sets what reservations let the host do: (read, write).
+    pub fn set_access(&self, (read, write): (bool, bool)) {
+        let barred = if read { 0 } else { NO_READ } | if write { 0 } else { NO_WRITE };
+        self.barred.store(barred, Ordering::Release);
+    }
+
+    /// Whether a reservation keeps the host from reading, or from writing.
+    pub fn bars(&self, write: bool) -> bool {
+        let what = if write { NO_WRITE } else { NO_READ };
+        self.barred.load(Ordering::Acquire) & what != 0
+    }
+
+    fn reservations_log(&self) -> MutexGuard<'_, ReservationLog> {
+        // No code panics while it holds the lock.
+        self.reservations_log
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// Notes what happened to the host's reservations, and tells it that there is something.
+    pub fn note_reservation(&self, notice: reservation::Notice) {
+        let mut log = self.reservations_log();
+        if log.mask & 1 << notice as u32 != 0 {
+            return;
+        }
+        log.count += 1;
+        let number = log.count;
+        log.notices.push_back((number, notice));
+        if log.notices.len() > RESERVATION_NOTICES {
+            log.notices.pop_front();
+        }
+        drop(log);
+        if let Some(controller) = self.current() {
+            controller.announce(Event::Reservation);
+        }
+    }
+
+    /// The oldest notification that was not read: its number, what it is, and
+    /// how many there are in all. It is forgotten, unless it is to be retained.
+    pub fn reservation_notice(&self, retain: bool) -> Option<(u64, reservation::Notice, usize)> {
+        let mut log = self.reservations_log();
+        let all = log.notices.len();
+        let oldest = log.notices.front().copied();
+        if !retain {
+            log.notices.pop_front();
+        }
+        oldest.map(|(number, notice)| (number, notice, all))
+    }
+
+    /// Which kinds of notifications are not noted: a bit for each number.
+    pub fn reservation_mask(&self) -> u32 {
+        self.reservations_log().mask
+    }
+    /// Sets which kinds of notifications are not noted.
+    pub fn set_reservation_mask(&self, mask: u32) {
+        self.reservations_log().mask = mask;
     }
     /// The export's gate. Once it is closed every Connect is refused for good.
     pub fn gate(&self) -> &Arc<Gate> {
@@ -186,7 +287,7 @@ impl Subsystem {
     pub fn take_away(&self) {
         self.gone.store(true, Ordering::Release);
         if let Some(controller) = self.current() {
-            controller.announce_change();
+            controller.announce(Event::Namespace);
         }
     }
 
@@ -214,7 +315,9 @@ impl Subsystem {
         if let Some(older) = &association.current {
             if !older.has_ended() {
                 tracing::info!(
-                    subsystem = %self.nqn, controller = older.id(), "a new association takes over"
+                    subsystem = self.nqn(),
+                    controller = older.id(),
+                    "a new association takes over"
                 );
             }
             older.end();
@@ -248,7 +351,7 @@ impl Subsystem {
     }
 
     fn check(&self, host: &Host) -> Result<(), Refusal> {
-        if self.gate.is_closed() || *host != self.host {
+        if self.gate.is_closed() || *host != self.parts.host {
             return Err(Status::CONNECT_INVALID_HOST.into());
         }
         Ok(())
