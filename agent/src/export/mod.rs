@@ -26,6 +26,7 @@ use crate::attach::ports::HostIdentity;
 use crate::block::BlockDevice;
 use crate::block::gate::Gate;
 use crate::ids::{Epoch, VolumeId};
+use crate::nvme_tcp::auth::Secrets;
 use crate::nvme_tcp::connection::{HANDSHAKE, Target};
 use crate::nvme_tcp::controller::Event;
 use crate::nvme_tcp::discovery::{self, Discovery};
@@ -51,6 +52,8 @@ pub struct ExportSpec {
     pub host: HostIdentity,
     /// Whether writes are refused.
     pub read_only: bool,
+    /// What its host must prove (DH-HMAC-CHAP); none: its name is enough.
+    pub secret: Option<Secrets>,
 }
 
 /// The exports that a target serves now, and the identities it knows as closed.
@@ -154,6 +157,7 @@ impl Exports {
                 read_only: spec.read_only,
                 device,
                 reservations,
+                secrets: spec.secret.clone(),
                 discovery: None,
             });
             Arc::new(Live {

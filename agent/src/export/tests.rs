@@ -147,6 +147,7 @@ fn spec(name: &str) -> ExportSpec {
             id: Uuid::from_u128(1),
         },
         read_only: false,
+        secret: None,
     }
 }
 

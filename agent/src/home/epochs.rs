@@ -165,6 +165,7 @@ impl Inner {
                 namespace: export.namespace,
                 host: export.host.clone(),
                 read_only: export.read_only,
+                secret: None,
             };
             self.frontend.open(spec, Arc::clone(&device) as _);
             now.serving = Serving::Open {

@@ -52,6 +52,7 @@ fn controller() -> Arc<Controller> {
         read_only: false,
         device: Arc::new(Untouched),
         reservations: Reservations::volatile(),
+        secrets: None,
         discovery: None,
     });
     Controller::new(3, subsystem, 0, std::time::Instant::now())

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use uuid::Uuid;
 
+use super::auth::Secrets;
 use super::connection::{HANDSHAKE, NvmeTcp, Target};
 use super::discovery::{self, Discovery};
 use super::metrics::Metrics;
@@ -102,6 +103,14 @@ impl Bench {
     }
 
     pub fn with(reservations: Arc<Reservations>) -> Self {
+        Self::of(reservations, None)
+    }
+
+    pub fn secret(secrets: Secrets) -> Self {
+        Self::of(Reservations::volatile(), Some(secrets))
+    }
+
+    fn of(reservations: Arc<Reservations>, secrets: Option<Secrets>) -> Self {
         let device = Memory::new();
         let subsystem = |name: &str, id: u128| {
             Subsystem::new(Parts {
@@ -114,6 +123,7 @@ impl Bench {
                 read_only: false,
                 device: Arc::clone(&device) as Arc<dyn BlockDevice>,
                 reservations: Arc::clone(&reservations),
+                secrets: secrets.clone(),
                 discovery: None,
             })
         };

@@ -3,7 +3,7 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use uuid::Uuid;
 
@@ -12,7 +12,7 @@ use super::controller::Controller;
 use super::identify::QUEUE_ENTRIES;
 use super::queue::Shape;
 use super::status::Status;
-use super::subsystem::{Directory, Found, Host, Refusal};
+use super::subsystem::{Directory, Found, Host, Refusal, TAKEOVER_WAIT};
 use super::wire::{Digests, u16_at, u32_at};
 
 /// Fabrics type of Connect.
@@ -22,9 +22,6 @@ const CONNECT_DATA: u32 = 1024;
 const ANY_CONTROLLER: u16 = 0xffff;
 /// Bit 16 of an invalid parameter's place: it is in the data, not in the command.
 const IN_DATA: u32 = 1 << 16;
-/// How long a Connect waits for the commands of the association before it,
-/// ahead of being answered busy.
-const TAKEOVER_WAIT: Duration = Duration::from_secs(1);
 
 /// A refusal's name in metrics.
 pub fn refusal_name(status: Status) -> &'static str {

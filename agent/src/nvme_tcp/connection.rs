@@ -21,7 +21,7 @@ use super::metrics::{Counting, Metrics};
 use super::queue::Index;
 use super::serving::Serving;
 use super::status::Status;
-use super::subsystem::{Directory, Refusal};
+use super::subsystem::{Directory, LOOK, Refusal};
 use super::wire::{
     self, COMMON, Completion, DIGEST, Data, Digests, FLAG_LAST, Flaw, Frame, IcReq, Kind,
     LONGEST_HEADER, Malformed,
@@ -30,8 +30,6 @@ use crate::reactor::{Buffer, End, Link, Outcome, Protocol, Tag, Waker};
 
 /// From accept to an admitted Connect.
 pub const HANDSHAKE: Duration = Duration::from_secs(10);
-/// How often it is looked whether an older association has settled.
-const LOOK: Duration = Duration::from_millis(2);
 
 /// A connection's place among those that have not passed Connect. It is
 /// dropped when the connection has passed, or ended.
@@ -299,7 +297,7 @@ impl NvmeTcp {
                 self.place = None;
                 let shape = request.shape(digests);
                 let metrics = self.target.metrics.clone();
-                let serving = Serving::new(controller, shape, metrics, link);
+                let serving = Serving::new(controller, shape, metrics, self.until, link);
                 self.phase = Phase::Serving(Box::new(serving));
                 Ok(())
             }

@@ -211,6 +211,7 @@ fn every_wait_for_a_host_ends() {
         read_only: false,
         device: Arc::clone(bench.a.device()),
         reservations: Reservations::volatile(),
+        secrets: None,
         discovery: None,
     };
     let unknown = crate::nvme_tcp::subsystem::Subsystem::new(unknown);

@@ -150,9 +150,11 @@ impl Controller {
     pub fn gate(&self) -> &Arc<Gate> {
         &self.gate
     }
-    /// What a successful Connect results in.
+    /// What a successful Connect results in: the id, and ATR if the host must
+    /// prove itself.
     pub fn connect_result(&self) -> u64 {
-        self.id.into()
+        let authenticate = self.subsystem.secrets().is_some();
+        u64::from(self.id) | u64::from(authenticate) << 17
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -299,6 +301,11 @@ impl Controller {
         } else {
             Err(Status::COMMAND_SEQUENCE_ERROR)
         }
+    }
+
+    /// Frees the id of an I/O queue that was connected and never proved itself.
+    pub fn release_queue(&self, id: u16) {
+        self.state().connected.remove(&id);
     }
 
     /// I/O queues granted.

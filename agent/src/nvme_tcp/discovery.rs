@@ -115,6 +115,7 @@ impl Discovery {
             read_only: true,
             device: Arc::new(Nothing),
             reservations: Arc::clone(&self.reservations),
+            secrets: None,
             discovery: Some(View {
                 discovery: Arc::clone(self),
                 address,

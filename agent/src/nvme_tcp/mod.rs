@@ -16,11 +16,14 @@
 //! first is unsettled, and whatever the two gates keep out.
 
 pub mod admin;
+pub mod auth;
 pub mod command;
 pub mod connect;
 pub mod connection;
 pub mod controller;
+pub mod dhchap;
 pub mod discovery;
+mod ffdhe;
 pub mod identify;
 pub mod io;
 pub mod log;

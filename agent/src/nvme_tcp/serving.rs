@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::admin::{self, Job, Reply};
+use super::auth::{self, Auth};
 use super::command::{Entry, FABRICS, Io, MAX_TRANSFER, Place};
 use super::connection::Capsule;
 use super::controller::Controller;
@@ -33,16 +34,21 @@ pub struct Serving {
     hot: Hot,
     /// Whether outstanding commands were answered because the namespace is gone.
     told: bool,
+    auth: Option<Auth>,
+    /// Until when the host must have proved itself; none when it has, or need not.
+    unproved: Option<Instant>,
     _connection: Counted,
     _association: Option<Counting>,
 }
 
 impl Serving {
-    /// A connection of `controller`, from now on.
+    /// A connection of `controller`, from now on. Its host has `until` then to
+    /// prove itself, if it must.
     pub fn new(
         controller: Arc<Controller>,
         shape: Shape,
         metrics: Metrics,
+        until: Instant,
         link: &mut Link,
     ) -> Self {
         controller.attach(link.waker());
@@ -51,6 +57,9 @@ impl Serving {
             queue: Queue::new(shape, metrics.clone()),
             hot: metrics.hot(),
             told: false,
+            unproved: subsystem.secrets().map(|_| until),
+            auth: (subsystem.secrets().is_some())
+                .then(|| Auth::new(Arc::clone(&controller), shape.id == 0)),
             _connection: subsystem.count(),
             _association: (shape.id == 0).then(|| metrics.association()),
             metrics,
@@ -80,6 +89,9 @@ impl Serving {
         let taken = if !sound {
             recycle(capsule, link);
             Err(Status::TRANSIENT_TRANSPORT_ERROR)
+        } else if self.unproved.is_some() && !is_auth(&entry) {
+            recycle(capsule, link);
+            Err(Status::AUTHENTICATION_REQUIRED)
         } else if self.queue.shape().id == 0 || entry.opcode() == FABRICS {
             self.other(index, entry, capsule, link)
         } else if reserve::is_one(entry.opcode()) {
@@ -172,6 +184,7 @@ impl Serving {
             (Work::Other(_), Some(answer)) => {
                 let (result, status) = (u64_at(&answer, 0), Status(u16_at(&answer, 8)));
                 link.recycle(answer);
+                self.prove();
                 self.queue.answer(index, result, status, link);
             }
             (_, buffer) => {
@@ -203,6 +216,9 @@ impl Serving {
     pub fn woken(&mut self, link: &mut Link) -> Result<(), End> {
         if self.controller.has_ended() {
             return Err(End::Protocol("the association has ended"));
+        }
+        if self.unproved.is_some_and(|until| until <= link.now()) {
+            return Err(End::Late("authentication"));
         }
         let admin = self.queue.shape().id == 0;
         if !admin && !self.told && self.subsystem.is_gone() {
@@ -237,13 +253,30 @@ impl Serving {
         let alive = (self.queue.shape().id == 0)
             .then(|| self.controller.silent_at())
             .flatten();
-        [self.queue.due(), alive].into_iter().flatten().min()
+        [self.queue.due(), alive, self.unproved]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     /// The connection has ended.
     pub fn ended(&self) {
-        if self.queue.shape().id == 0 {
+        let id = self.queue.shape().id;
+        if id == 0 {
             self.controller.end();
+        } else if self.unproved.is_some() {
+            self.controller.release_queue(id);
+        }
+    }
+
+    /// Looks whether the host has proved itself, or not any more.
+    fn prove(&mut self) {
+        let Some(auth) = &self.auth else { return };
+        match (auth.done(), self.unproved) {
+            (true, _) => self.unproved = None,
+            // Who fails to prove itself anew is a stranger from now on.
+            (false, None) if auth.failed() => self.controller.end(),
+            (false, _) => {}
         }
     }
 
@@ -354,7 +387,11 @@ impl Serving {
     ) -> Result<(), Status> {
         let data = buffer.as_deref().unwrap_or_default();
         let queue = self.queue.shape().id;
-        let reply = if queue != 0 && reserve::is_one(entry.opcode()) {
+        let reply = if let Some(auth) = self.auth.as_ref().filter(|_| is_auth(entry)) {
+            let reply = auth.handle(entry, data);
+            self.prove();
+            reply
+        } else if queue != 0 && reserve::is_one(entry.opcode()) {
             reserve::handle(&self.subsystem, entry, data)
         } else {
             admin::handle(&self.controller, queue, entry, data)
@@ -472,6 +509,11 @@ pub(super) fn recycle(buffer: Option<Buffer>, link: &mut Link) {
     if let Some(buffer) = buffer {
         link.recycle(buffer);
     }
+}
+
+/// Whether it is a command that authenticates.
+fn is_auth(entry: &Entry) -> bool {
+    entry.opcode() == FABRICS && matches!(entry.fabrics_type(), auth::SEND | auth::RECEIVE)
 }
 
 /// What an admin or fabrics command moves between the host's memory and this

@@ -39,6 +39,7 @@ impl Status {
     pub const CONTROLLER_BUSY: Self = Self(0x181);
     pub const CONNECT_INVALID_PARAMETERS: Self = Self(DNR | 0x182);
     pub const CONNECT_INVALID_HOST: Self = Self(DNR | 0x184);
+    pub const AUTHENTICATION_REQUIRED: Self = Self(DNR | 0x191);
     pub const WRITE_FAULT: Self = Self(DNR | 0x280);
     pub const UNRECOVERED_READ_ERROR: Self = Self(DNR | 0x281);
     pub const COMPARE_FAILURE: Self = Self(DNR | 0x285);
@@ -53,6 +54,7 @@ impl Status {
             Self::WRITE_FAULT | Self::UNRECOVERED_READ_ERROR | Self::INTERNAL_ERROR => "failed",
             Self::COMPARE_FAILURE => "miscompare",
             Self::CONTROLLER_BUSY => "busy",
+            Self::AUTHENTICATION_REQUIRED => "unauthenticated",
             Self::TRANSIENT_TRANSPORT_ERROR => "digest",
             _ => "invalid",
         }

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use uuid::Uuid;
 
+use super::auth::Secrets;
 use super::controller::{Controller, Event};
 use super::discovery;
 use super::reservation;
@@ -20,6 +21,11 @@ use super::status::Status;
 use crate::block::BlockDevice;
 use crate::block::gate::Gate;
 
+/// How long a new association waits for the commands of the one before it,
+/// ahead of being answered busy.
+pub const TAKEOVER_WAIT: Duration = Duration::from_secs(1);
+/// How often it is looked whether they have settled.
+pub const LOOK: Duration = Duration::from_millis(2);
 /// The largest controller id for a host (FFF0 and above are reserved).
 const LAST_CONTROLLER_ID: u16 = 0xffef;
 
@@ -79,6 +85,8 @@ pub struct Parts {
     pub device: Arc<dyn BlockDevice>,
     /// The reservations of its volume.
     pub reservations: Arc<Reservations>,
+    /// What its host must prove; none: its name is enough.
+    pub secrets: Option<Secrets>,
     /// For a discovery controller: what it shows. It has no namespace then.
     pub discovery: Option<discovery::View>,
 }
@@ -172,6 +180,10 @@ impl Subsystem {
         &self.parts.reservations
     }
 
+    /// What its host must prove.
+    pub fn secrets(&self) -> Option<&Secrets> {
+        self.parts.secrets.as_ref()
+    }
     /// What it shows, if it is a discovery controller's.
     pub fn discovery(&self) -> Option<&discovery::View> {
         self.parts.discovery.as_ref()
@@ -311,8 +323,39 @@ impl Subsystem {
     ) -> Result<Option<Arc<Controller>>, Refusal> {
         self.check(host)?;
         let mut association = self.association();
-        // Looked at under the lock: of several at once each sees the one before.
-        if let Some(older) = &association.current {
+        if self.secrets().is_some() {
+            // It becomes the association when it has proved itself, not before.
+            return Ok(Some(self.new_controller(&mut association, keep_alive, now)));
+        }
+        if !self.older_is_gone(&association) {
+            return Ok(None);
+        }
+        if self.gate.is_closed() {
+            return Err(Status::CONNECT_INVALID_HOST.into());
+        }
+        let controller = self.new_controller(&mut association, keep_alive, now);
+        association.current = Some(Arc::clone(&controller));
+        Ok(Some(controller))
+    }
+
+    fn new_controller(
+        self: &Arc<Self>,
+        association: &mut Association,
+        keep_alive: u32,
+        now: Instant,
+    ) -> Arc<Controller> {
+        let taken = association.current.as_ref().map(|current| current.id());
+        association.last_id = association.last_id % LAST_CONTROLLER_ID + 1;
+        if taken == Some(association.last_id) {
+            association.last_id = association.last_id % LAST_CONTROLLER_ID + 1;
+        }
+        Controller::new(association.last_id, Arc::clone(self), keep_alive, now)
+    }
+
+    /// Ends the association there is; whether none of its commands is unsettled.
+    /// Looked at under the lock: of several at once each sees the one before.
+    fn older_is_gone(&self, association: &Association) -> bool {
+        association.current.as_ref().is_none_or(|older| {
             if !older.has_ended() {
                 tracing::info!(
                     subsystem = self.nqn(),
@@ -321,18 +364,36 @@ impl Subsystem {
                 );
             }
             older.end();
-            if older.gate().inside() > 0 {
-                return Ok(None);
+            older.gate().inside() == 0
+        })
+    }
+
+    /// Makes a controller whose host has proved itself the association, in
+    /// place of the one there is. It waits for that one's commands.
+    ///
+    /// # Errors
+    /// They have not settled in time, or the export's gate is closed.
+    pub fn install(&self, controller: &Arc<Controller>) -> Result<(), Status> {
+        let until = Instant::now() + TAKEOVER_WAIT;
+        loop {
+            let mut association = self.association();
+            let current = association.current.as_ref();
+            if current.is_some_and(|current| Arc::ptr_eq(current, controller)) {
+                return Ok(());
             }
+            if self.gate.is_closed() {
+                return Err(Status::CONNECT_INVALID_HOST);
+            }
+            if self.older_is_gone(&association) {
+                association.current = Some(Arc::clone(controller));
+                return Ok(());
+            }
+            drop(association);
+            if Instant::now() >= until {
+                return Err(Status::CONTROLLER_BUSY);
+            }
+            std::thread::sleep(LOOK);
         }
-        if self.gate.is_closed() {
-            return Err(Status::CONNECT_INVALID_HOST.into());
-        }
-        association.last_id = association.last_id % LAST_CONTROLLER_ID + 1;
-        let id = association.last_id;
-        let controller = Controller::new(id, Arc::clone(self), keep_alive, now);
-        association.current = Some(Arc::clone(&controller));
-        Ok(Some(controller))
     }
 
     /// Finds the association that an I/O queue belongs to.
