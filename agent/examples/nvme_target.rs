@@ -17,6 +17,7 @@ use drover::block::BlockDevice;
 use drover::block::file::FileDevice;
 use drover::export::{ExportSpec, Exports};
 use drover::ids::{Bytes, Epoch, VolumeId};
+use drover::reactor::{Engine, Reactors, Settings};
 use uuid::Uuid;
 
 #[derive(Parser)]
@@ -42,6 +43,12 @@ struct Arguments {
     /// Refuse writes.
     #[arg(long)]
     read_only: bool,
+    /// Threads of the data path.
+    #[arg(long, default_value_t = 1)]
+    threads: usize,
+    /// What they use, io-uring or threads; io_uring where the kernel allows it unless given.
+    #[arg(long)]
+    engine: Option<Engine>,
     /// An identity that was closed before; may be repeated.
     #[arg(long)]
     closed: Vec<String>,
@@ -61,7 +68,12 @@ async fn main() -> anyhow::Result<()> {
     let file = file.with_context(|| format!("open {}", arguments.file.display()))?;
     let size = Bytes(file.metadata()?.len());
     let device = Arc::new(FileDevice::new(file, &arguments.file, size)?);
-    let exports = Exports::new();
+    let reactors = Reactors::start(Settings {
+        threads: arguments.threads,
+        engine: arguments.engine,
+        held: Vec::new(),
+    })?;
+    let exports = Exports::new(reactors);
     for closed in &arguments.closed {
         exports.remember_closed(closed);
     }

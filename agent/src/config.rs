@@ -14,6 +14,7 @@ use serde::Deserialize;
 
 use crate::csi::DriverName;
 use crate::ids::{Bytes, HostPort, NodeId};
+use crate::reactor::Engine;
 
 /// Where the controller listens, and where the command line looks for it.
 pub const CONTROLLER_ADDRESS: &str = "127.0.0.1:9750";
@@ -121,6 +122,12 @@ pub struct Options {
     /// The target's address as other nodes reach it [default: nvme-address]
     #[arg(long, env = "DROVER_NVME_ADVERTISE", value_name = "ADDRESS")]
     pub nvme_advertise: Option<SocketAddr>,
+    /// Threads that serve volumes to their hosts [default: one for every two processors, at most 4]
+    #[arg(long, env = "DROVER_DATA_THREADS", value_name = "NUMBER")]
+    pub data_threads: Option<usize>,
+    /// What these threads use: io-uring, or threads where it must not be used [default: io-uring where the kernel allows it]
+    #[arg(long, env = "DROVER_DATA_ENGINE", value_name = "ENGINE")]
+    pub data_engine: Option<String>,
     /// The CSI socket [default: /run/drover/csi.sock, of a controller /run/drover/controller.sock]
     #[arg(long, env = "DROVER_CSI_SOCKET", value_name = "PATH")]
     pub csi_socket: Option<PathBuf>,
@@ -165,6 +172,8 @@ pub struct Config {
     pub agent_advertise: SocketAddr,
     pub nvme_address: SocketAddr,
     pub nvme_advertise: SocketAddr,
+    pub data_threads: usize,
+    pub data_engine: Option<Engine>,
     pub csi_socket: PathBuf,
     pub driver_name: DriverName,
     pub kubelet_registry: Option<PathBuf>,
@@ -204,6 +213,8 @@ impl Options {
             agent_advertise: self.agent_advertise.or(file.agent_advertise),
             nvme_address: self.nvme_address.or(file.nvme_address),
             nvme_advertise: self.nvme_advertise.or(file.nvme_advertise),
+            data_threads: self.data_threads.or(file.data_threads),
+            data_engine: self.data_engine.or(file.data_engine),
             csi_socket: self.csi_socket.or(file.csi_socket),
             driver_name: self.driver_name.or(file.driver_name),
             kubelet_registry: self.kubelet_registry.or(file.kubelet_registry),
@@ -227,7 +238,11 @@ impl Config {
             "csi.sock"
         };
         let default_metrics = if controller_only { 9753 } else { 9752 };
-        let agent_address = options.agent_address.unwrap_or(local(9751));
+        let known = |address: &str| -> SocketAddr {
+            let parsed = address.parse();
+            parsed.expect("an address and port written in this file")
+        };
+        let agent_address = options.agent_address.unwrap_or(known(AGENT_ADDRESS));
         let nvme_address = options.nvme_address.unwrap_or(local(4420));
         let config = Self {
             node: node_name(options.node)?,
@@ -243,11 +258,15 @@ impl Config {
             pool_lock_wait: options
                 .pool_lock_wait
                 .map_or(Duration::from_secs(60), |s| s.0),
-            controller: options.controller.unwrap_or_else(|| local(9750).into()),
+            controller: options
+                .controller
+                .unwrap_or_else(|| known(CONTROLLER_ADDRESS).into()),
             agent_address,
             agent_advertise: options.agent_advertise.unwrap_or(agent_address),
             nvme_address,
             nvme_advertise: options.nvme_advertise.unwrap_or(nvme_address),
+            data_threads: data_threads(options.data_threads)?,
+            data_engine: data_engine(options.data_engine)?,
             csi_socket: options
                 .csi_socket
                 .unwrap_or_else(|| Path::new("/run/drover").join(default_socket)),
@@ -310,6 +329,29 @@ impl Config {
         }
         Ok(())
     }
+}
+
+fn data_threads(given: Option<usize>) -> Result<usize, ConfigError> {
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    match given {
+        Some(number @ (0 | 129..)) => Err(ConfigError::Value {
+            key: "data-threads",
+            value: number.to_string(),
+            rule: "must be 1 to 128",
+        }),
+        given => Ok(given.unwrap_or((processors / 2).clamp(1, 4))),
+    }
+}
+
+fn data_engine(given: Option<String>) -> Result<Option<Engine>, ConfigError> {
+    let refused = |value| ConfigError::Value {
+        key: "data-engine",
+        value,
+        rule: "must be io-uring or threads",
+    };
+    given
+        .map(|text| text.parse().map_err(|_| refused(text)))
+        .transpose()
 }
 
 fn driver_name(given: Option<String>) -> Result<DriverName, ConfigError> {

@@ -12,6 +12,7 @@
 pub mod action;
 pub mod figures;
 pub mod journal;
+mod moment;
 pub mod ports;
 pub mod proof;
 pub mod record;

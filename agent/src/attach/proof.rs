@@ -10,6 +10,7 @@ use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
+use super::moment;
 use super::ports::{ExportRequest, FenceRequest, NodeAnswer, Note, SettledBy, Settlement, micros};
 use crate::ids::{Epoch, NodeId, VolumeId};
 
@@ -47,6 +48,7 @@ pub enum NoProof {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Receipt {
     id: String,
+    #[serde(with = "moment")]
     time: SystemTime,
     volume: VolumeId,
     closed: Epoch,
@@ -57,6 +59,7 @@ pub struct Receipt {
     #[serde(with = "micros")]
     settle_time: Duration,
     late_refused: u64,
+    #[serde(with = "moment::optional")]
     last_write: Option<SystemTime>,
     #[serde(with = "micros")]
     asked_to_settled: Duration,

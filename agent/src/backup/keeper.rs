@@ -15,6 +15,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use tokio::sync::{Notify, watch};
 
 use super::{BackupError, Outcome, Progress, RestoreSpec, Stream, StreamSpec, Streams};
 use crate::ids::{SnapshotId, TicketId, VolumeId};
@@ -72,6 +73,34 @@ pub struct KeptStream {
     pub progress: Option<Progress>,
     /// Whether it failed so that no resume can help: its snapshot is gone.
     pub beyond_resume: bool,
+    /// Whether it runs no more and holds nothing here any more.
+    pub at_rest: bool,
+}
+
+/// What has become of a stream's end.
+///
+/// ```text
+/// Ahead -> AtRest -> Told      (resumed: a new one, Ahead)
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum End {
+    /// It runs, or what it held here is not yet given back.
+    Ahead,
+    /// It holds nothing here any more; its ticket still stands.
+    AtRest,
+    /// The controller has ended its ticket.
+    Told,
+}
+
+/// A stream that was begun or joined, for whoever follows it.
+#[derive(Debug)]
+pub struct Followed {
+    /// What it does.
+    pub job: Job,
+    /// How far it is.
+    pub progress: watch::Receiver<Progress>,
+    /// What has become of its end.
+    pub end: watch::Receiver<End>,
 }
 
 /// Why a stream is not kept.
@@ -97,7 +126,24 @@ pub enum KeeperError {
 
 struct Entry {
     kept: Kept,
-    stream: Option<Arc<Stream>>,
+    /// None: it was stopped before this agent started.
+    run: Option<Run>,
+}
+
+#[derive(Clone)]
+struct Run {
+    stream: Arc<Stream>,
+    end: watch::Sender<End>,
+}
+
+impl Run {
+    fn followed(&self, job: &Job) -> Followed {
+        Followed {
+            job: job.clone(),
+            progress: self.stream.progress(),
+            end: self.end.subscribe(),
+        }
+    }
 }
 
 /// The streams of one agent.
@@ -105,6 +151,7 @@ pub struct Keeper {
     folder: PathBuf,
     streams: Arc<Streams>,
     entries: Mutex<BTreeMap<TicketId, Entry>>,
+    ended: Arc<Notify>,
 }
 
 impl Keeper {
@@ -123,6 +170,7 @@ impl Keeper {
             folder: folder.clone(),
             streams,
             entries: Mutex::default(),
+            ended: Arc::default(),
         });
         for file in fs::read_dir(&folder).map_err(failed("read", &folder))? {
             let path = file.map_err(failed("read", &folder))?.path();
@@ -144,40 +192,35 @@ impl Keeper {
     /// its target from other use while no agent ran.
     async fn take_up(&self, kept: Kept) {
         let id = kept.job.id().clone();
-        let mut stream = None;
+        let mut run = None;
         if !kept.stopped && matches!(kept.job, Job::Backup(_)) {
-            match self.launch(&kept.job).await {
-                Ok(launched) => stream = Some(launched),
+            match self.launch(&kept.job, ()).await {
+                Ok(launched) => run = Some(launched),
                 Err(error) => tracing::error!(stream = %id, %error, "a stream did not go on"),
             }
         }
-        self.entries().insert(id, Entry { kept, stream });
+        self.entries().insert(id, Entry { kept, run });
     }
 
-    /// Begins a stream; it is on disk before it begins.
+    /// Begins a stream; it is on disk before it begins. `held` is dropped when
+    /// it has ended, before anybody is told.
     ///
     /// # Errors
     /// When its file cannot be written or it does not start.
-    pub async fn start(&self, job: Job) -> Result<Arc<Stream>, KeeperError> {
-        let id = job.id().clone();
+    pub async fn start(
+        &self,
+        job: Job,
+        held: impl Send + 'static,
+    ) -> Result<Followed, KeeperError> {
         let kept = Kept {
             job,
             stopped: false,
         };
         self.write(&kept)?;
-        match self.launch(&kept.job).await {
-            Ok(stream) => {
-                self.entries().insert(
-                    id,
-                    Entry {
-                        kept,
-                        stream: Some(Arc::clone(&stream)),
-                    },
-                );
-                Ok(stream)
-            }
+        match self.launch(&kept.job, held).await {
+            Ok(run) => Ok(self.enter(kept, run)),
             Err(error) => {
-                self.remove_file(&id)?;
+                self.remove_file(kept.job.id())?;
                 Err(error.into())
             }
         }
@@ -187,20 +230,41 @@ impl Keeper {
     ///
     /// # Errors
     /// When there is none, its file cannot be written, or it does not start.
-    pub async fn resume(&self, id: &TicketId) -> Result<Arc<Stream>, KeeperError> {
+    pub async fn resume(&self, id: &TicketId) -> Result<Followed, KeeperError> {
         let mut kept = self.kept(id)?;
-        if let Some(stream) = self.running(id) {
-            return Ok(stream);
+        if let Some(run) = self.running(id) {
+            return Ok(run.followed(&kept.job));
         }
         kept.stopped = false;
         self.write(&kept)?;
-        let stream = self.launch(&kept.job).await?;
-        let entry = Entry {
-            kept,
-            stream: Some(Arc::clone(&stream)),
-        };
-        self.entries().insert(id.clone(), entry);
-        Ok(stream)
+        let run = self.launch(&kept.job, ()).await?;
+        Ok(self.enter(kept, run))
+    }
+
+    fn enter(&self, kept: Kept, run: Run) -> Followed {
+        let (id, followed) = (kept.job.id().clone(), run.followed(&kept.job));
+        let run = Some(run);
+        self.entries().insert(id, Entry { kept, run });
+        followed
+    }
+
+    /// Waits until a stream is [`End::AtRest`]; one that came to rest while
+    /// nobody waited counts.
+    pub async fn an_end(&self) {
+        self.ended.notified().await;
+    }
+
+    /// Notes that the controller knows of a stream's end.
+    pub fn told(&self, id: &TicketId) {
+        if let Some(run) = self.entries().get(id).and_then(|entry| entry.run.as_ref()) {
+            run.end.send_if_modified(|end| {
+                let at_rest = *end == End::AtRest;
+                if at_rest {
+                    *end = End::Told;
+                }
+                at_rest
+            });
+        }
     }
 
     /// Stops a stream within `grace` and a little, whatever hangs.
@@ -209,12 +273,9 @@ impl Keeper {
     /// When there is none or its file cannot be written.
     pub async fn interrupt(&self, id: &TicketId, grace: Duration) -> Result<Outcome, KeeperError> {
         self.mark_stopped(id)?;
-        let stream = self
-            .entries()
-            .get(id)
-            .and_then(|entry| entry.stream.clone());
-        match stream {
-            Some(stream) => Ok(stream.interrupt(grace).await),
+        let run = self.entries().get(id).and_then(|entry| entry.run.clone());
+        match run {
+            Some(run) => Ok(run.stream.interrupt(grace).await),
             None => Ok(Outcome::Interrupted),
         }
     }
@@ -245,19 +306,23 @@ impl Keeper {
     /// Every stream, by id.
     pub fn list(&self) -> Vec<KeptStream> {
         let entries = self.entries();
-        let gone = |stream: &Arc<Stream>| {
+        let gone = |run: &Run| {
             matches!(
-                stream.outcome(),
+                run.stream.outcome(),
                 Some(Outcome::Failed(BackupError::SnapshotGone { .. }))
             )
         };
         let view = |entry: &Entry| KeptStream {
             job: entry.kept.job.clone(),
-            progress: entry
-                .stream
+            at_rest: entry
+                .run
                 .as_ref()
-                .map(|stream| stream.progress().borrow().clone()),
-            beyond_resume: entry.stream.as_ref().is_some_and(gone),
+                .is_none_or(|run| *run.end.borrow() > End::Ahead),
+            progress: entry
+                .run
+                .as_ref()
+                .map(|run| run.stream.progress().borrow().clone()),
+            beyond_resume: entry.run.as_ref().is_some_and(gone),
         };
         entries.values().map(view).collect()
     }
@@ -270,17 +335,29 @@ impl Keeper {
         Ok(entry.kept.clone())
     }
 
-    fn running(&self, id: &TicketId) -> Option<Arc<Stream>> {
-        let stream = self.entries().get(id)?.stream.clone()?;
-        let ended = stream.progress().borrow().phase.ended();
-        (!ended).then_some(stream)
+    fn running(&self, id: &TicketId) -> Option<Run> {
+        let run = self.entries().get(id)?.run.clone()?;
+        let ended = run.stream.progress().borrow().phase.ended();
+        (!ended).then_some(run)
     }
 
-    async fn launch(&self, job: &Job) -> Result<Arc<Stream>, BackupError> {
-        match job {
+    async fn launch(&self, job: &Job, held: impl Send + 'static) -> Result<Run, BackupError> {
+        let stream = match job {
             Job::Backup(spec) => self.streams.start(spec.clone()).await,
             Job::Restore(spec) => self.streams.restore(spec.clone()).await,
-        }
+        }?;
+        let run = Run {
+            stream,
+            end: watch::Sender::new(End::Ahead),
+        };
+        let (ending, ended) = (run.clone(), Arc::clone(&self.ended));
+        tokio::spawn(async move {
+            ending.stream.ended().await;
+            drop(held);
+            ending.end.send_replace(End::AtRest);
+            ended.notify_one();
+        });
+        Ok(run)
     }
 
     fn entries(&self) -> std::sync::MutexGuard<'_, BTreeMap<TicketId, Entry>> {
@@ -326,3 +403,7 @@ impl Keeper {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "keeper_tests.rs"]
+mod tests;

@@ -225,7 +225,7 @@ pub struct Progress {
 
 impl Progress {
     /// Of a stream that has just been started.
-    pub(super) fn starting(total: Bytes) -> Self {
+    pub(crate) fn starting(total: Bytes) -> Self {
         Self {
             phase: Phase::Starting,
             bytes_total: total.0,

@@ -22,12 +22,13 @@ use crate::export::Exports;
 use crate::home::{Home, HomeConfig};
 use crate::initiator::{Initiator, Settings};
 use crate::pool::{Pool, PoolConfig};
+use crate::reactor::{self, Reactors};
 use crate::rpc::agent_service::{HomeService, NodeService};
 use crate::rpc::controller_client::ControllerClient;
 use crate::rpc::pb::home_server::HomeServer;
 use crate::rpc::pb::node_server::NodeServer;
 
-/// How often an agent says that it is there, and looks after its streams.
+/// How often an agent says that it is there, and how its streams are.
 const HEARTBEAT: Duration = Duration::from_secs(2);
 
 /// Opens the pool, restores its exports, and serves; gives the node's side of CSI.
@@ -90,6 +91,14 @@ pub(super) async fn start(process: &mut Process) -> anyhow::Result<Arc<dyn Stagi
         attached: Vec::new(),
     };
     let reporter = Reporter::new(config.node.clone(), keeper, control.clone());
+    let mut stop = process.stop.clone();
+    process.tasks.spawn(async move {
+        tokio::select! {
+            () = reporter.run(HEARTBEAT) => {}
+            _ = stop.wait_for(|stop| *stop) => {}
+        }
+        Ok(())
+    });
     let (attached, readiness) = (Arc::clone(&initiator), Arc::clone(&process.readiness));
     readiness.note("controller", Err("has not answered yet".into()));
     let mut stop = process.stop.clone();
@@ -109,7 +118,6 @@ pub(super) async fn start(process: &mut Process) -> anyhow::Result<Arc<dyn Stagi
                     Err(error) => readiness.note("controller", Err(error.to_string())),
                 }
                 workload.look_after_readers().await;
-                reporter.look_after_streams().await;
             }
         };
         tokio::select! {
@@ -154,13 +162,26 @@ async fn home(process: &mut Process) -> anyhow::Result<Option<Home>> {
         lock_wait: process.config.pool_lock_wait,
         low_water: process.config.pool_low_water,
         overcommit_percent: process.config.pool_overcommit_percent,
-        ..PoolConfig::default()
+        // Such a pool serves volumes, and says why it takes no snapshots.
+        require_reflink: false,
     };
     let node = process.config.node.clone();
     let pool = tokio::task::spawn_blocking(move || Pool::open(&dir, &node, settings))
         .await
         .context("open the pool")??;
-    let exports = Exports::new();
+    let reactors = Reactors::start(reactor::Settings {
+        threads: process.config.data_threads,
+        engine: process.config.data_engine,
+        held: vec![
+            pool.lock()
+                .file()
+                .try_clone()
+                .context("hold the pool's lock")?
+                .into(),
+        ],
+    })
+    .context("start the data path")?;
+    let exports = Exports::new(reactors);
     let home = Home::new(
         pool,
         Arc::clone(&exports) as Arc<dyn crate::home::Frontend>,

@@ -3,9 +3,10 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use serde_json::json;
+use tokio::time::MissedTickBehavior;
 
 use crate::attach::ports::{Control, ControlError, Note};
 use crate::backup::Phase;
@@ -33,8 +34,21 @@ impl Reporter {
         }
     }
 
-    /// Tells what is new of every stream. What cannot be told now is told the next time.
-    pub(super) async fn look_after_streams(&self) {
+    /// Tells what is new of every stream, every so often and at each stream's
+    /// end. What cannot be told now is told the next time.
+    pub(super) async fn run(&self, every: Duration) {
+        let mut every = tokio::time::interval(every);
+        every.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                _ = every.tick() => {}
+                () = self.keeper.an_end() => {}
+            }
+            self.look_after_streams().await;
+        }
+    }
+
+    async fn look_after_streams(&self) {
         for kept in self.keeper.list() {
             let id = kept.job.id().clone();
             if let Err(error) = self.tell(&kept).await {
@@ -49,6 +63,9 @@ impl Reporter {
             .progress
             .as_ref()
             .map_or(Phase::Interrupted, |p| p.phase);
+        if phase.ended() && !kept.at_rest {
+            return Ok(());
+        }
         let moved = kept
             .progress
             .as_ref()
@@ -69,8 +86,10 @@ impl Reporter {
             (Phase::Interrupted, _) => self.interrupted(kept).await,
             (Phase::Done | Phase::Failed, _) => self.ended(kept, phase).await,
         };
-        if told.is_err() {
-            self.told().remove(id);
+        match &told {
+            Ok(()) if phase.ended() => self.keeper.told(id),
+            Ok(()) => {}
+            Err(_) => drop(self.told().remove(id)),
         }
         told
     }

@@ -2,15 +2,17 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
 
 use nix::sys::socket::{setsockopt, sockopt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{oneshot, watch};
+use tokio::sync::watch;
 
 use super::Exports;
-use crate::nvme_tcp::connection;
+use crate::nvme_tcp::connection::{self, NvmeTcp};
+use crate::reactor::Waker;
 
 /// Connections that have not passed Connect. Beyond this the oldest is closed
 /// for the newest: a host connects within milliseconds, who waits is no host.
@@ -60,28 +62,18 @@ fn begin(exports: &Arc<Exports>, waiting: &Arc<HalfOpen>, stream: TcpStream, pee
     if let Err(errno) = kept {
         tracing::debug!(%peer, %errno, "set TCP keepalive");
     }
-    let (place, evicted, made_room) = HalfOpen::enter(waiting);
+    let (place, made_room) = HalfOpen::enter(waiting);
     if made_room {
-        exports.metrics.evicted();
+        exports.target.metrics.evicted();
     }
-    let exports = Arc::clone(exports);
-    tokio::spawn(async move {
-        let evicted = async {
-            if evicted.await.is_err() {
-                std::future::pending::<()>().await;
-            }
-        };
-        connection::serve(
-            stream,
-            peer,
-            &*exports,
-            &exports.metrics,
-            exports.handshake,
-            evicted,
-            place,
-        )
-        .await;
-    });
+    let target = Arc::clone(&exports.target);
+    let protocol = NvmeTcp::new(target, peer, Some(Box::new(place)), Instant::now());
+    let served = stream
+        .into_std()
+        .and_then(|socket| exports.reactors.serve(socket, Box::new(protocol)));
+    if let Err(error) = served {
+        tracing::warn!(%peer, %error, "hand a connection to the data path");
+    }
 }
 
 /// The connections that have not passed Connect, oldest first.
@@ -93,39 +85,54 @@ struct HalfOpen {
 #[derive(Default)]
 struct Places {
     next: u64,
-    taken: BTreeMap<u64, oneshot::Sender<()>>,
+    taken: BTreeMap<u64, Arc<Wanted>>,
+}
+
+/// Whether a place is wanted back, and who is told so.
+#[derive(Default)]
+struct Wanted {
+    wanted: AtomicBool,
+    waker: OnceLock<Waker>,
 }
 
 /// One of those connections' place; given up when dropped.
 struct Place {
     number: u64,
+    wanted: Arc<Wanted>,
     of: Arc<HalfOpen>,
 }
 
 impl HalfOpen {
-    /// A place for one more, what tells it to go, and whether another had to.
-    fn enter(this: &Arc<Self>) -> (Place, oneshot::Receiver<()>, bool) {
-        let (evict, evicted) = oneshot::channel();
+    /// A place for one more, and whether another has to go for it.
+    fn enter(this: &Arc<Self>) -> (Place, bool) {
+        let wanted = Arc::new(Wanted::default());
         let mut places = this.places.lock().unwrap_or_else(PoisonError::into_inner);
         let number = places.next;
         places.next += 1;
-        places.taken.insert(number, evict);
+        places.taken.insert(number, Arc::clone(&wanted));
         let oldest = (places.taken.len() > HALF_OPEN)
             .then(|| places.taken.pop_first())
             .flatten();
-        let made_room = oldest.is_some();
-        if let Some((_, evict)) = oldest {
-            // It may just have connected or gone: then there is room anyway.
-            let _ = evict.send(());
+        if let Some((_, oldest)) = &oldest {
+            oldest.wanted.store(true, Ordering::Release);
+            if let Some(waker) = oldest.waker.get() {
+                waker.wake();
+            }
         }
-        (
-            Place {
-                number,
-                of: Arc::clone(this),
-            },
-            evicted,
-            made_room,
-        )
+        let of = Arc::clone(this);
+        (Place { number, wanted, of }, oldest.is_some())
+    }
+}
+
+impl connection::Place for Place {
+    fn wakes(&self, waker: Waker) {
+        let waker = self.wanted.waker.get_or_init(|| waker);
+        // It may have been wanted before.
+        waker.wake();
+    }
+
+    fn wanted(&self) -> bool {
+        self.wanted.wanted.load(Ordering::Acquire)
     }
 }
 

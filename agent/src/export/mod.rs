@@ -26,9 +26,10 @@ use crate::attach::ports::HostIdentity;
 use crate::block::BlockDevice;
 use crate::block::gate::Gate;
 use crate::ids::{Epoch, VolumeId};
-use crate::nvme_tcp::connection;
+use crate::nvme_tcp::connection::{HANDSHAKE, Target};
 use crate::nvme_tcp::metrics::Metrics;
 use crate::nvme_tcp::subsystem::{Directory, Found, Host, Subsystem};
+use crate::reactor::Reactors;
 
 pub use closing::{Closing, Ended};
 
@@ -52,9 +53,8 @@ pub struct ExportSpec {
 /// The exports that a target serves now, and the identities it knows as closed.
 pub struct Exports {
     table: Arc<RwLock<Table>>,
-    metrics: Metrics,
-    /// How long a connection may take until it has passed Connect.
-    handshake: Duration,
+    target: Arc<Target>,
+    reactors: Arc<Reactors>,
 }
 
 #[derive(Default)]
@@ -71,24 +71,27 @@ struct Live {
 }
 
 impl Exports {
-    /// None yet.
-    pub fn new() -> Arc<Self> {
-        Self::with_handshake(connection::HANDSHAKE)
+    /// None yet; `reactors` will serve their connections.
+    pub fn new(reactors: Arc<Reactors>) -> Arc<Self> {
+        Self::with_handshake(reactors, HANDSHAKE)
     }
 
-    fn with_handshake(handshake: Duration) -> Arc<Self> {
-        Arc::new(Self {
-            table: Arc::default(),
+    fn with_handshake(reactors: Arc<Reactors>, handshake: Duration) -> Arc<Self> {
+        let table = Arc::new(RwLock::new(Table::default()));
+        let target = Target {
+            directory: Arc::new(Names(Arc::clone(&table))),
             metrics: Metrics::default(),
             handshake,
+        };
+        Arc::new(Self {
+            table,
+            target: Arc::new(target),
+            reactors,
         })
     }
 
     fn read(&self) -> RwLockReadGuard<'_, Table> {
-        // No code panics while it holds the lock.
-        self.table
-            .read()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
+        read(&self.table)
     }
 
     fn write(&self) -> RwLockWriteGuard<'_, Table> {
@@ -98,7 +101,7 @@ impl Exports {
     /// Registers connections, associations, commands, bytes, malformed PDUs
     /// and late commands, under names that begin with `drover_`.
     pub fn register_metrics(&self, registry: &mut Registry) {
-        self.metrics.register(registry);
+        self.target.metrics.register(registry);
     }
 
     /// Serves one more export. The same identity again: nothing changes, and
@@ -200,9 +203,12 @@ impl Exports {
     }
 }
 
-impl Directory for Exports {
+/// What connections may know of the exports: their names.
+struct Names(Arc<RwLock<Table>>);
+
+impl Directory for Names {
     fn find(&self, subsystem: &str) -> Found {
-        let table = self.read();
+        let table = read(&self.0);
         match table.live.get(subsystem) {
             Some(live) => Found::Live(Arc::clone(&live.subsystem)),
             None if table.closed.contains_key(subsystem) => Found::Closed,
@@ -217,6 +223,13 @@ impl Live {
         let inside = self.subsystem.gate().close();
         *self.inside_at_close.get_or_init(|| inside)
     }
+}
+
+fn read(table: &RwLock<Table>) -> RwLockReadGuard<'_, Table> {
+    // No code panics while it holds the lock.
+    table
+        .read()
+        .unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
 fn write(table: &RwLock<Table>) -> RwLockWriteGuard<'_, Table> {

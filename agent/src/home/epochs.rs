@@ -238,7 +238,10 @@ impl Inner {
         }
     }
 
-    /// Settles a closed gate and records the closing, in the order of DESIGN 5.
+    /// Settles a closed gate, tells the host and records the closing. The gate
+    /// comes first, so that neither a full pool nor a slow log can let a
+    /// command in; the settlement is answered last, when all of it is done, so
+    /// that a crash in between leaves no proof.
     async fn close(
         self: &Arc<Self>,
         volume: &Arc<Volume>,

@@ -14,8 +14,8 @@ use uuid::Uuid;
 use super::child::tests::children;
 use super::*;
 use crate::attach::ports::{
-    Access, Disk, Exported, FsType, Judgement, PublishRequest, StageRequest, Staging, Target,
-    Verdict,
+    Access, Disk, Exported, FsType, Holder, Judgement, PublishRequest, StageRequest, Staging,
+    Target, Verdict,
 };
 use crate::ids::{Bytes, Diskseq};
 
@@ -118,10 +118,23 @@ pub(super) struct Eye(pub(super) Mutex<Verdict>);
 #[async_trait]
 impl Witness for Eye {
     async fn judge(&self, _: &Disk, _: &[PathBuf]) -> Judgement {
+        let verdict = *self.0.lock().unwrap();
+        let stranger = Holder {
+            pid: 4711,
+            name: "(udev-worker)".to_owned(),
+            cgroup: String::new(),
+            writable: false,
+            registered: false,
+            last_read_ms: Some(1),
+            last_write_ms: None,
+            read_bytes: 4096,
+            written_bytes: 0,
+        };
+        let unknown = verdict == Verdict::Unknown;
         Judgement {
-            verdict: *self.0.lock().unwrap(),
+            verdict,
             reason: "as the test says".to_owned(),
-            holders: Vec::new(),
+            holders: unknown.then_some(stranger).into_iter().collect(),
         }
     }
 }

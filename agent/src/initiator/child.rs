@@ -2,8 +2,9 @@
 //!
 //! A thread that the kernel holds in D state cannot be ended, and while it
 //! lives its process keeps its port and its locks even after kill -9. If that
-//! process were the agent that serves the very device, nothing could come back
-//! (DESIGN 3). So the agent itself never makes a call that may wait for an
+//! process were the agent that serves the very device, its successor could get
+//! neither, and only that successor could serve the I/O that the thread waits
+//! for. So the agent itself never makes a call that may wait for an
 //! attached device. Tools (mkfs, fsck, mount, the growers) are spawned; calls
 //! (umount, statvfs, sync, reads of the device, the nvme files in sysfs), and
 //! the tools that are given a device by name, run in children that a small
@@ -142,26 +143,14 @@ impl Children {
     ) -> Result<(Answer, Duration), ChildError> {
         let what = op.what();
         let input = serde_json::to_vec(op).expect("an op has only text and numbers in it");
-        let (status, out) = self.answer_of(what.clone(), input, deadline).await?;
-        let reply: Option<Reply> = out
-            .lines()
-            .rev()
-            .find(|line| !line.trim().is_empty())
-            .and_then(|line| serde_json::from_str(line).ok());
-        match reply {
-            None => Err(ChildError::Silent {
-                what,
-                status,
-                output: one_line(&out),
+        let reply = self.reply_to(what, input, deadline).await?;
+        match reply.result {
+            Ok(answer) => Ok((answer, Duration::from_micros(reply.took_us))),
+            Err(failure) => Err(ChildError::Call {
+                call: failure.call,
+                errno: Errno::from_raw(failure.errno),
+                reason: failure.reason,
             }),
-            Some(reply) => match reply.result {
-                Ok(answer) => Ok((answer, Duration::from_micros(reply.took_us))),
-                Err(failure) => Err(ChildError::Call {
-                    call: failure.call,
-                    errno: Errno::from_raw(failure.errno),
-                    reason: failure.reason,
-                }),
-            },
         }
     }
 
@@ -189,13 +178,14 @@ impl Children {
         })
     }
 
-    /// What a forked child says to its input, and how it ends.
-    async fn answer_of(
+    /// What a forked child replies to its input. It has closed all that its op
+    /// opened before it replies, so nobody waits for its end.
+    async fn reply_to(
         &self,
         what: String,
         input: Vec<u8>,
         deadline: Duration,
-    ) -> Result<(ExitStatus, String), ChildError> {
+    ) -> Result<Reply, ChildError> {
         let started = Instant::now();
         let Ok(forked) = tokio::time::timeout(deadline, self.nursery.fork()).await else {
             self.overdue.inc();
@@ -217,13 +207,27 @@ impl Children {
                 // of what it is to read comes with the end of this half.
                 let _ = to.write_all(&input).await;
             };
-            let ((), out) = tokio::join!(write, text_of(Some(from)));
-            (running.wait().await, out)
+            let ((), said) = tokio::join!(write, reply_of(from));
+            match said {
+                Ok(reply) => Ok(reply),
+                Err(output) => Err((running.wait().await, output)),
+            }
         };
         let left = deadline.saturating_sub(started.elapsed());
         match tokio::time::timeout(left, talk).await {
-            Ok((Ok(status), out)) => Ok((status, out)),
-            Ok((Err(source), _)) => Err(spawn(source)),
+            Ok(Ok(reply)) => {
+                tokio::spawn(async move {
+                    // One that does not end by itself is killed as it is dropped.
+                    let _ = tokio::time::timeout(DYING, running.wait()).await;
+                });
+                Ok(reply)
+            }
+            Ok(Err((Ok(status), output))) => Err(ChildError::Silent {
+                what,
+                status,
+                output: one_line(&output),
+            }),
+            Ok(Err((Err(source), _))) => Err(spawn(source)),
             Err(_) => {
                 self.overdue.inc();
                 self.end(Process::Forked(running), &what).await;
@@ -354,6 +358,24 @@ pub(super) fn keep_no_descriptors() -> std::io::Result<()> {
     } else {
         Err(std::io::Error::last_os_error())
     }
+}
+
+/// Reads up to the reply, which is the last line; or to the end, and then what
+/// was said instead.
+async fn reply_of(mut from: impl AsyncRead + Unpin) -> Result<Reply, String> {
+    let mut kept = Vec::new();
+    let mut buffer = vec![0_u8; 8192];
+    while let Ok(n @ 1..) = from.read(&mut buffer).await {
+        let room = OUTPUT.saturating_sub(kept.len());
+        kept.extend_from_slice(&buffer[..n.min(room)]);
+        let last = kept
+            .strip_suffix(b"\n")
+            .and_then(|lines| lines.rsplit(|byte| *byte == b'\n').next());
+        if let Some(Ok(reply)) = last.map(serde_json::from_slice) {
+            return Ok(reply);
+        }
+    }
+    Err(String::from_utf8_lossy(&kept).into_owned())
 }
 
 /// Reads to the end, keeps the first [`OUTPUT`] bytes.

@@ -350,6 +350,20 @@ async fn root_who_only_looks_for_a_moment_is_no_holder() {
 }
 
 #[tokio::test]
+async fn root_a_stranger_who_reads_for_a_moment_is_no_holder() {
+    let bench = Bench::new(64);
+    bench.stage(mount(FsType::Ext4)).await.unwrap();
+    *bench.eye.0.lock().unwrap() = Verdict::Unknown;
+    let error = bench.unstage().await.unwrap_err();
+    assert!(error.to_string().contains("udev-worker"), "{error}");
+    let (unstaged, ()) = tokio::join!(bench.unstage(), async {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        *bench.eye.0.lock().unwrap() = Verdict::Quiet;
+    });
+    unstaged.unwrap();
+}
+
+#[tokio::test]
 async fn root_a_file_system_mounted_elsewhere_counts_as_a_holder() {
     let bench = Bench::new(64);
     bench.stage(mount(FsType::Ext4)).await.unwrap();

@@ -100,6 +100,43 @@ async fn an_op_past_its_deadline_is_ended() {
     assert_eq!((children.overdue.get(), children.held.get()), (1, 0));
 }
 
+/// A child of this process by the beginning of its name.
+fn child_named(name: &str) -> Option<Pid> {
+    let own = std::process::id().to_string();
+    let all = std::fs::read_dir("/proc").unwrap();
+    all.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        .map(Pid::from_raw)
+        .find(|pid| {
+            status(*pid, "Name").is_some_and(|found| found.starts_with(name))
+                && status(*pid, "PPid").as_ref() == Some(&own)
+        })
+}
+
+#[tokio::test]
+async fn a_child_that_ends_without_an_answer_is_an_error_that_says_how() {
+    // No other test's child has this name.
+    let folder = tempfile::tempdir_in("/var/tmp").unwrap();
+    let path = folder.path().join("fifo");
+    nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let op = Op::SyncFileSystem { path };
+    let children = children();
+    let run = tokio::spawn(async move { children.run(&op, LONG).await });
+    let name = "syncfs /var/tmp";
+    assert!(until(|| child_named(name).is_some()).await, "it never ran");
+    kill(child_named(name).unwrap(), Signal::SIGKILL).unwrap();
+    let error = run.await.unwrap().unwrap_err();
+    let ChildError::Silent { what, status, .. } = &error else {
+        panic!("{error}");
+    };
+    assert!(what.starts_with(name), "{what}");
+    assert_eq!(status.signal(), Some(libc::SIGKILL));
+    assert_eq!(
+        error.errno(),
+        None,
+        "no call failed that one could judge by"
+    );
+}
+
 #[tokio::test]
 async fn many_children_run_at_once() {
     let children = children();

@@ -88,8 +88,8 @@ fn decide(verdict: Verdict, claim: &Claim, standing: &Standing, waited: Duration
     }
 }
 
-/// How often a busy mount or disk is tried, [`PAUSE`] apart, before it counts as
-/// held: a process that only looks (statfs, blkid, a copy of the mount namespace
+/// How often a busy mount or disk, or one with a stranger on it, is tried,
+/// [`PAUSE`] apart, before it counts as held: a process that only looks (statfs, blkid, a copy of the mount namespace
 /// that ends) keeps it for a moment, and kubelet's next call comes much later.
 const TRIES: u32 = 10;
 const PAUSE: Duration = Duration::from_millis(50);
@@ -256,9 +256,7 @@ impl Initiator {
             busy => busy.clone(),
         };
         let own: Vec<PathBuf> = staging.into_iter().map(Path::to_owned).collect();
-        let asked = Instant::now();
-        let judgement = self.witness.judge(&device.disk, &own).await;
-        steps.own("judge", asked.elapsed());
+        let judgement = self.judge(device, &own, steps).await;
 
         let key = (name.volume.clone(), name.epoch);
         let waited = {
@@ -316,6 +314,23 @@ impl Initiator {
             .unwrap_or_else(PoisonError::into_inner)
             .remove(&key);
         Ok(cut)
+    }
+
+    /// Judges who holds the disk. A stranger who only reads gets a moment to be
+    /// gone: udev looks at every disk that a writer has just closed.
+    async fn judge(&self, device: &Device, own: &[PathBuf], steps: &mut Steps) -> Judgement {
+        let asked = Instant::now();
+        let mut judgement = self.witness.judge(&device.disk, own).await;
+        for _ in 1..TRIES {
+            let stranger = judgement.holders.iter().any(|h| !h.registered);
+            if judgement.verdict != Verdict::Unknown || !stranger {
+                break;
+            }
+            tokio::time::sleep(PAUSE).await;
+            judgement = self.witness.judge(&device.disk, own).await;
+        }
+        steps.own("judge", asked.elapsed());
+        judgement
     }
 
     /// Claims the disk for a moment and writes its cache back.

@@ -33,7 +33,11 @@ const FEATURE_WRITE_CACHE: u8 = 0x06;
 const FEATURE_QUEUES: u8 = 0x07;
 const FEATURE_EVENTS: u8 = 0x0b;
 const FEATURE_KEEP_ALIVE: u8 = 0x0f;
+/// Host Behavior Support.
+const FEATURE_BEHAVIOR: u8 = 0x16;
 const FEATURE_HOST_ID: u8 = 0x81;
+/// Bytes of the host behavior data structure.
+const BEHAVIOR: u32 = 512;
 
 /// Fabrics type: set a property.
 const PROPERTY_SET: u8 = 0x00;
@@ -54,6 +58,8 @@ pub enum Reply {
     Data(Vec<u8>),
     /// Nothing yet: the request waits for an event.
     Later,
+    /// The command with this identifier on the admin queue is to be aborted.
+    Abort(u16),
     /// Success, and the host has asked for a shutdown: flush, then
     /// [`Controller::shutdown_complete`].
     ShutDown,
@@ -63,12 +69,20 @@ pub enum Reply {
 ///
 /// # Errors
 /// The status for the host.
-pub fn handle(controller: &Controller, entry: &Entry) -> Result<Reply, Status> {
+pub fn handle(
+    controller: &Controller,
+    queue: u16,
+    entry: &Entry,
+    data: &[u8],
+) -> Result<Reply, Status> {
     if entry.bytes()[1] & 3 != 0 {
         return Err(Status::INVALID_FIELD);
     }
     if entry.opcode() == FABRICS {
         return fabrics(controller, entry);
+    }
+    if queue != 0 {
+        return Err(Status::INVALID_OPCODE);
     }
     match entry.opcode() {
         IDENTIFY => {
@@ -77,9 +91,8 @@ pub fn handle(controller: &Controller, entry: &Entry) -> Result<Reply, Status> {
         }
         GET_LOG_PAGE => get_log_page(controller, entry),
         GET_FEATURES => get_features(controller, entry),
-        SET_FEATURES => set_features(controller, entry),
-        // "Not aborted" is always a correct answer: commands end soon by themselves.
-        ABORT => Ok(Reply::Done(1)),
+        SET_FEATURES => set_features(controller, entry, data),
+        ABORT => Ok(abort(controller, entry)),
         ASYNC_EVENT_REQUEST => controller
             .request_event(entry.command())
             .map(|()| Reply::Later),
@@ -92,6 +105,15 @@ fn to_host(entry: &Entry, length: u32) -> Result<(), Status> {
     match entry.data(length)? {
         Place::Host => Ok(()),
         Place::Capsule => Err(Status::SGL_DESCRIPTOR_TYPE_INVALID),
+    }
+}
+
+fn abort(controller: &Controller, entry: &Entry) -> Reply {
+    let (queue, command) = (entry.dword(10) & 0xffff, entry.dword(10) >> 16);
+    match u16::try_from(command) {
+        Ok(command) if queue == 0 && controller.cancel_event(command) => Reply::Abort(command),
+        // "Not aborted" is always a correct answer: commands end soon by themselves.
+        _ => Reply::Done(1),
     }
 }
 
@@ -183,9 +205,8 @@ fn get_features(controller: &Controller, entry: &Entry) -> Result<Reply, Status>
     if select == 3 {
         // Supported capabilities: none can be saved, all can be changed but the host's id.
         return match entry.dword(10) as u8 {
-            FEATURE_WRITE_CACHE | FEATURE_QUEUES | FEATURE_EVENTS | FEATURE_KEEP_ALIVE => {
-                Ok(Reply::Done(1 << 2))
-            }
+            FEATURE_WRITE_CACHE | FEATURE_QUEUES | FEATURE_EVENTS | FEATURE_KEEP_ALIVE
+            | FEATURE_BEHAVIOR => Ok(Reply::Done(1 << 2)),
             FEATURE_HOST_ID => Ok(Reply::Done(0)),
             _ => Err(Status::INVALID_FIELD),
         };
@@ -195,6 +216,12 @@ fn get_features(controller: &Controller, entry: &Entry) -> Result<Reply, Status>
         FEATURE_QUEUES => queues(controller.io_queues()),
         FEATURE_EVENTS => controller.events_enabled(),
         FEATURE_KEEP_ALIVE => controller.keep_alive_timeout(),
+        FEATURE_BEHAVIOR => {
+            to_host(entry, BEHAVIOR)?;
+            let mut page = vec![0; BEHAVIOR as usize];
+            page[0] = controller.retry_delays().into();
+            return Ok(Reply::Data(page));
+        }
         FEATURE_HOST_ID => {
             // The extended, 128-bit form is the only one on fabrics.
             if entry.dword(11) & 1 == 0 {
@@ -210,7 +237,7 @@ fn get_features(controller: &Controller, entry: &Entry) -> Result<Reply, Status>
     Ok(Reply::Done(value.into()))
 }
 
-fn set_features(controller: &Controller, entry: &Entry) -> Result<Reply, Status> {
+fn set_features(controller: &Controller, entry: &Entry, data: &[u8]) -> Result<Reply, Status> {
     if entry.dword(10) & 1 << 31 != 0 {
         return Err(Status::FEATURE_NOT_SAVEABLE);
     }
@@ -227,6 +254,12 @@ fn set_features(controller: &Controller, entry: &Entry) -> Result<Reply, Status>
         }
         FEATURE_EVENTS => controller.enable_events(value & NAMESPACE_NOTICES),
         FEATURE_KEEP_ALIVE => controller.set_keep_alive_timeout(value),
+        FEATURE_BEHAVIOR => {
+            // Command retry delays: understood, though none is ever asked for.
+            entry.data(BEHAVIOR)?;
+            let enabled = data.first().ok_or(Status::DATA_SGL_LENGTH_INVALID)?;
+            controller.set_retry_delays(enabled & 1 != 0);
+        }
         FEATURE_HOST_ID => return Err(Status::FEATURE_NOT_CHANGEABLE),
         _ => return Err(Status::INVALID_FIELD),
     }

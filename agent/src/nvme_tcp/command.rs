@@ -1,34 +1,42 @@
 //! Submission queue entries, and the I/O commands among them.
 //!
 //! [`Io::decode`] decides alone from the entry whether a command is one that
-//! this controller serves and within its limits; [`Io::perform`] does it on a
-//! device. Neither knows connections or gates.
+//! this controller serves and within its limits. What is done on a device is
+//! [`perform`](super::perform)'s; neither knows connections or gates.
 
 use super::status::Status;
 use super::wire::{u16_at, u32_at, u64_at};
-use crate::block::{BLOCK, BlockDevice};
+use crate::block::BLOCK;
 use crate::ids::Lba;
 
 /// The one namespace of a subsystem.
 pub const NSID: u32 = 1;
-/// The most bytes in one transfer (MDTS).
-pub const MAX_TRANSFER: u32 = 1 << 20;
+/// The most bytes in one transfer (MDTS): four fit in a connection's memory.
+pub const MAX_TRANSFER: u32 = 256 << 10;
 /// Opcode of all fabrics commands.
 pub const FABRICS: u8 = 0x7f;
 
 /// I/O opcodes that are served, with what a namespace's effects log says of each:
 /// supported (bit 0), changes the namespace's content (bit 1).
-pub const IO_OPCODES: [(u8, u32); 6] = [
+pub const IO_OPCODES: [(u8, u32); 8] = [
     (Io::FLUSH, 1),
     (Io::WRITE, 3),
     (Io::READ, 1),
+    (Io::COMPARE, 1),
     (Io::WRITE_ZEROES, 3),
     (Io::DATASET_MANAGEMENT, 3),
     (Io::VERIFY, 1),
+    (Io::COPY, 3),
 ];
 
-/// Verify reads this much at once.
-const VERIFY_CHUNK: u64 = (256 << 10) / BLOCK;
+/// Blocks in one source range of a Copy at most (MSSRL).
+pub const COPY_RANGE: u16 = 16_384;
+/// Blocks in one Copy at most (MCL): 128 MiB.
+pub const COPY_TOTAL: u32 = 32_768;
+/// Source ranges of one Copy at most.
+pub const COPY_RANGES: u32 = 128;
+/// What Verify and Copy move at once.
+pub const CHUNK: u32 = 64 << 10;
 
 /// A submission queue entry.
 #[derive(Debug, Clone, Copy)]
@@ -119,6 +127,10 @@ pub enum Io {
         lba: Lba,
         blocks: u64,
     },
+    Compare {
+        lba: Lba,
+        blocks: u64,
+    },
     WriteZeroes {
         lba: Lba,
         blocks: u64,
@@ -133,6 +145,13 @@ pub enum Io {
         lba: Lba,
         blocks: u64,
     },
+    Copy {
+        to: Lba,
+        ranges: u32,
+        /// Bytes of one source range's description.
+        described: u32,
+        fua: bool,
+    },
 }
 
 impl Io {
@@ -142,12 +161,16 @@ impl Io {
     pub const WRITE: u8 = 0x01;
     /// Opcode of Read.
     pub const READ: u8 = 0x02;
+    /// Opcode of Compare.
+    pub const COMPARE: u8 = 0x05;
     /// Opcode of Write Zeroes.
     pub const WRITE_ZEROES: u8 = 0x08;
     /// Opcode of Dataset Management.
     pub const DATASET_MANAGEMENT: u8 = 0x09;
     /// Opcode of Verify.
     pub const VERIFY: u8 = 0x0c;
+    /// Opcode of Copy.
+    pub const COPY: u8 = 0x19;
 
     /// Reads a command.
     ///
@@ -164,6 +187,7 @@ impl Io {
             Self::FLUSH => Self::Flush,
             Self::WRITE => Self::Write { lba, blocks, fua },
             Self::READ => Self::Read { lba, blocks },
+            Self::COMPARE => Self::Compare { lba, blocks },
             Self::WRITE_ZEROES => {
                 let deallocate = entry.dword(12) & 1 << 25 != 0;
                 Self::WriteZeroes {
@@ -178,6 +202,24 @@ impl Io {
                 deallocate: entry.dword(11) & 1 << 2 != 0,
             },
             Self::VERIFY => Self::Verify { lba, blocks },
+            Self::COPY => {
+                // NVM Command Set 1.0, 3.2.2: format 1 has room for wider tags only.
+                let described = match entry.dword(12) >> 8 & 15 {
+                    0 => 32,
+                    1 => 40,
+                    _ => return Err(Status::INVALID_FIELD),
+                };
+                let ranges = (entry.dword(12) & 0xff) + 1;
+                if ranges > COPY_RANGES {
+                    return Err(Status::COMMAND_SIZE_LIMIT_EXCEEDED);
+                }
+                Self::Copy {
+                    to: lba,
+                    ranges,
+                    described,
+                    fua,
+                }
+            }
             _ => return Err(Status::INVALID_OPCODE),
         };
         // Fused commands: the low bits of the flags.
@@ -188,7 +230,8 @@ impl Io {
         if entry.namespace() != NSID && !all {
             return Err(Status::INVALID_NAMESPACE);
         }
-        if let Self::Write { blocks, .. } | Self::Read { blocks, .. } = io
+        if let Self::Write { blocks, .. } | Self::Read { blocks, .. } | Self::Compare { blocks, .. } =
+            io
             && blocks * BLOCK > u64::from(MAX_TRANSFER)
         {
             return Err(Status::INVALID_FIELD);
@@ -202,10 +245,21 @@ impl Io {
     /// Whether it changes the namespace's content.
     pub fn writes(self) -> bool {
         match self {
-            Self::Write { .. } | Self::WriteZeroes { .. } => true,
+            Self::Write { .. } | Self::WriteZeroes { .. } | Self::Copy { .. } => true,
             Self::DatasetManagement { deallocate, .. } => deallocate,
-            Self::Flush | Self::Read { .. } | Self::Verify { .. } => false,
+            Self::Flush | Self::Read { .. } | Self::Compare { .. } | Self::Verify { .. } => false,
         }
+    }
+
+    /// The same, durable when it is answered, if it writes.
+    #[must_use]
+    pub fn durable(mut self) -> Self {
+        if let Self::Write { fua, .. } | Self::WriteZeroes { fua, .. } | Self::Copy { fua, .. } =
+            &mut self
+        {
+            *fua = true;
+        }
+        self
     }
 
     /// Bytes that the host sends with it, as its entry describes them.
@@ -214,7 +268,7 @@ impl Io {
     /// A descriptor that does not fit the command.
     pub fn incoming(self, entry: &Entry) -> Result<Option<(Place, u32)>, Status> {
         match self {
-            Self::Write { blocks, .. } => {
+            Self::Write { blocks, .. } | Self::Compare { blocks, .. } => {
                 let length = bytes(blocks);
                 entry.data(length).map(|place| Some((place, length)))
             }
@@ -225,6 +279,12 @@ impl Io {
                     return Err(Status::DATA_SGL_LENGTH_INVALID);
                 }
                 Ok(Some((place, length)))
+            }
+            Self::Copy {
+                ranges, described, ..
+            } => {
+                let length = ranges * described;
+                entry.data(length).map(|place| Some((place, length)))
             }
             Self::Flush | Self::Read { .. } | Self::WriteZeroes { .. } | Self::Verify { .. } => {
                 Ok(None)
@@ -246,59 +306,18 @@ impl Io {
         }
     }
 
-    /// Does it on `device`, with `data` to write or to fill; for Read as long
-    /// as [`Self::outgoing`], otherwise as [`Self::incoming`] says.
-    ///
-    /// # Errors
-    /// The status for the host; the device's own reason is logged.
-    pub fn perform(self, device: &dyn BlockDevice, data: &mut [u8]) -> Result<(), Status> {
-        let done = match self {
-            Self::Flush => device.flush(),
-            Self::Write { lba, fua, .. } => device.write(lba, data, fua),
-            Self::Read { lba, .. } => device.read(lba, data),
-            Self::WriteZeroes {
-                lba,
-                blocks,
-                deallocate,
-                fua,
-            } => match device.write_zeroes(lba, blocks, deallocate) {
-                Ok(()) if fua => device.flush(),
-                other => other,
-            },
-            Self::DatasetManagement {
-                deallocate: false, ..
-            } => Ok(()),
-            Self::DatasetManagement { ranges, .. } => {
-                let mut done = Ok(());
-                for range in data.chunks_exact(16).take(ranges as usize) {
-                    let (blocks, lba) = (u32_at(range, 4).into(), Lba(u64_at(range, 8)));
-                    done = device.deallocate(lba, blocks);
-                    if done.is_err() {
-                        break;
-                    }
-                }
-                done
-            }
-            Self::Verify { lba, blocks } => {
-                let mut done = Ok(());
-                let mut buffer = vec![0; (VERIFY_CHUNK.min(blocks) * BLOCK) as usize];
-                let mut next = 0;
-                while next < blocks && done.is_ok() {
-                    let some = (blocks - next).min(VERIFY_CHUNK);
-                    let buffer = &mut buffer[..(some * BLOCK) as usize];
-                    done = device.read(Lba(lba.0.saturating_add(next)), buffer);
-                    next += some;
-                }
-                done
-            }
-        };
-        done.map_err(|error| {
-            tracing::warn!(command = ?self, %error, "the device did not do what a host asked");
-            match self {
-                Self::Read { .. } | Self::Verify { .. } => Status::of_read(&error),
-                _ => Status::of_write(&error),
-            }
-        })
+    /// Bytes of memory that it works in, beside the host's data.
+    pub fn scratch(self) -> u32 {
+        match self {
+            Self::Compare { blocks, .. } => bytes(blocks),
+            Self::Verify { blocks, .. } => bytes(blocks).min(CHUNK),
+            Self::Copy { .. } => CHUNK,
+            Self::Flush
+            | Self::Write { .. }
+            | Self::Read { .. }
+            | Self::WriteZeroes { .. }
+            | Self::DatasetManagement { .. } => 0,
+        }
     }
 }
 

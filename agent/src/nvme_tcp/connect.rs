@@ -1,156 +1,64 @@
-//! The beginning of a connection: agreeing on the wire's form, and Connect
+//! The beginning of an association: Connect, and who is admitted
 //! (NVM Express Base Specification 2.0, 6.3).
 
-use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use tokio::io::AsyncWriteExt;
-use tokio::net::tcp::OwnedWriteHalf;
 use uuid::Uuid;
 
 use super::command::{Entry, FABRICS, Place};
 use super::controller::Controller;
 use super::identify::QUEUE_ENTRIES;
-use super::metrics::Metrics;
 use super::queue::Shape;
-use super::reader::{End, Pdu, Reader};
 use super::status::Status;
 use super::subsystem::{Directory, Found, Host, Refusal};
-use super::wire::{self, COMMON, Completion, Flaw, IcReq, Kind, u16_at, u32_at};
+use super::wire::{Digests, u16_at, u32_at};
 
-const CONNECT: u8 = 0x01;
+/// Fabrics type of Connect.
+pub const CONNECT: u8 = 0x01;
 const CONNECT_DATA: u32 = 1024;
 /// A controller id of an admin Connect: the target chooses.
 const ANY_CONTROLLER: u16 = 0xffff;
 /// Bit 16 of an invalid parameter's place: it is in the data, not in the command.
 const IN_DATA: u32 = 1 << 16;
+/// How long a Connect waits for the commands of the association before it,
+/// ahead of being answered busy.
+const TAKEOVER_WAIT: Duration = Duration::from_secs(1);
 
-/// The command in a CapsuleCmd.
-pub fn entry(pdu: &Pdu) -> Entry {
-    let header: &[u8; 72] = pdu.header();
-    let bytes = header[COMMON..]
-        .first_chunk()
-        .expect("72 bytes less 8 are 64");
-    Entry::new(*bytes)
-}
-
-/// Takes ICReq and answers ICResp; the reader knows the digests from then on.
-pub async fn agree(reader: &mut Reader, writer: &mut OwnedWriteHalf) -> Result<(), End> {
-    let pdu = reader.next().await?;
-    match pdu.frame.kind {
-        Kind::IcReq => {}
-        _ => return Err(pdu.malformed(Flaw::Sequence.at(0))),
-    }
-    let request = IcReq::decode(pdu.header()).map_err(|malformed| pdu.malformed(malformed))?;
-    send(writer, &wire::ic_resp(request.digests)).await?;
-    reader.digests = request.digests;
-    Ok(())
-}
-
-/// Takes Connect and answers it: with an admitted association or a refusal,
-/// after which only the connection's end is waited for.
-pub async fn connect(
-    reader: &mut Reader,
-    writer: &mut OwnedWriteHalf,
-    directory: &dyn Directory,
-    metrics: &Metrics,
-    peer: SocketAddr,
-) -> Result<(Arc<Controller>, Shape), End> {
-    let pdu = reader.next().await?;
-    if pdu.frame.kind != Kind::CapsuleCmd {
-        return Err(pdu.malformed(Flaw::Sequence.at(0)));
-    }
-    let mut data = vec![0; pdu.frame.data];
-    let sound = reader.data(&pdu.frame, &mut data).await?;
-    let entry = entry(&pdu);
-    let decoded = match data.first_chunk() {
-        _ if !sound => Err(Status::TRANSIENT_TRANSPORT_ERROR.into()),
-        Some(data) => Request::decode(&entry, data),
-        None => Err(Status::DATA_SGL_LENGTH_INVALID.into()),
-    };
-    let admitted = match &decoded {
-        Ok(request) => request.admit(directory).await,
-        Err(refusal) => Err(*refusal),
-    };
-    let digests = reader.digests;
-    let no_flow_control = decoded
-        .as_ref()
-        .is_ok_and(|request| request.no_flow_control);
-    let (result, status) = match &admitted {
-        Ok(controller) => (controller.id().into(), Status::SUCCESS),
-        Err(refusal) => (refusal.result, refusal.status),
-    };
-    let completion = Completion {
-        result: result.into(),
-        sq_head: if no_flow_control { 0xffff } else { 1 },
-        command: entry.command(),
-        status: status.0,
-    };
-    metrics.command(true, FABRICS, status);
-    let sent = send(writer, &completion.encode(digests)).await;
-    match (admitted, decoded) {
-        (Ok(controller), Ok(request)) => {
-            if sent.is_err() && request.queue == 0 {
-                controller.end();
-            }
-            sent?;
-            tracing::info!(
-                %peer, subsystem = %request.subsystem, controller = controller.id(),
-                queue = request.queue, "connected"
-            );
-            let depth = request.entries;
-            Ok((
-                controller,
-                Shape {
-                    id: request.queue,
-                    depth,
-                    digests,
-                    no_flow_control,
-                },
-            ))
-        }
-        (_, decoded) => {
-            let subsystem = decoded.map(|request| request.subsystem).unwrap_or_default();
-            let status = format!("{:#06x}", status.0);
-            tracing::warn!(%peer, subsystem, status, "Connect refused");
-            metrics.refused(refusal_name(completion.status));
-            // The host closes: were it done here, it might come before the answer is read.
-            reader.drain().await;
-            Err(End::Closed)
-        }
-    }
-}
-
-fn refusal_name(status: u16) -> &'static str {
-    match Status(status) {
+/// A refusal's name in metrics.
+pub fn refusal_name(status: Status) -> &'static str {
+    match status {
         Status::CONTROLLER_BUSY => "busy-or-unknown",
         Status::CONNECT_INVALID_HOST => "host-or-closed",
         _ => "invalid",
     }
 }
 
-async fn send(writer: &mut OwnedWriteHalf, bytes: &[u8]) -> Result<(), End> {
-    let sent = writer.write_all(bytes).await;
-    sent.map_err(|source| End::Io {
-        call: "write a PDU",
-        source,
-    })
-}
-
 /// A Connect command.
 #[derive(Debug, PartialEq, Eq)]
-struct Request {
-    queue: u16,
-    entries: u16,
-    keep_alive: u32,
-    no_flow_control: bool,
-    controller: u16,
-    subsystem: String,
-    host: Host,
+pub struct Request {
+    /// The queue id; 0 is the admin queue.
+    pub queue: u16,
+    /// Entries of the queue.
+    pub entries: u16,
+    /// Milliseconds; 0: none.
+    pub keep_alive: u32,
+    /// Whether the host does without submission queue flow control.
+    pub no_flow_control: bool,
+    /// The controller that an I/O queue belongs to.
+    pub controller: u16,
+    /// The subsystem's NQN.
+    pub subsystem: String,
+    /// Who connects.
+    pub host: Host,
 }
 
 impl Request {
-    fn decode(entry: &Entry, data: &[u8; CONNECT_DATA as usize]) -> Result<Self, Refusal> {
+    /// Reads a Connect command and its data.
+    ///
+    /// # Errors
+    /// Another command, or fields that do not fit.
+    pub fn decode(entry: &Entry, data: &[u8]) -> Result<Self, Refusal> {
         let invalid = |result| Refusal {
             status: Status::CONNECT_INVALID_PARAMETERS,
             result,
@@ -163,6 +71,9 @@ impl Request {
             Place::Capsule => {}
             Place::Host => return Err(Status::SGL_DESCRIPTOR_TYPE_INVALID.into()),
         }
+        let data: &[u8; CONNECT_DATA as usize] = data
+            .try_into()
+            .map_err(|_| Status::DATA_SGL_LENGTH_INVALID)?;
         if u16_at(command, 40) != 0 {
             return Err(Status::INCOMPATIBLE_FORMAT.into());
         }
@@ -185,26 +96,74 @@ impl Request {
         })
     }
 
-    async fn admit(&self, directory: &dyn Directory) -> Result<Arc<Controller>, Refusal> {
-        let subsystem = match directory.find(&self.subsystem) {
+    /// How its connection is used.
+    pub fn shape(&self, digests: Digests) -> Shape {
+        Shape {
+            id: self.queue,
+            depth: self.entries,
+            digests,
+            no_flow_control: self.no_flow_control,
+        }
+    }
+}
+
+/// A Connect that is being decided.
+pub struct Attempt {
+    /// The command's identifier.
+    pub command: u16,
+    /// What was asked for.
+    pub request: Request,
+    until: Instant,
+}
+
+impl Attempt {
+    /// A Connect that came now.
+    pub fn new(command: u16, request: Request, now: Instant) -> Self {
+        Self {
+            command,
+            request,
+            until: now + TAKEOVER_WAIT,
+        }
+    }
+
+    /// Decides, if it can be: none while commands of the association before
+    /// are unsettled and there is time left.
+    ///
+    /// # Errors
+    /// Why the host is refused.
+    pub fn attempt(
+        &self,
+        directory: &dyn Directory,
+        now: Instant,
+    ) -> Result<Option<Arc<Controller>>, Refusal> {
+        let request = &self.request;
+        let subsystem = match directory.find(&request.subsystem) {
             Found::Live(subsystem) => subsystem,
             // For good: the host's controller goes, and its I/O fails.
             Found::Closed => return Err(Status::CONNECT_INVALID_HOST.into()),
             // Not for good: the home may be about to restore it.
             Found::Unknown => return Err(Status::CONTROLLER_BUSY.into()),
         };
-        if self.queue == 0 {
-            if self.controller != ANY_CONTROLLER {
+        if request.queue == 0 {
+            if request.controller != ANY_CONTROLLER {
                 let status = Status::CONNECT_INVALID_PARAMETERS;
                 return Err(Refusal {
                     status,
                     result: IN_DATA | 16,
                 });
             }
-            return subsystem.admit(&self.host, self.keep_alive).await;
+            let admitted = subsystem.admit(&request.host, request.keep_alive, now)?;
+            if admitted.is_none() && now >= self.until {
+                tracing::warn!(
+                    subsystem = subsystem.nqn(),
+                    "commands of the association before are unsettled: Connect is answered busy"
+                );
+                return Err(Status::CONTROLLER_BUSY.into());
+            }
+            return Ok(admitted);
         }
-        let controller = subsystem.join(&self.host, self.controller)?;
-        controller.connect_queue(self.queue).map_err(|status| {
+        let controller = subsystem.join(&request.host, request.controller)?;
+        controller.connect_queue(request.queue).map_err(|status| {
             let place = if status == Status::CONNECT_INVALID_PARAMETERS {
                 42
             } else {
@@ -215,7 +174,7 @@ impl Request {
                 result: place,
             }
         })?;
-        Ok(controller)
+        Ok(Some(controller))
     }
 }
 

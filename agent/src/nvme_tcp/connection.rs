@@ -1,441 +1,435 @@
 //! One TCP connection: from its first byte to its end.
 //!
 //! ```text
-//!   accepted ── ICReq ──► agreed ── Connect ──► serving ──► closed
-//!       └───────────────── 10 s ────────┘
+//!   accepted ── ICReq ──► agreed ── Connect ──► admitting ──► serving ──► ended
+//!       └───────────────── 10 s ────────┬──────────┘
+//!                                       └──► refused (until the host closes)
 //! ```
 //!
-//! While it serves, a reader takes PDUs in, a writer sends what the
-//! [`Queue`] holds, and each I/O command is a task of its own. Such a task is
-//! never cancelled: it holds passes of the association's and the export's
-//! gates until its device call has settled, whatever becomes of the connection.
+//! It takes PDUs out of the stream: a header when all of it has come, data
+//! straight into the memory of the command that it is for. What the commands
+//! do is [`serving`](super::serving)'s.
 
 use std::net::SocketAddr;
+use std::ops::Range;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use tokio::io::{AsyncWriteExt, BufWriter};
-use tokio::net::TcpStream;
-use tokio::net::tcp::OwnedWriteHalf;
-use tokio::sync::OwnedSemaphorePermit;
-use tokio::sync::mpsc::UnboundedReceiver;
-
-use super::admin::{self, Reply};
-use super::command::{Entry, Io, Place};
-use super::connect;
-use super::controller::Controller;
-use super::metrics::Metrics;
-use super::queue::{Outgoing, Queue, Slot};
-use super::reader::{End, Pdu, Reader, term_status};
+use super::command::Entry;
+use super::connect::{self, Attempt, Request};
+use super::metrics::{Counting, Metrics};
+use super::queue::Index;
+use super::serving::Serving;
 use super::status::Status;
-use super::subsystem::Directory;
-use super::wire::{self, Data, FLAG_LAST, Flaw, Kind};
-use crate::block::gate::Pass;
+use super::subsystem::{Directory, Refusal};
+use super::wire::{
+    self, COMMON, Completion, DIGEST, Data, Digests, FLAG_LAST, Flaw, Frame, IcReq, Kind,
+    LONGEST_HEADER, Malformed,
+};
+use crate::reactor::{Buffer, End, Link, Outcome, Protocol, Tag, Waker};
 
 /// From accept to an admitted Connect.
 pub const HANDSHAKE: Duration = Duration::from_secs(10);
-/// A host that takes nothing for this long is gone.
-const WRITE_STALLED: Duration = Duration::from_secs(30);
-/// A host that was asked for data and has not sent all of it is gone.
-const DATA_STALLED: Duration = Duration::from_secs(60);
-/// What is left to be sent when a connection ends gets this long.
-const LAST_WORDS: Duration = Duration::from_secs(1);
-const WRITE_BUFFER: usize = 64 << 10;
+/// How often it is looked whether an older association has settled.
+const LOOK: Duration = Duration::from_millis(2);
 
-/// Serves one accepted connection to its end. `evicted`, or the time
-/// `handshake`, ends it early while it has not connected; when it has,
-/// `connected` is dropped.
-pub async fn serve<T>(
-    stream: TcpStream,
+/// A connection's place among those that have not passed Connect. It is
+/// dropped when the connection has passed, or ended.
+pub trait Place: Send {
+    /// What to wake when the place is wanted back.
+    fn wakes(&self, waker: Waker);
+    /// Whether it is wanted back.
+    fn wanted(&self) -> bool;
+}
+
+/// What all connections of a target have in common.
+pub struct Target {
+    /// What is served.
+    pub directory: Arc<dyn Directory>,
+    /// Where it is counted.
+    pub metrics: Metrics,
+    /// How long a connection may take until it has passed Connect.
+    pub handshake: Duration,
+}
+
+/// One connection, as the reactor sees it.
+pub struct NvmeTcp {
+    target: Arc<Target>,
     peer: SocketAddr,
-    directory: &dyn Directory,
-    metrics: &Metrics,
-    handshake: Duration,
-    evicted: impl Future<Output = ()>,
-    connected: T,
-) {
-    let _counted = metrics.connection();
-    // Answers are small and waited for.
-    if let Err(error) = stream.set_nodelay(true) {
-        tracing::debug!(%peer, %error, "set TCP_NODELAY");
-    }
-    let (reading, mut writing) = stream.into_split();
-    let mut reader = Reader::new(reading);
-    let connecting = async {
-        connect::agree(&mut reader, &mut writing).await?;
-        connect::connect(&mut reader, &mut writing, directory, metrics, peer).await
-    };
-    let admitted = tokio::select! {
-        admitted = tokio::time::timeout(handshake, connecting) => {
-            admitted.unwrap_or(Err(End::Late("Connect")))
-        }
-        () = evicted => Err(End::Ended("closed before Connect, to make room for newer connections")),
-    };
-    let (controller, shape) = match admitted {
-        Ok(admitted) => admitted,
-        Err(end) => {
-            report(peer, metrics, &end);
-            if let Some(term) = term(&end) {
-                // Best effort: the host may have gone.
-                let _ = tokio::time::timeout(LAST_WORDS, writing.write_all(&term)).await;
-                let _ = tokio::time::timeout(LAST_WORDS, writing.shutdown()).await;
-                let _ = tokio::time::timeout(LAST_WORDS, reader.drain()).await;
-            }
-            return;
-        }
-    };
-    drop(connected);
-    let _in_subsystem = controller.subsystem().count();
-    let _association = (shape.id == 0).then(|| metrics.association());
-    let (queue, sending) = Queue::new(shape, metrics.clone());
-    let mut writer = std::pin::pin!(write(writing, sending));
-    let end = tokio::select! {
-        end = read(&mut reader, &queue, &controller) => end,
-        written = &mut writer => written.err().unwrap_or(End::Closed),
-        end = attend(&queue, &controller) => end,
-    };
-    report(peer, metrics, &end);
-    if shape.id == 0 {
-        controller.end();
-    }
-    queue.end();
-    if let Some(term) = term(&end) {
-        queue.send(Outgoing::Pdu(term));
-    }
-    queue.send(Outgoing::Last);
-    if !matches!(end, End::Io { .. } | End::Late(_)) {
-        let _ = tokio::time::timeout(LAST_WORDS, &mut writer).await;
-    }
-    if matches!(end, End::Malformed { .. }) {
-        // Closing with unread bytes would reset the connection, and the host
-        // would not get to read why.
-        let _ = tokio::time::timeout(LAST_WORDS, reader.drain()).await;
-    }
+    digests: Digests,
+    phase: Phase,
+    incoming: Option<Incoming>,
+    place: Option<Box<dyn Place>>,
+    /// Until when Connect must have passed.
+    until: Instant,
+    /// When it was accepted; none once its waker is known.
+    accepted: Option<Instant>,
+    counted: Option<Counting>,
 }
 
-fn report(peer: SocketAddr, metrics: &Metrics, end: &End) {
-    match end {
-        End::Malformed { malformed, .. } => {
-            metrics.malformed(malformed.flaw);
-            tracing::warn!(%peer, reason = %end, "connection ended");
-        }
-        End::Terminated { .. } | End::Late(_) => {
-            tracing::warn!(%peer, reason = %end, "connection ended");
-        }
-        End::Closed | End::Io { .. } | End::Ended(_) => {
-            tracing::debug!(%peer, reason = %end, "connection ended");
-        }
-    }
-}
-
-fn term(end: &End) -> Option<Vec<u8>> {
-    match end {
-        End::Malformed { malformed, header } => Some(wire::c2h_term(*malformed, header)),
-        _ => None,
-    }
-}
-
-/// What happens to a connection from this side: its end, the export's, and
-/// on the admin queue events and the keep-alive timeout.
-async fn attend(queue: &Queue, controller: &Controller) -> End {
-    let events = async {
-        if queue.shape().id != 0 {
-            return std::future::pending().await;
-        }
-        loop {
-            let (command, result) = controller.event().await;
-            queue.answer_event(command, result);
-        }
-    };
-    let silent = async {
-        if queue.shape().id != 0 {
-            return std::future::pending().await;
-        }
-        controller.silent().await;
-    };
-    let gone = async {
-        controller.subsystem().gone().await;
-        if queue.shape().id != 0 {
-            queue.answer_all(Status::RESERVATION_CONFLICT);
-        }
-        std::future::pending::<()>().await;
-    };
-    tokio::select! {
-        () = controller.ended() => End::Ended("the association has ended"),
-        () = silent => {
-            tracing::warn!(
-                subsystem = controller.subsystem().nqn(), controller = controller.id(),
-                "the host was silent beyond its keep-alive timeout"
-            );
-            End::Late("keep alive")
-        }
-        () = events => End::Closed,
-        () = gone => End::Closed,
-    }
-}
-
-async fn write(
-    stream: OwnedWriteHalf,
-    mut sending: UnboundedReceiver<Outgoing>,
-) -> Result<(), End> {
-    let mut stream = BufWriter::with_capacity(WRITE_BUFFER, stream);
-    loop {
-        let next = match sending.try_recv() {
-            Ok(next) => next,
-            Err(_) => {
-                timely(stream.flush()).await?;
-                match sending.recv().await {
-                    Some(next) => next,
-                    None => return Ok(()),
-                }
-            }
-        };
-        match next {
-            Outgoing::Pdu(bytes) => timely(stream.write_all(&bytes)).await?,
-            Outgoing::Data {
-                header,
-                data,
-                behind,
-                permit,
-            } => {
-                timely(stream.write_all(&header)).await?;
-                // Small steps: each has its own deadline, and none holds more than it needs.
-                for some in data.chunks(WRITE_BUFFER) {
-                    timely(stream.write_all(some)).await?;
-                }
-                timely(stream.write_all(&behind)).await?;
-                drop(permit);
-            }
-            Outgoing::Last => {
-                timely(stream.flush()).await?;
-                return timely(stream.shutdown()).await;
-            }
-        }
-    }
-}
-
-async fn timely(written: impl Future<Output = std::io::Result<()>>) -> Result<(), End> {
-    let written = tokio::time::timeout(WRITE_STALLED, written).await;
-    let written = written.map_err(|_| End::Late("the host's taking of an answer"))?;
-    written.map_err(|source| End::Io {
-        call: "write a PDU",
-        source,
-    })
-}
-
-async fn read(reader: &mut Reader, queue: &Arc<Queue>, controller: &Arc<Controller>) -> End {
-    loop {
-        let taken = match reader.next().await {
-            Ok(pdu) => take(reader, &pdu, queue, controller).await,
-            Err(end) => Err(end),
-        };
-        if let Err(end) = taken {
-            return end;
-        }
-    }
-}
-
-async fn take(
-    reader: &mut Reader,
-    pdu: &Pdu,
-    queue: &Arc<Queue>,
-    controller: &Arc<Controller>,
-) -> Result<(), End> {
-    match pdu.frame.kind {
-        Kind::CapsuleCmd => {
-            let mut data = vec![0; pdu.frame.data];
-            let sound = reader.data(&pdu.frame, &mut data).await?;
-            let entry = connect::entry(pdu);
-            controller.heard();
-            let slot = queue.begin(entry.command(), entry.opcode());
-            let Some(slot) = slot.map_err(|malformed| pdu.malformed(malformed))? else {
-                return Ok(());
-            };
-            if !sound {
-                queue.answer(slot, 0, Status::TRANSIENT_TRANSPORT_ERROR);
-            } else if queue.shape().id == 0 {
-                administer(queue, controller, slot, &entry);
-            } else {
-                start(queue, controller, slot, entry, data);
-            }
-            Ok(())
-        }
-        Kind::H2CData => {
-            let length = pdu.frame.data;
-            let data = Data::decode(pdu.header());
-            let last = pdu.frame.flags & FLAG_LAST != 0;
-            let transfer = queue.transfer(data, length, last);
-            let mut transfer = transfer.map_err(|malformed| pdu.malformed(malformed))?;
-            let sound = reader
-                .data(&pdu.frame, Queue::window(&mut transfer, length))
-                .await?;
-            queue.received(transfer, length, sound);
-            Ok(())
-        }
-        Kind::H2CTermReq => Err(End::Terminated {
-            fes: term_status(pdu.header()),
-        }),
-        _ => Err(pdu.malformed(Flaw::Sequence.at(0))),
-    }
-}
-
-fn administer(queue: &Arc<Queue>, controller: &Arc<Controller>, slot: Slot, entry: &Entry) {
-    match admin::handle(controller, entry) {
-        Ok(Reply::Done(result)) => queue.answer(slot, result, Status::SUCCESS),
-        Ok(Reply::Data(data)) => queue.answer_data(slot, data, None),
-        Ok(Reply::Later) => {}
-        Ok(Reply::ShutDown) => {
-            queue.answer(slot, 0, Status::SUCCESS);
-            let (queue, controller) = (Arc::clone(queue), Arc::clone(controller));
-            tokio::spawn(async move {
-                // A flush that fails latches the device; the shutdown is over all the same.
-                // After a fence there is nothing to flush, and nothing was late either.
-                let fenced = controller.subsystem().gate().is_closed();
-                if !fenced && let Ok(_passes) = enter(&queue, &controller) {
-                    let _ = perform(Io::Flush, &controller, Vec::new()).await;
-                }
-                controller.shutdown_complete();
-            });
-        }
-        Err(status) => queue.answer(slot, 0, status),
-    }
-}
-
-/// Begins an I/O command as a task of its own.
-fn start(
-    queue: &Arc<Queue>,
-    controller: &Arc<Controller>,
-    slot: Slot,
-    entry: Entry,
-    capsule: Vec<u8>,
-) {
-    let (queue, controller) = (Arc::clone(queue), Arc::clone(controller));
-    tokio::spawn(async move {
-        match run(&queue, &controller, slot, &entry, capsule).await {
-            Ok(Answer::Empty) => queue.answer(slot, 0, Status::SUCCESS),
-            Ok(Answer::Data(data, permit)) => {
-                queue.metrics().read(data.len());
-                queue.answer_data(slot, data, Some(permit));
-            }
-            Err(Unanswered::Refused(status)) => queue.answer(slot, 0, status),
-            // The connection or the association has ended: there is nobody to tell.
-            Err(Unanswered::Ended) => {}
-        }
-    });
-}
-
-enum Answer {
-    Empty,
-    Data(Vec<u8>, OwnedSemaphorePermit),
-}
-
-enum Unanswered {
-    Refused(Status),
+enum Phase {
+    Accepted,
+    Agreed,
+    Admitting(Box<Attempt>, Instant),
+    Refused,
+    Serving(Box<Serving>),
     Ended,
 }
 
-impl From<Status> for Unanswered {
-    fn from(status: Status) -> Self {
-        Self::Refused(status)
-    }
+/// Data that is being received.
+struct Incoming {
+    what: What,
+    /// Whether a digest follows.
+    digest: bool,
+    at: Range<usize>,
+    /// The data, when only its digest is missing.
+    buffer: Option<Buffer>,
 }
 
-async fn run(
-    queue: &Queue,
-    controller: &Controller,
-    slot: Slot,
-    entry: &Entry,
-    mut capsule: Vec<u8>,
-) -> Result<Answer, Unanswered> {
-    let subsystem = controller.subsystem();
-    // Ahead of all other checks: whatever it was, it came too late.
-    timely_enough(queue, controller)?;
-    if !controller.enabled() {
-        return Err(Status::COMMAND_SEQUENCE_ERROR.into());
-    }
-    let mut io = Io::decode(entry, subsystem.read_only())?;
-    if let Io::Write { fua, .. } | Io::WriteZeroes { fua, .. } = &mut io {
-        *fua |= !controller.write_cache();
-    }
-    let outgoing = io.outgoing(entry)?;
-    let room;
-    let data = match io.incoming(entry)? {
-        Some((Place::Capsule, length)) => {
-            if capsule.len() != length as usize {
-                return Err(Status::DATA_SGL_LENGTH_INVALID.into());
-            }
-            room = None;
-            std::mem::take(&mut capsule)
+#[derive(Clone, Copy)]
+enum What {
+    Capsule(Entry),
+    Transfer(Index),
+}
+
+/// A command's data, when it came in its capsule.
+pub struct Capsule {
+    /// The data.
+    pub buffer: Buffer,
+    /// Whether its digest matched.
+    pub sound: bool,
+}
+
+impl NvmeTcp {
+    /// A connection that was accepted now.
+    pub fn new(
+        target: Arc<Target>,
+        peer: SocketAddr,
+        place: Option<Box<dyn Place>>,
+        now: Instant,
+    ) -> Self {
+        let counted = Some(target.metrics.connection());
+        let until = now + target.handshake;
+        Self {
+            target,
+            peer,
+            digests: Digests::default(),
+            phase: Phase::Accepted,
+            incoming: None,
+            place,
+            until,
+            accepted: Some(now),
+            counted,
         }
-        Some((Place::Host, length)) => {
-            room = Some(queue.room(length).await.ok_or(Unanswered::Ended)?);
-            timely_enough(queue, controller)?;
-            let asked = queue.ask(slot, length).ok_or(Unanswered::Ended)?;
-            match tokio::time::timeout(DATA_STALLED, asked).await {
-                Ok(Ok(data)) => data?,
-                Ok(Err(_)) => return Err(Unanswered::Ended),
-                Err(_) => {
-                    tracing::warn!(
-                        subsystem = subsystem.nqn(),
-                        "a host did not send the data it was asked for"
-                    );
-                    controller.end();
-                    return Err(Unanswered::Ended);
+    }
+
+    /// Ends the connection over something that the host must not send.
+    fn malformed(&self, malformed: Malformed, header: &[u8], link: &mut Link) -> End {
+        self.target.metrics.malformed(malformed.flaw);
+        if self
+            .target
+            .metrics
+            .may_log(self.peer.ip(), malformed.flaw.name())
+        {
+            tracing::warn!(peer = %self.peer, reason = %malformed, "connection ended");
+        }
+        link.send(&wire::c2h_term(malformed, header));
+        End::Protocol("malformed PDU")
+    }
+
+    /// Takes a header and what follows it, when all of the header has come.
+    fn take_header(&mut self, link: &mut Link) -> Result<(), End> {
+        let Some(common) = link.input().first_chunk::<COMMON>().copied() else {
+            return Ok(());
+        };
+        let frame = Frame::check(&common, self.digests)
+            .map_err(|malformed| self.malformed(malformed, &common, link))?;
+        let digest = if frame.header_digest { DIGEST } else { 0 };
+        let whole = frame.header + digest + frame.pad;
+        let Some(bytes) = link.input().get(..whole) else {
+            return Ok(());
+        };
+        let mut header = [0; LONGEST_HEADER];
+        header[..frame.header].copy_from_slice(&bytes[..frame.header]);
+        let sound = !frame.header_digest
+            || bytes[frame.header..frame.header + DIGEST]
+                == crc32c::crc32c(&bytes[..frame.header]).to_le_bytes();
+        link.consume(whole);
+        let shown = &header[..frame.header];
+        if !sound {
+            return Err(self.malformed(Flaw::HeaderDigest.at(0), shown, link));
+        }
+        let taken = match (frame.kind, &mut self.phase) {
+            (Kind::H2CTermReq, _) => {
+                let fes = wire::u16_at(&header, 8);
+                tracing::warn!(
+                    peer = %self.peer, fes = format!("{fes:#06x}"),
+                    "the host ended the connection over something that it was sent"
+                );
+                return Err(End::Protocol("the host found an error"));
+            }
+            (Kind::IcReq, Phase::Accepted) => self.agree(&header, link),
+            (Kind::CapsuleCmd, Phase::Agreed | Phase::Serving(_)) => {
+                let entry = Entry::new(header[COMMON..].first_chunk().copied().unwrap_or([0; 64]));
+                if frame.data == 0 {
+                    return self.command(entry, None, link);
+                }
+                self.expect(What::Capsule(entry), &frame, None, link)
+            }
+            (Kind::H2CData, Phase::Serving(serving)) => {
+                let data = Data::decode(header.first_chunk().unwrap_or(&[0; 24]));
+                let last = frame.flags & FLAG_LAST != 0;
+                match serving.transfer(data, frame.data, last) {
+                    Ok(into) => self.expect(What::Transfer(data.tag), &frame, Some(into), link),
+                    Err(malformed) => Err(malformed),
                 }
             }
+            _ => Err(Flaw::Sequence.at(0)),
+        };
+        taken.map_err(|malformed| self.malformed(malformed, shown, link))
+    }
+
+    fn expect(
+        &mut self,
+        what: What,
+        frame: &Frame,
+        into: Option<(Buffer, Range<usize>)>,
+        link: &mut Link,
+    ) -> Result<(), Malformed> {
+        // Commands in capsules are bounded by the queue's depth.
+        let (buffer, at) = into.unwrap_or_else(|| (link.unsolicited(frame.data), 0..frame.data));
+        self.incoming = Some(Incoming {
+            what,
+            digest: frame.data_digest,
+            at: at.clone(),
+            buffer: None,
+        });
+        link.fill(buffer, at);
+        Ok(())
+    }
+
+    /// Data has come, and its digest where one is used.
+    fn complete(
+        &mut self,
+        incoming: Incoming,
+        buffer: Buffer,
+        sound: bool,
+        link: &mut Link,
+    ) -> Result<(), End> {
+        match (incoming.what, &mut self.phase) {
+            (What::Capsule(entry), _) => self.command(entry, Some(Capsule { buffer, sound }), link),
+            (What::Transfer(index), Phase::Serving(serving)) => {
+                serving.received(index, buffer, incoming.at.len(), sound, link)
+            }
+            (What::Transfer(_), _) => Ok(()),
         }
-        None => {
-            room = match outgoing {
-                0 => None,
-                length => Some(queue.room(length).await.ok_or(Unanswered::Ended)?),
+    }
+
+    fn agree(&mut self, header: &[u8; 128], link: &mut Link) -> Result<(), Malformed> {
+        let request = IcReq::decode(header)?;
+        link.send(&wire::ic_resp(request.digests));
+        self.digests = request.digests;
+        self.phase = Phase::Agreed;
+        Ok(())
+    }
+
+    fn command(
+        &mut self,
+        entry: Entry,
+        capsule: Option<Capsule>,
+        link: &mut Link,
+    ) -> Result<(), End> {
+        if let Phase::Serving(serving) = &mut self.phase {
+            return match serving.command(entry, capsule, link)? {
+                Ok(()) => Ok(()),
+                Err(malformed) => {
+                    let header = entry_header(&entry, self.digests);
+                    Err(self.malformed(malformed, &header, link))
+                }
             };
-            vec![0; outgoing as usize]
         }
-    };
-    // Only now: a gate waits for the disk, never for a host that does not send.
-    let passes = enter(queue, controller)?;
-    if io.writes() {
-        subsystem.note_write();
+        let request = match &capsule {
+            Some(capsule) if !capsule.sound => Err(Status::TRANSIENT_TRANSPORT_ERROR.into()),
+            Some(Capsule { buffer, .. }) => Request::decode(&entry, buffer),
+            None => Err(Status::DATA_SGL_LENGTH_INVALID.into()),
+        };
+        if let Some(capsule) = capsule {
+            link.recycle(capsule.buffer);
+        }
+        match request {
+            Ok(request) => {
+                let attempt = Box::new(Attempt::new(entry.command(), request, link.now()));
+                self.admit(attempt, link)
+            }
+            Err(refusal) => {
+                self.refuse(entry.command(), "", refusal, link);
+                Ok(())
+            }
+        }
     }
-    let (done, data) = perform(io, controller, data).await;
-    drop(passes);
-    done?;
-    if let Io::Write { .. } = io {
-        queue.metrics().written(data.len());
+
+    /// Admits a host, refuses it, or looks again a little later.
+    fn admit(&mut self, attempt: Box<Attempt>, link: &mut Link) -> Result<(), End> {
+        let (now, digests) = (link.now(), self.digests);
+        match attempt.attempt(&*self.target.directory, now) {
+            Ok(None) => {
+                self.phase = Phase::Admitting(attempt, now + LOOK);
+                Ok(())
+            }
+            Ok(Some(controller)) => {
+                let request = &attempt.request;
+                let completion = Completion {
+                    result: controller.connect_result(),
+                    sq_head: if request.no_flow_control { 0xffff } else { 1 },
+                    command: attempt.command,
+                    status: Status::SUCCESS.0,
+                };
+                self.target
+                    .metrics
+                    .command(true, super::command::FABRICS, Status::SUCCESS);
+                link.send(&completion.encode(digests));
+                tracing::info!(
+                    peer = %self.peer, subsystem = %request.subsystem, controller = controller.id(),
+                    queue = request.queue, "connected"
+                );
+                self.place = None;
+                let shape = request.shape(digests);
+                let metrics = self.target.metrics.clone();
+                let serving = Serving::new(controller, shape, metrics, link);
+                self.phase = Phase::Serving(Box::new(serving));
+                Ok(())
+            }
+            Err(refusal) => {
+                self.refuse(attempt.command, &attempt.request.subsystem, refusal, link);
+                Ok(())
+            }
+        }
     }
-    Ok(match (io, room) {
-        (Io::Read { .. }, Some(permit)) => Answer::Data(data, permit),
-        _ => Answer::Empty,
-    })
+
+    fn refuse(&mut self, command: u16, subsystem: &str, refusal: Refusal, link: &mut Link) {
+        let completion = Completion {
+            result: refusal.result.into(),
+            sq_head: 1,
+            command,
+            status: refusal.status.0,
+        };
+        link.send(&completion.encode(self.digests));
+        let metrics = &self.target.metrics;
+        metrics.command(true, super::command::FABRICS, refusal.status);
+        let reason = connect::refusal_name(refusal.status);
+        metrics.refused(reason);
+        if metrics.may_log(self.peer.ip(), reason) {
+            let status = format!("{:#06x}", refusal.status.0);
+            tracing::warn!(peer = %self.peer, subsystem, status, "Connect refused");
+        }
+        // The host closes: were it done here, it might come before the answer is read.
+        self.phase = Phase::Refused;
+    }
 }
 
-/// Does a command on a thread that may wait, and gives its data back.
-async fn perform(
-    io: Io,
-    controller: &Controller,
-    mut data: Vec<u8>,
-) -> (Result<(), Status>, Vec<u8>) {
-    let device = Arc::clone(controller.subsystem().device());
-    let done = tokio::task::spawn_blocking(move || (io.perform(&*device, &mut data), data));
-    done.await
-        .unwrap_or_else(|_| (Err(Status::INTERNAL_ERROR), Vec::new()))
+/// A command's header as it came, for the host to recognise.
+fn entry_header(entry: &Entry, digests: Digests) -> [u8; 72] {
+    let mut header = [0; 72];
+    header[..COMMON].copy_from_slice(&wire::common(Kind::CapsuleCmd, 0, digests, 0));
+    header[COMMON..].copy_from_slice(entry.bytes());
+    header
 }
 
-/// Lets a command through the export's gate and the association's.
-fn enter(queue: &Queue, controller: &Controller) -> Result<[Pass; 2], Unanswered> {
-    let Some(export) = controller.subsystem().gate().enter() else {
-        queue.metrics().late();
-        return Err(Status::RESERVATION_CONFLICT.into());
-    };
-    let association = controller.gate().enter().ok_or(Unanswered::Ended)?;
-    Ok([export, association])
-}
-
-/// Refuses a command, as late, when its export's gate is closed already.
-fn timely_enough(queue: &Queue, controller: &Controller) -> Result<(), Unanswered> {
-    if controller.subsystem().gate().is_closed() {
-        // Closed for good, so this refuses, and counts that.
-        enter(queue, controller).map(drop)?;
+impl Protocol for NvmeTcp {
+    fn received(&mut self, link: &mut Link) -> Result<(), End> {
+        match self.phase {
+            // What follows a Connect waits until that is decided.
+            Phase::Admitting(..) => return Ok(()),
+            Phase::Refused | Phase::Ended => {
+                link.consume(link.input().len());
+                return Ok(());
+            }
+            Phase::Accepted | Phase::Agreed | Phase::Serving(_) => {}
+        }
+        let Some(mut incoming) = self.incoming.take() else {
+            return self.take_header(link);
+        };
+        match (incoming.buffer.take(), link.input().first_chunk::<DIGEST>()) {
+            (Some(buffer), Some(digest)) => {
+                let sound = crc32c::crc32c(&buffer[incoming.at.clone()]).to_le_bytes() == *digest;
+                link.consume(DIGEST);
+                self.complete(incoming, buffer, sound, link)
+            }
+            (buffer, _) => {
+                incoming.buffer = buffer;
+                self.incoming = Some(incoming);
+                Ok(())
+            }
+        }
     }
-    Ok(())
+
+    fn filled(&mut self, buffer: Buffer, link: &mut Link) -> Result<(), End> {
+        match self.incoming.take() {
+            Some(mut incoming) if incoming.digest => {
+                incoming.buffer = Some(buffer);
+                self.incoming = Some(incoming);
+                Ok(())
+            }
+            Some(incoming) => self.complete(incoming, buffer, true, link),
+            None => Ok(()),
+        }
+    }
+
+    fn done(&mut self, tag: Tag, outcome: Outcome, link: &mut Link) -> Result<(), End> {
+        match &mut self.phase {
+            Phase::Serving(serving) => serving.done(tag, outcome, link),
+            _ => Ok(()),
+        }
+    }
+
+    fn woken(&mut self, link: &mut Link) -> Result<(), End> {
+        if self.accepted.take().is_some()
+            && let Some(place) = &self.place
+        {
+            place.wakes(link.waker());
+        }
+        if let Phase::Serving(serving) = &mut self.phase {
+            return serving.woken(link);
+        }
+        if self.place.as_ref().is_some_and(|place| place.wanted()) {
+            return Err(End::Protocol(
+                "closed before Connect, to make room for newer connections",
+            ));
+        }
+        if link.now() >= self.until {
+            return Err(End::Late("Connect"));
+        }
+        if let Phase::Admitting(_, look) = &self.phase
+            && *look <= link.now()
+            && let Phase::Admitting(attempt, _) = std::mem::replace(&mut self.phase, Phase::Ended)
+        {
+            return self.admit(attempt, link);
+        }
+        Ok(())
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        let own = match &self.phase {
+            Phase::Accepted | Phase::Agreed | Phase::Refused => Some(self.until),
+            Phase::Admitting(_, look) => Some(self.until.min(*look)),
+            Phase::Serving(serving) => serving.deadline(),
+            Phase::Ended => None,
+        };
+        // At once, so that its place knows what to wake.
+        [own, self.accepted].into_iter().flatten().min()
+    }
+
+    fn ended(&mut self, end: &End) {
+        match end {
+            End::Late(_) if self.target.metrics.may_log(self.peer.ip(), "late") => {
+                tracing::warn!(peer = %self.peer, reason = %end, "connection ended");
+            }
+            _ => tracing::debug!(peer = %self.peer, reason = %end, "connection ended"),
+        }
+        if let Phase::Serving(serving) = &self.phase {
+            serving.ended();
+        }
+        self.phase = Phase::Ended;
+        (self.place, self.counted) = (None, None);
+    }
 }

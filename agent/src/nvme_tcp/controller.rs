@@ -14,15 +14,15 @@
 //! never enabled again: a host connects anew.
 
 use std::collections::{BTreeSet, VecDeque};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
-
-use tokio::sync::{Notify, watch};
 
 use super::identify::{EVENT_REQUESTS, KEEP_ALIVE_GRANULARITY, NAMESPACE_NOTICES};
 use super::status::Status;
 use super::subsystem::Subsystem;
 use crate::block::gate::Gate;
+use crate::reactor::Waker;
 
 /// I/O queues, so connections, that an association may have.
 pub const MAX_IO_QUEUES: u16 = 16;
@@ -35,27 +35,32 @@ const CSTS_SHUTDOWN_COMPLETE: u32 = 0b10 << 2;
 /// Notice, namespace attribute changed, log page 04.
 const NAMESPACE_CHANGED: u32 = 0x0004_0002;
 
-/// One association's state.
+/// One association's state. What every command looks at is atomic; the rest
+/// is behind a lock that only admin commands take.
 pub struct Controller {
     id: u16,
     subsystem: Arc<Subsystem>,
     gate: Arc<Gate>,
+    born: Instant,
+    /// Milliseconds from `born` until something was last heard of the host.
+    heard: AtomicU64,
+    /// Milliseconds; 0: none.
+    keep_alive: AtomicU32,
+    /// CSTS.
+    status: AtomicU32,
+    write_cache: AtomicBool,
+    ended: AtomicBool,
+    /// What wakes its connections.
+    wakers: Mutex<Vec<Waker>>,
     state: Mutex<State>,
-    /// Told when an event may be deliverable.
-    events: Notify,
-    ended: watch::Sender<bool>,
 }
 
 struct State {
     configuration: u32,
-    status: u32,
-    /// Milliseconds; 0: none.
-    keep_alive: u32,
-    heard: Instant,
-    write_cache: bool,
     io_queues: u16,
     connected: BTreeSet<u16>,
     notices: u32,
+    retry_delays: bool,
     requests: VecDeque<u16>,
     changed: bool,
     /// Whether a notice was sent and the log was not read since.
@@ -66,16 +71,13 @@ struct State {
 
 impl Controller {
     /// A new association of `subsystem`. `keep_alive` in milliseconds, 0 for none.
-    pub fn new(id: u16, subsystem: Arc<Subsystem>, keep_alive: u32) -> Arc<Self> {
+    pub fn new(id: u16, subsystem: Arc<Subsystem>, keep_alive: u32, now: Instant) -> Arc<Self> {
         let state = State {
             configuration: 0,
-            status: 0,
-            keep_alive,
-            heard: Instant::now(),
-            write_cache: true,
             io_queues: MAX_IO_QUEUES,
             connected: BTreeSet::new(),
             notices: 0,
+            retry_delays: false,
             requests: VecDeque::new(),
             changed: false,
             masked: false,
@@ -86,9 +88,14 @@ impl Controller {
             id,
             subsystem,
             gate: Gate::new(),
+            born: now,
+            heard: AtomicU64::new(0),
+            keep_alive: AtomicU32::new(keep_alive),
+            status: AtomicU32::new(0),
+            write_cache: AtomicBool::new(true),
+            ended: AtomicBool::new(false),
+            wakers: Mutex::default(),
             state: Mutex::new(state),
-            events: Notify::new(),
-            ended: watch::Sender::new(false),
         })
     }
 
@@ -104,6 +111,10 @@ impl Controller {
     pub fn gate(&self) -> &Arc<Gate> {
         &self.gate
     }
+    /// What a successful Connect results in.
+    pub fn connect_result(&self) -> u64 {
+        self.id.into()
+    }
 
     fn state(&self) -> MutexGuard<'_, State> {
         // No code panics while it holds the lock; if some did, each field would still be sound.
@@ -112,39 +123,59 @@ impl Controller {
             .unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
+    fn wakers(&self) -> MutexGuard<'_, Vec<Waker>> {
+        // No code panics while it holds the lock.
+        self.wakers
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// Has `waker` used when something happens to the association. Each queue
+    /// is connected once, so there are few.
+    pub fn attach(&self, waker: Waker) {
+        self.wakers().push(waker.clone());
+        // It may have ended before.
+        waker.wake();
+    }
+
+    /// Wakes all connections.
+    pub fn wake(&self) {
+        for waker in self.wakers().iter() {
+            waker.wake();
+        }
+    }
+
     /// Ends the association: no command enters, and its connections close.
     pub fn end(&self) {
         self.gate.close();
-        self.ended.send_replace(true);
+        self.ended.store(true, Ordering::Release);
+        self.wake();
     }
 
-    /// Waits until the association has ended.
-    pub async fn ended(&self) {
-        // The sender lives as long as `self`, so this cannot fail.
-        let _ = self.ended.subscribe().wait_for(|ended| *ended).await;
+    /// Whether the association has ended.
+    pub fn has_ended(&self) -> bool {
+        self.ended.load(Ordering::Acquire)
     }
 
-    /// The host has sent something: it lives.
-    pub fn heard(&self) {
-        self.state().heard = Instant::now();
+    /// The host has sent something, on whichever queue: it lives (TBKAS).
+    pub fn heard(&self, now: Instant) {
+        let since = now.saturating_duration_since(self.born).as_millis();
+        let since = u64::try_from(since).unwrap_or(u64::MAX);
+        self.heard.store(since, Ordering::Relaxed);
     }
 
-    /// Waits until the host has been silent for longer than its keep-alive timeout.
-    pub async fn silent(&self) {
+    /// When the host will have been silent beyond its keep-alive timeout, if
+    /// nothing is heard of it.
+    pub fn silent_at(&self) -> Option<Instant> {
+        let timeout = self.keep_alive.load(Ordering::Relaxed);
         let granularity = Duration::from_millis(100) * u32::from(KEEP_ALIVE_GRANULARITY);
-        loop {
-            let deadline = {
-                let state = self.state();
-                let timeout = Duration::from_millis(state.keep_alive.into());
-                (state.keep_alive != 0).then(|| state.heard + timeout + granularity)
-            };
-            match deadline {
-                Some(deadline) if deadline <= Instant::now() => return,
-                Some(deadline) => tokio::time::sleep_until(deadline.into()).await,
-                // The host may set a timeout later.
-                None => tokio::time::sleep(granularity).await,
-            }
-        }
+        let heard = self.born + Duration::from_millis(self.heard.load(Ordering::Relaxed));
+        (timeout != 0).then(|| heard + Duration::from_millis(timeout.into()) + granularity)
+    }
+
+    /// Whether the host has been silent for longer than its keep-alive timeout.
+    pub fn is_silent(&self, now: Instant) -> bool {
+        self.silent_at().is_some_and(|at| at <= now)
     }
 
     /// CC.
@@ -154,7 +185,15 @@ impl Controller {
 
     /// CSTS.
     pub fn status(&self) -> u32 {
-        self.state().status
+        self.status.load(Ordering::Acquire)
+    }
+
+    fn set_status(&self, clear: u32, set: u32) {
+        let change = |status| Some(status & !clear | set);
+        // It cannot fail: the change is always some.
+        let _ = self
+            .status
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, change);
     }
 
     /// Whether I/O queues may be connected and used.
@@ -179,28 +218,27 @@ impl Controller {
             if self.gate.is_closed() {
                 return Err(Status::COMMAND_SEQUENCE_ERROR);
             }
-            state.status |= CSTS_READY;
+            self.set_status(0, CSTS_READY);
         }
         let shut_down =
             value & CC_SHUTDOWN != 0 && state.configuration & CC_SHUTDOWN == 0 && (was || enable);
         state.configuration = value;
         if was && !enable {
             self.gate.close();
-            state.status &= !CSTS_READY;
+            self.set_status(CSTS_READY, 0);
         }
         if shut_down {
-            state.status |= CSTS_SHUTDOWN_RUNNING;
-        } else if value & CC_SHUTDOWN != 0 && state.status & (0b11 << 2) == 0 {
+            self.set_status(0, CSTS_SHUTDOWN_RUNNING);
+        } else if value & CC_SHUTDOWN != 0 && self.status() & (0b11 << 2) == 0 {
             // Never enabled, so nothing to flush.
-            state.status |= CSTS_SHUTDOWN_COMPLETE;
+            self.set_status(0, CSTS_SHUTDOWN_COMPLETE);
         }
         Ok(shut_down)
     }
 
     /// What a shutdown had to make durable is durable.
     pub fn shutdown_complete(&self) {
-        let mut state = self.state();
-        state.status = state.status & !(0b11 << 2) | CSTS_SHUTDOWN_COMPLETE;
+        self.set_status(0b11 << 2, CSTS_SHUTDOWN_COMPLETE);
     }
 
     /// Adds I/O queue `id`.
@@ -211,7 +249,7 @@ impl Controller {
     /// what the first has not answered.
     pub fn connect_queue(&self, id: u16) -> Result<(), Status> {
         let mut state = self.state();
-        if state.status & CSTS_READY == 0 || self.gate.is_closed() {
+        if !self.enabled() || self.gate.is_closed() {
             return Err(Status::COMMAND_SEQUENCE_ERROR);
         }
         if id > state.io_queues {
@@ -245,19 +283,27 @@ impl Controller {
 
     /// Whether writes may stay volatile until a flush.
     pub fn write_cache(&self) -> bool {
-        self.state().write_cache
+        self.write_cache.load(Ordering::Relaxed)
     }
     /// Turns the volatile write cache on or off. Off: every write is durable when answered.
     pub fn set_write_cache(&self, on: bool) {
-        self.state().write_cache = on;
+        self.write_cache.store(on, Ordering::Relaxed);
     }
     /// Milliseconds; 0: none.
     pub fn keep_alive_timeout(&self) -> u32 {
-        self.state().keep_alive
+        self.keep_alive.load(Ordering::Relaxed)
     }
     /// Milliseconds; 0: none.
     pub fn set_keep_alive_timeout(&self, timeout: u32) {
-        self.state().keep_alive = timeout;
+        self.keep_alive.store(timeout, Ordering::Relaxed);
+    }
+    /// Whether the host understands command retry delays.
+    pub fn retry_delays(&self) -> bool {
+        self.state().retry_delays
+    }
+    /// Sets whether the host understands command retry delays.
+    pub fn set_retry_delays(&self, on: bool) {
+        self.state().retry_delays = on;
     }
     /// The events that the host wants.
     pub fn events_enabled(&self) -> u32 {
@@ -266,7 +312,6 @@ impl Controller {
     /// Sets the events that the host wants.
     pub fn enable_events(&self, notices: u32) {
         self.state().notices = notices;
-        self.events.notify_one();
     }
 
     /// Keeps an Asynchronous Event Request until there is an event.
@@ -279,8 +324,15 @@ impl Controller {
             return Err(Status::ASYNC_EVENT_LIMIT_EXCEEDED);
         }
         state.requests.push_back(command);
-        self.events.notify_one();
         Ok(())
+    }
+
+    /// Forgets a request that was aborted. False: there is none such.
+    pub fn cancel_event(&self, command: u16) -> bool {
+        let mut state = self.state();
+        let before = state.requests.len();
+        state.requests.retain(|request| *request != command);
+        state.requests.len() < before
     }
 
     /// The namespace has another size, or is gone: the host is told when it
@@ -289,7 +341,8 @@ impl Controller {
         let mut state = self.state();
         state.changed = true;
         state.due = true;
-        self.events.notify_one();
+        drop(state);
+        self.wake();
     }
 
     /// Whether the namespace has changed since the host last read that log.
@@ -303,20 +356,10 @@ impl Controller {
         state.changed = false;
         state.masked = false;
         state.due = false;
-        self.events.notify_one();
     }
 
-    /// Waits for an event that can be delivered: the request it answers, and its result.
-    pub async fn event(&self) -> (u16, u32) {
-        loop {
-            if let Some(event) = self.take_event() {
-                return event;
-            }
-            self.events.notified().await;
-        }
-    }
-
-    fn take_event(&self) -> Option<(u16, u32)> {
+    /// An event that can be delivered: the request it answers, and its result.
+    pub fn take_event(&self) -> Option<(u16, u32)> {
         let mut state = self.state();
         if !state.due || state.masked || state.notices & NAMESPACE_NOTICES == 0 {
             return None;

@@ -3,7 +3,7 @@
 
 use uuid::Uuid;
 
-use super::command::{MAX_TRANSFER, NSID};
+use super::command::{COPY_RANGE, COPY_RANGES, COPY_TOTAL, MAX_TRANSFER, NSID};
 use super::wire::IN_CAPSULE;
 use crate::block::BLOCK;
 use crate::ids::Bytes;
@@ -45,8 +45,8 @@ pub fn controller(id: u16, subsystem: &str, namespace: Uuid) -> Page {
     put(&mut page, 78, &id.to_le_bytes());
     put(&mut page, 80, &VERSION.to_le_bytes());
     put(&mut page, 92, &NAMESPACE_NOTICES.to_le_bytes());
-    // CTRATT: 128-bit host identifiers.
-    put(&mut page, 96, &1u32.to_le_bytes());
+    // CTRATT: 128-bit host identifiers; any command proves life (TBKAS).
+    put(&mut page, 96, &(1u32 | 1 << 6).to_le_bytes());
     // CNTRLTYPE: I/O controller.
     page[111] = 1;
     page[258] = 3; // ACL
@@ -60,10 +60,13 @@ pub fn controller(id: u16, subsystem: &str, namespace: Uuid) -> Page {
     page[513] = 0x44;
     put(&mut page, 514, &MAX_COMMANDS.to_le_bytes());
     put(&mut page, 516, &NAMESPACES.to_le_bytes());
-    // ONCS: DSM, Write Zeroes, Verify.
-    put(&mut page, 520, &(1u16 << 2 | 1 << 3 | 1 << 7).to_le_bytes());
+    // ONCS: Compare, DSM, Write Zeroes, Verify, Copy.
+    let commands = 1u16 | 1 << 2 | 1 << 3 | 1 << 7 | 1 << 8;
+    put(&mut page, 520, &commands.to_le_bytes());
     // VWC: present; a Flush of all namespaces is served.
     page[525] = 1 | 0b11 << 1;
+    // OCFS: both formats of Copy's ranges.
+    put(&mut page, 534, &0b11u16.to_le_bytes());
     // SGLS: supported, transport data blocks, offsets in capsules.
     put(&mut page, 536, &(1u32 | 1 << 20 | 1 << 21).to_le_bytes());
     put(&mut page, 540, &NAMESPACES.to_le_bytes());
@@ -95,6 +98,10 @@ pub fn namespace(size: Bytes, uuid: Uuid, read_only: bool) -> Page {
     // DLFEAT: what is deallocated reads as zeroes, also by Write Zeroes.
     page[33] = 0b1001;
     page[99] = u8::from(read_only);
+    // Copy: MSSRL, MCL, MSRC (0's based).
+    put(&mut page, 74, &COPY_RANGE.to_le_bytes());
+    put(&mut page, 76, &COPY_TOTAL.to_le_bytes());
+    page[80] = (COPY_RANGES - 1) as u8;
     put(&mut page, 104, uuid.as_bytes());
     // The one LBA format: no metadata, 4096 bytes.
     page[130] = BLOCK.trailing_zeros() as u8;

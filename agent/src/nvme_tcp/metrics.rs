@@ -1,6 +1,10 @@
 //! What the NVMe/TCP target counts.
 
+use std::collections::HashMap;
+use std::net::IpAddr;
 use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -13,6 +17,30 @@ use super::wire::Flaw;
 
 type Labels<const N: usize> = [(&'static str, &'static str); N];
 
+/// What one connection's reads and writes count, found once so that none of
+/// them takes a lock.
+#[derive(Debug, Clone)]
+pub struct Hot {
+    reads: Counter,
+    writes: Counter,
+    bytes_read: Counter,
+    bytes_written: Counter,
+}
+
+impl Hot {
+    /// Counts a Read that succeeded.
+    pub fn read(&self, bytes: usize) {
+        self.reads.inc();
+        self.bytes_read.inc_by(bytes as u64);
+    }
+
+    /// Counts a Write that succeeded.
+    pub fn wrote(&self, bytes: usize) {
+        self.writes.inc();
+        self.bytes_written.inc_by(bytes as u64);
+    }
+}
+
 /// Counters and gauges; clones share them.
 #[derive(Debug, Clone, Default)]
 pub struct Metrics {
@@ -23,8 +51,18 @@ pub struct Metrics {
     malformed: Family<Labels<1>, Counter>,
     refused: Family<Labels<1>, Counter>,
     evicted: Counter,
+    logged: Logged,
     late: Counter<u64, AtomicU64>,
 }
+
+/// What was last logged about whom, so that no peer fills the log.
+#[derive(Debug, Clone, Default)]
+struct Logged(Arc<Mutex<HashMap<(IpAddr, &'static str), Instant>>>);
+
+/// One peer's same complaint is logged this often at most.
+const LOG_AGAIN: Duration = Duration::from_secs(60);
+/// Peers and reasons that are remembered; beyond them nothing is logged for a while.
+const LOGGED: usize = 1024;
 
 /// One more, until it is dropped.
 pub struct Counting(Gauge);
@@ -96,18 +134,22 @@ impl Metrics {
         self.commands.get_or_create(&labels).inc();
     }
 
-    /// Counts data that a host has read.
-    pub fn read(&self, bytes: usize) {
-        self.bytes
-            .get_or_create(&[("direction", "read")])
-            .inc_by(bytes as u64);
-    }
-
-    /// Counts data that a host has written.
-    pub fn written(&self, bytes: usize) {
-        self.bytes
-            .get_or_create(&[("direction", "write")])
-            .inc_by(bytes as u64);
+    /// The counters of a connection's reads and writes.
+    pub fn hot(&self) -> Hot {
+        let command = |opcode| {
+            let labels = [("opcode", name(false, opcode)), ("result", "success")];
+            self.commands.get_or_create_owned(&labels)
+        };
+        let bytes = |direction| {
+            let labels = [("direction", direction)];
+            self.bytes.get_or_create_owned(&labels)
+        };
+        Hot {
+            reads: command(Io::READ),
+            writes: command(Io::WRITE),
+            bytes_read: bytes("read"),
+            bytes_written: bytes("write"),
+        }
     }
 
     /// Counts a malformed PDU.
@@ -120,6 +162,24 @@ impl Metrics {
     /// Counts a Connect that was refused.
     pub fn refused(&self, reason: &'static str) {
         self.refused.get_or_create(&[("reason", reason)]).inc();
+    }
+
+    /// Whether a complaint about `peer` for `reason` is to be logged: once a minute.
+    pub fn may_log(&self, peer: IpAddr, reason: &'static str) -> bool {
+        let now = Instant::now();
+        // No code panics while it holds the lock.
+        let mut logged = self.logged.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if logged.len() >= LOGGED {
+            logged.retain(|_, at| now.duration_since(*at) < LOG_AGAIN);
+        }
+        match logged.get(&(peer, reason)) {
+            Some(at) if now.duration_since(*at) < LOG_AGAIN => false,
+            _ if logged.len() >= LOGGED => false,
+            _ => {
+                logged.insert((peer, reason), now);
+                true
+            }
+        }
     }
 
     /// Counts a connection that had to make room.
@@ -147,6 +207,8 @@ fn name(admin: bool, opcode: u8) -> &'static str {
         (false, Io::FLUSH) => "flush",
         (false, Io::WRITE) => "write",
         (false, Io::READ) => "read",
+        (false, Io::COMPARE) => "compare",
+        (false, Io::COPY) => "copy",
         (false, Io::WRITE_ZEROES) => "write-zeroes",
         (false, Io::DATASET_MANAGEMENT) => "dataset-management",
         (false, Io::VERIFY) => "verify",

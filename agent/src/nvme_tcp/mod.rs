@@ -2,14 +2,16 @@
 //! it, for the one host that may use it.
 //!
 //! ```text
-//!   TCP ─► connection ─► reader ─► admin (answers at once)
-//!                        wire      command ─► gates ─► BlockDevice
-//!                        writer ◄─ queue (what is outstanding, R2T, answers)
+//!   reactor ─► connection ─► serving ─► admin (answers at once)
+//!              wire          │    └───► command ─► gates ─► reactor ─► BlockDevice
+//!                            queue (what is outstanding, R2T, answers)
 //! ```
 //!
-//! [`wire`] is bytes, [`command`], [`identify`] and [`log`] decide without
-//! acting, [`controller`] is one association's state, [`subsystem`] admits
-//! associations, [`connection`] moves the bytes. What this refuses: a host
+//! Nothing here does I/O or waits: [`connection`] is a protocol of the
+//! [`reactor`](crate::reactor), and so one state machine from a connection's
+//! first byte to its end. [`wire`] is bytes, [`command`], [`identify`] and
+//! [`log`] decide without acting, [`controller`] is one association's state,
+//! [`subsystem`] admits associations. What this refuses: a host
 //! other than the export's own, a second association while a command of the
 //! first is unsettled, and whatever the two gates keep out.
 
@@ -21,8 +23,9 @@ pub mod controller;
 pub mod identify;
 pub mod log;
 pub mod metrics;
+pub mod perform;
 pub mod queue;
-pub mod reader;
+pub mod serving;
 pub mod status;
 pub mod subsystem;
 pub mod wire;

@@ -16,6 +16,8 @@ impl Status {
     pub const INVALID_FIELD: Self = Self(DNR | 0x02);
     pub const COMMAND_ID_CONFLICT: Self = Self(0x03);
     pub const INTERNAL_ERROR: Self = Self(DNR | 0x06);
+    /// What an aborted command is answered.
+    pub const COMMAND_ABORT_REQUESTED: Self = Self(0x07);
     pub const INVALID_NAMESPACE: Self = Self(DNR | 0x0b);
     pub const COMMAND_SEQUENCE_ERROR: Self = Self(DNR | 0x0c);
     pub const DATA_SGL_LENGTH_INVALID: Self = Self(DNR | 0x0f);
@@ -31,12 +33,14 @@ impl Status {
     pub const INVALID_LOG_PAGE: Self = Self(DNR | 0x109);
     pub const FEATURE_NOT_SAVEABLE: Self = Self(DNR | 0x10d);
     pub const FEATURE_NOT_CHANGEABLE: Self = Self(DNR | 0x10e);
+    pub const COMMAND_SIZE_LIMIT_EXCEEDED: Self = Self(DNR | 0x183);
     pub const INCOMPATIBLE_FORMAT: Self = Self(DNR | 0x180);
     pub const CONTROLLER_BUSY: Self = Self(0x181);
     pub const CONNECT_INVALID_PARAMETERS: Self = Self(DNR | 0x182);
     pub const CONNECT_INVALID_HOST: Self = Self(DNR | 0x184);
     pub const WRITE_FAULT: Self = Self(DNR | 0x280);
     pub const UNRECOVERED_READ_ERROR: Self = Self(DNR | 0x281);
+    pub const COMPARE_FAILURE: Self = Self(DNR | 0x285);
 
     /// A name for metrics: few values, whatever a host sends.
     pub fn class(self) -> &'static str {
@@ -46,6 +50,7 @@ impl Status {
             Self::NAMESPACE_WRITE_PROTECTED => "write-protected",
             Self::CAPACITY_EXCEEDED => "no-space",
             Self::WRITE_FAULT | Self::UNRECOVERED_READ_ERROR | Self::INTERNAL_ERROR => "failed",
+            Self::COMPARE_FAILURE => "miscompare",
             Self::CONTROLLER_BUSY => "busy",
             Self::TRANSIENT_TRANSPORT_ERROR => "digest",
             _ => "invalid",

@@ -7,9 +7,8 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use tokio::sync::Notify;
 use uuid::Uuid;
 
 use super::controller::Controller;
@@ -17,9 +16,6 @@ use super::status::Status;
 use crate::block::BlockDevice;
 use crate::block::gate::Gate;
 
-/// How long a Connect waits for the commands of the association before it,
-/// ahead of being answered busy.
-const TAKEOVER_WAIT: Duration = Duration::from_secs(1);
 /// The largest controller id for a host (FFF0 and above are reserved).
 const LAST_CONTROLLER_ID: u16 = 0xffef;
 
@@ -73,8 +69,6 @@ pub struct Subsystem {
     gate: Arc<Gate>,
     /// Set when the namespace is gone.
     gone: AtomicBool,
-    /// Told when it is set.
-    ending: Notify,
     association: Mutex<Association>,
     connections: AtomicU32,
     /// Microseconds since 1970; 0: never.
@@ -113,7 +107,6 @@ impl Subsystem {
             device,
             gate: Gate::new(),
             gone: AtomicBool::new(false),
-            ending: Notify::new(),
             association: Mutex::default(),
             connections: AtomicU32::new(0),
             last_write: AtomicU64::new(0),
@@ -192,17 +185,8 @@ impl Subsystem {
     /// Takes the namespace away and tells the host so. The gate must be closed before.
     pub fn take_away(&self) {
         self.gone.store(true, Ordering::Release);
-        self.ending.notify_waiters();
         if let Some(controller) = self.current() {
             controller.announce_change();
-        }
-    }
-
-    /// Waits until the namespace is gone.
-    pub async fn gone(&self) {
-        let notified = self.ending.notified();
-        if !self.is_gone() {
-            notified.await;
         }
     }
 
@@ -213,43 +197,39 @@ impl Subsystem {
         }
     }
 
-    /// Admits a new association, in place of the one there is.
+    /// Admits a new association, in place of the one there is, which ends.
+    /// None: commands of that one are unsettled, so it is to be asked again.
     ///
     /// # Errors
-    /// Another host, or a closed gate: for good. Commands of the association
-    /// before that are unsettled: busy, to be retried.
-    pub async fn admit(
+    /// Another host, or a closed gate: for good.
+    pub fn admit(
         self: &Arc<Self>,
         host: &Host,
         keep_alive: u32,
-    ) -> Result<Arc<Controller>, Refusal> {
+        now: Instant,
+    ) -> Result<Option<Arc<Controller>>, Refusal> {
         self.check(host)?;
-        if let Some(older) = self.current() {
-            tracing::info!(subsystem = %self.nqn, controller = older.id(), "a new association takes over");
-            older.end();
-            if let Err(inside) = older.gate().settled(TAKEOVER_WAIT).await {
-                tracing::warn!(
-                    subsystem = %self.nqn, inside,
-                    "commands of the association before are unsettled: Connect is answered busy"
-                );
-                return Err(Status::CONTROLLER_BUSY.into());
-            }
-        }
         let mut association = self.association();
         // Looked at under the lock: of several at once each sees the one before.
-        if association.current.as_ref().is_some_and(|older| {
+        if let Some(older) = &association.current {
+            if !older.has_ended() {
+                tracing::info!(
+                    subsystem = %self.nqn, controller = older.id(), "a new association takes over"
+                );
+            }
             older.end();
-            older.gate().inside() > 0
-        }) {
-            return Err(Status::CONTROLLER_BUSY.into());
+            if older.gate().inside() > 0 {
+                return Ok(None);
+            }
         }
         if self.gate.is_closed() {
             return Err(Status::CONNECT_INVALID_HOST.into());
         }
         association.last_id = association.last_id % LAST_CONTROLLER_ID + 1;
-        let controller = Controller::new(association.last_id, Arc::clone(self), keep_alive);
+        let id = association.last_id;
+        let controller = Controller::new(id, Arc::clone(self), keep_alive, now);
         association.current = Some(Arc::clone(&controller));
-        Ok(controller)
+        Ok(Some(controller))
     }
 
     /// Finds the association that an I/O queue belongs to.

@@ -418,16 +418,14 @@ pub struct Completion {
 
 impl Completion {
     /// A whole CapsuleResp, its header digest included where one is used.
-    pub fn encode(&self, digests: Digests) -> Vec<u8> {
-        let mut pdu = Vec::with_capacity(28);
-        pdu.extend_from_slice(&common(Kind::CapsuleResp, 0, digests, 0));
-        pdu.extend_from_slice(&self.result.to_le_bytes());
-        pdu.extend_from_slice(&self.sq_head.to_le_bytes());
-        pdu.extend_from_slice(&[0; 2]);
-        pdu.extend_from_slice(&self.command.to_le_bytes());
-        pdu.extend_from_slice(&(self.status << 1).to_le_bytes());
-        seal(&mut pdu, digests);
-        pdu
+    pub fn encode(&self, digests: Digests) -> Short {
+        let mut header = [0; 24];
+        header[..8].copy_from_slice(&common(Kind::CapsuleResp, 0, digests, 0));
+        header[8..16].copy_from_slice(&self.result.to_le_bytes());
+        header[16..18].copy_from_slice(&self.sq_head.to_le_bytes());
+        header[20..22].copy_from_slice(&self.command.to_le_bytes());
+        header[22..24].copy_from_slice(&(self.status << 1).to_le_bytes());
+        Short::sealed(header, digests)
     }
 
     /// Reads it from a whole CapsuleResp header.
@@ -441,10 +439,29 @@ impl Completion {
     }
 }
 
-/// Adds the header's digest where one is used.
-pub fn seal(header: &mut Vec<u8>, digests: Digests) {
-    if digests.header {
-        header.extend_from_slice(&crc32c::crc32c(header).to_le_bytes());
+/// A header of 24 bytes and its digest, where one is used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Short {
+    bytes: [u8; 28],
+    length: usize,
+}
+
+impl Short {
+    /// The header as it goes out.
+    pub fn sealed(header: [u8; 24], digests: Digests) -> Self {
+        let mut bytes = [0; 28];
+        bytes[..24].copy_from_slice(&header);
+        bytes[24..].copy_from_slice(&crc32c::crc32c(&header).to_le_bytes());
+        let length = if digests.header { 28 } else { 24 };
+        Self { bytes, length }
+    }
+}
+
+impl std::ops::Deref for Short {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.bytes[..self.length]
     }
 }
 

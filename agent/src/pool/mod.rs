@@ -61,32 +61,21 @@ const NEW: &str = ".new-";
 const GONE: &str = ".gone-";
 const PROBES: [&str; 2] = [".probe-from", ".probe-to"];
 
-/// What of a pool can be chosen.
+/// What of a pool can be chosen. The defaults stand in `crate::config`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PoolConfig {
-    /// How long to wait for another owner's end. Default 30 s.
+    /// How long to wait for another owner's end.
     pub lock_wait: Duration,
-    /// Room kept free: below it nothing new is made. Default 1 GiB; never
-    /// taken for more than a tenth of the file system.
+    /// Room kept free: below it nothing new is made. Never taken for more than
+    /// a tenth of the file system.
     pub low_water: Bytes,
     /// How much may be promised, in percent of the file system without its low
     /// water: 100 promises what is there, more counts on sparse volumes. The
-    /// sizes of volumes count, snapshots do not. Default 200.
+    /// sizes of volumes count, snapshots do not.
     pub overcommit_percent: u32,
     /// Refuse a file system without reflink, instead of serving it without
-    /// snapshots. Default false.
+    /// snapshots.
     pub require_reflink: bool,
-}
-
-impl Default for PoolConfig {
-    fn default() -> Self {
-        Self {
-            lock_wait: Duration::from_secs(30),
-            low_water: Bytes(1 << 30),
-            overcommit_percent: 200,
-            require_reflink: false,
-        }
-    }
 }
 
 /// A volume's place in the pool.

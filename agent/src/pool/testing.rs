@@ -27,7 +27,8 @@ pub fn config() -> PoolConfig {
     PoolConfig {
         lock_wait: Duration::ZERO,
         low_water: Bytes(MIB),
-        ..PoolConfig::default()
+        overcommit_percent: 200,
+        require_reflink: false,
     }
 }
 
@@ -44,6 +45,15 @@ pub fn open(dir: &Path) -> Result<Arc<Pool>, PoolError> {
     Pool::open(dir, &node("a"), config())
 }
 
+/// A file system on which every write waits until this is dropped.
+pub struct Frozen(PathBuf);
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        run(Command::new("fsfreeze").arg("-u").arg(&self.0));
+    }
+}
+
 /// A file system of its own on a loop device, gone when dropped. Needs root.
 pub struct Mounted {
     folder: tempfile::TempDir,
@@ -51,15 +61,21 @@ pub struct Mounted {
 
 impl Mounted {
     pub fn xfs() -> Self {
-        Self::new(&["mkfs.xfs", "-q", "-m", "reflink=1"], 300)
+        Self::xfs_in(&std::env::temp_dir())
+    }
+
+    /// With its image in a folder of the caller's, which must be on a disk.
+    pub fn xfs_in(folder: &Path) -> Self {
+        Self::new(folder, &["mkfs.xfs", "-q", "-m", "reflink=1"], 300)
     }
 
     pub fn ext4() -> Self {
-        Self::new(&["mkfs.ext4", "-q", "-F"], 32)
+        let folder = std::env::temp_dir();
+        Self::new(&folder, &["mkfs.ext4", "-q", "-F"], 512)
     }
 
-    fn new(mkfs: &[&str], mib: u64) -> Self {
-        let folder = tempfile::tempdir().unwrap();
+    fn new(folder: &Path, mkfs: &[&str], mib: u64) -> Self {
+        let folder = tempfile::tempdir_in(folder).unwrap();
         let image = folder.path().join("image");
         File::create(&image).unwrap().set_len(mib * MIB).unwrap();
         std::fs::create_dir(folder.path().join("mnt")).unwrap();
@@ -96,6 +112,12 @@ impl Mounted {
             .args(["-o", "loop"])
             .arg(image)
             .arg(self.dir()));
+    }
+
+    /// Makes every write to it wait until what is returned is dropped.
+    pub fn freeze(&self) -> Frozen {
+        run(Command::new("fsfreeze").arg("-f").arg(self.dir()));
+        Frozen(self.dir())
     }
 
     /// Takes every free block.

@@ -4,6 +4,7 @@
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -119,6 +120,9 @@ impl Protocol for Toy {
     }
 }
 
+#[path = "barrier_tests.rs"]
+mod barrier;
+
 struct Bench {
     reactors: Arc<Reactors>,
     device: Arc<dyn BlockDevice>,
@@ -128,10 +132,14 @@ struct Bench {
 
 impl Bench {
     fn new(engine: Engine, device: Arc<dyn BlockDevice>) -> Self {
+        Self::holding(engine, device, Vec::new())
+    }
+
+    fn holding(engine: Engine, device: Arc<dyn BlockDevice>, held: Vec<OwnedFd>) -> Self {
         let settings = Settings {
             threads: 2,
             engine: Some(engine),
-            held: Vec::new(),
+            held,
         };
         Self {
             reactors: Reactors::start(settings).unwrap(),
@@ -145,6 +153,11 @@ impl Bench {
         let host = TcpStream::connect(self.listener.local_addr().unwrap()).unwrap();
         host.set_read_timeout(Some(Duration::from_secs(20)))
             .unwrap();
+        let (seen, waker) = self.accept(deadline);
+        (host, seen, waker)
+    }
+
+    fn accept(&self, deadline: Option<Duration>) -> (Arc<Seen>, Waker) {
         let (socket, _) = self.listener.accept().unwrap();
         let seen = Arc::new(Seen::default());
         let toy = Toy {
@@ -155,7 +168,7 @@ impl Bench {
             writing: Lba(0),
         };
         let waker = self.reactors.serve(socket, Box::new(toy)).unwrap();
-        (host, seen, waker)
+        (seen, waker)
     }
 }
 

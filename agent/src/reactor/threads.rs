@@ -3,10 +3,10 @@
 use std::io;
 use std::net::TcpStream;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::str::FromStr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
 use std::sync::{Arc, OnceLock, Weak};
-use std::thread::JoinHandle;
 
 use super::bell::{Handle, Inbox, Message};
 use super::driver::Driver;
@@ -26,6 +26,19 @@ pub enum Engine {
     Threads,
 }
 
+impl FromStr for Engine {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "io-uring" => Ok(Self::Uring),
+            "threads" => Ok(Self::Threads),
+            _ => Err(format!(
+                "{text:?} is no engine; known are io-uring and threads"
+            )),
+        }
+    }
+}
+
 /// How the data path's threads are made.
 pub struct Settings {
     /// How many there are.
@@ -38,10 +51,9 @@ pub struct Settings {
 }
 
 /// The data path's threads. When this is dropped they end their connections
-/// and themselves; what is in a disk's hands is waited for.
+/// and, as soon as no disk has anything in hand, themselves: nobody waits for that.
 pub struct Reactors {
     inboxes: Vec<Arc<Inbox>>,
-    threads: Vec<JoinHandle<()>>,
     next: AtomicUsize,
     engine: Engine,
     _held: Arc<[OwnedFd]>,
@@ -80,10 +92,8 @@ impl Reactors {
             threads = started.len(),
             "the data path has started"
         );
-        let (inboxes, threads) = started.into_iter().unzip();
         Ok(Arc::new(Self {
-            inboxes,
-            threads,
+            inboxes: started,
             next: AtomicUsize::new(0),
             engine,
             _held: held,
@@ -133,25 +143,19 @@ impl Drop for Reactors {
         for inbox in &self.inboxes {
             inbox.post(Message::Stop);
         }
-        for thread in self.threads.drain(..) {
-            // A thread that panicked has said so.
-            let _ = thread.join();
-        }
     }
 }
-
-type Started = (Arc<Inbox>, JoinHandle<()>);
 
 fn thread(
     number: usize,
     engine: Engine,
     held: Arc<[OwnedFd]>,
     workers: &Arc<Workers>,
-) -> io::Result<Started> {
+) -> io::Result<Arc<Inbox>> {
     let inbox = Inbox::new(engine == Engine::Uring)?;
     let (ready, started) = mpsc::channel();
     let (mine, workers) = (Arc::clone(&inbox), Arc::clone(workers));
-    let thread = std::thread::Builder::new()
+    std::thread::Builder::new()
         .name(format!("drover-data-{number}"))
         .spawn(move || {
             prepare();
@@ -180,7 +184,7 @@ fn thread(
     started
         .recv()
         .unwrap_or_else(|_| Err(io::Error::other("the thread ended at its start")))?;
-    Ok((inbox, thread))
+    Ok(inbox)
 }
 
 /// Makes the calling thread one that may serve writeback: its own allocations

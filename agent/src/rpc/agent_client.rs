@@ -27,6 +27,12 @@ use crate::ids::{Bytes, Epoch, HostPort, NodeId, SnapshotId, TicketId, VolumeId}
 
 /// A connection has to be there within this, its name looked up.
 const CONNECT: Duration = Duration::from_secs(1);
+/// A peer is asked for a sign of life so often while a call to it is under way,
+/// and has [`ALIVE`] to give it: who follows a stream learns that its other end
+/// is gone, also where no packet says so.
+const LIVELINESS: Duration = Duration::from_secs(10);
+/// A peer that gives no sign of life for so long is dead.
+const ALIVE: Duration = Duration::from_secs(5);
 /// A call about one record or gate has to be answered within this.
 const CALL: Duration = Duration::from_secs(5);
 /// A call that clones or syncs a whole volume has to be answered within this.
@@ -34,11 +40,17 @@ const COPY: Duration = Duration::from_secs(60);
 
 /// A connection to `address` that is made when it is first used, and again when it broke.
 pub fn channel(address: &HostPort) -> Channel {
+    watched_channel(address, LIVELINESS, ALIVE)
+}
+
+fn watched_channel(address: &HostPort, every: Duration, alive: Duration) -> Channel {
     let endpoint = Endpoint::from_shared(format!("http://{address}"));
     let mut connector = HttpConnector::new();
     connector.set_nodelay(true);
     endpoint
         .expect("an address makes a valid URI")
+        .http2_keep_alive_interval(every)
+        .keep_alive_timeout(alive)
         .connect_with_connector_lazy(tower::service_fn(move |uri| {
             connect(connector.clone(), uri)
         }))
@@ -334,5 +346,23 @@ mod tests {
             queued.push(stream.unwrap());
         }
         is_unavailable_soon(&address, "no answer").await;
+    }
+
+    #[tokio::test]
+    async fn a_call_without_a_deadline_ends_when_its_peer_is_dead() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().into();
+        let soon = Duration::from_millis(100);
+        let mut client = HomeClient::new(watched_channel(&address, soon, soon));
+        let request = pb::ResumeBackupRequest::default();
+        let called = client.resume_backup(request);
+        let (connected, answer) = tokio::join!(
+            // Held open and never read: nothing says that nobody is there.
+            listener.accept(),
+            tokio::time::timeout(50 * soon, called),
+        );
+        let answer = answer.expect("the call waits for ever").map(drop);
+        answer.unwrap_err();
+        drop(connected);
     }
 }

@@ -5,7 +5,6 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::watch;
 use tokio_stream::wrappers::WatchStream;
 use tokio_stream::{Stream, StreamExt};
 use tonic::{Request, Response, Status};
@@ -16,7 +15,7 @@ use super::refusal::home_status;
 use crate::attach::ports::{
     Content, Disk, ExportRequest, FenceRequest, Home as _, Judgement, NodeAnswer,
 };
-use crate::backup::keeper::{Job, Keeper, KeeperError, KeptStream};
+use crate::backup::keeper::{End, Followed, Job, Keeper, KeeperError, KeptStream};
 use crate::backup::{
     BackupError, Outcome, Phase, Progress, RepositorySpec, RestoreSpec, Secret, StreamSpec,
     Streams, Which,
@@ -26,6 +25,9 @@ use crate::ids::{Bytes, Epoch, NodeId, SnapshotId, TicketId, VolumeId};
 
 /// A repository may take so long to be opened and listed.
 const INSPECT: Duration = Duration::from_secs(55);
+/// Who follows a stream waits so long for its ticket's end: a controller that
+/// starts anew is back by then.
+const TOLD: Duration = Duration::from_secs(10);
 
 type Following = Pin<Box<dyn Stream<Item = Result<pb::BackupProgress, Status>> + Send>>;
 type Answer<T> = Result<Response<T>, Status>;
@@ -166,23 +168,15 @@ impl pb::home_server::Home for HomeService {
             repo: repository(request.repository)?,
             slice: crate::backup::SliceLimits::default(),
         });
-        self.begin(job).await
+        self.begin(job, ()).await
     }
 
     async fn resume_backup(&self, request: Request<pb::ResumeBackupRequest>) -> Answer<Following> {
         let id: TicketId = text("ticket", &request.into_inner().ticket)?;
-        let stream = self
-            .keeper
-            .resume(&id)
-            .await
-            .map_err(|e| keeper_status(&e))?;
-        let kept = self
-            .keeper
-            .list()
-            .into_iter()
-            .find(|kept| kept.job.id() == &id);
-        let kept = kept.ok_or_else(|| keeper_status(&KeeperError::NoStream(id)))?;
-        Ok(Response::new(follow(kept.job, stream.progress())))
+        let followed = self.keeper.resume(&id).await;
+        followed
+            .map(|followed| Response::new(follow(followed, TOLD)))
+            .map_err(|e| keeper_status(&e))
     }
 
     async fn interrupt_backup(
@@ -263,18 +257,8 @@ impl pb::home_server::Home for HomeService {
             which: Which::Restic(request.repository_snapshot),
             size: None,
         });
-        let stream = self
-            .keeper
-            .start(job.clone())
-            .await
-            .map_err(|e| keeper_status(&e))?;
-        let progress = stream.progress();
         // The claim on the file ends when the restore's last write has.
-        tokio::spawn(async move {
-            stream.ended().await;
-            drop(claim);
-        });
-        Ok(Response::new(follow(job, progress)))
+        self.begin(job, claim).await
     }
 }
 
@@ -284,13 +268,11 @@ impl HomeService {
         path.map_err(|error| home_status(&error.into()))
     }
 
-    async fn begin(&self, job: Job) -> Answer<Following> {
-        let stream = self
-            .keeper
-            .start(job.clone())
-            .await
-            .map_err(|e| keeper_status(&e))?;
-        Ok(Response::new(follow(job, stream.progress())))
+    async fn begin(&self, job: Job, held: impl Send + 'static) -> Answer<Following> {
+        let followed = self.keeper.start(job, held).await;
+        followed
+            .map(|followed| Response::new(follow(followed, TOLD)))
+            .map_err(|e| keeper_status(&e))
     }
 }
 
@@ -325,18 +307,27 @@ fn backup_status(error: &BackupError) -> Status {
     Status::failed_precondition(error.to_string())
 }
 
-/// Progress messages until the stream has ended, with the last of them.
-fn follow(job: Job, progress: watch::Receiver<Progress>) -> Following {
-    let begun = (WatchStream::new(progress), job, false);
+/// Progress messages until the stream has ended. The last comes when its ticket
+/// has ended too, so that who hears it can use the volume; or after `patience`.
+fn follow(followed: Followed, patience: Duration) -> Following {
+    let Followed { job, progress, end } = followed;
+    let begun = (WatchStream::new(progress), end, job, false);
     Box::pin(futures::stream::unfold(
         begun,
-        |(mut changes, job, ended)| async move {
+        move |(mut changes, mut end, job, ended)| async move {
             if ended {
                 return None;
             }
             let progress = changes.next().await?;
+            let ended = progress.phase.ended();
+            if ended {
+                let told = end.wait_for(|end| *end == End::Told);
+                if tokio::time::timeout(patience, told).await.is_err() {
+                    tracing::warn!(stream = %job.id(), "has ended, and the controller has not heard of it");
+                }
+            }
             let message = progress_message(&job, Some(&progress));
-            Some((Ok(message), (changes, job, progress.phase.ended())))
+            Some((Ok(message), (changes, end, job, ended)))
         },
     ))
 }
@@ -455,3 +446,7 @@ impl<W: Workload> pb::node_server::Node for NodeService<W> {
         Ok(Response::new(judgement_message(&judgement, &disk.name)))
     }
 }
+
+#[cfg(test)]
+#[path = "agent_service_tests.rs"]
+mod tests;

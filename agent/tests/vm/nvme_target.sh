@@ -145,7 +145,7 @@ check "logical block size" is "$(blockdev --getss "$dev")" 4096
 check "size" is "$(blockdev --getsize64 "$dev")" $size
 check "volatile write cache" is "$(cat "/sys/block/$name/queue/write_cache")" "write back"
 check "uuid" grep -q 11111111-1111-4111-8111-111111111111 "/sys/block/$name/uuid"
-check "a large transfer is one command" is "$(cat "/sys/block/$name/queue/max_hw_sectors_kb")" 1024
+check "a large transfer is one command" is "$(cat "/sys/block/$name/queue/max_hw_sectors_kb")" 256
 check "write, read, and the file beneath" pattern "$dev"
 check "blkdiscard" blkdiscard -o $((16 << 20)) -l $((4 << 20)) "$dev"
 check "what was discarded reads as zeroes" zeroes "$dev" 16 4
@@ -159,8 +159,11 @@ check "nvme-cli: identify namespace" nvme id-ns "$dev"
 check "nvme-cli: health log" nvme smart-log "$dev"
 check "nvme-cli: effects log" nvme effects-log "$dev"
 check "nvme-cli: verify" nvme verify "$dev" -s 0 -c 1023
-check "nvme-cli: an opcode that is not served is refused" \
-    bash -c "! nvme compare $dev -s 0 -c 0 -z 4096 -d $work/pattern"
+dd if="$work/pattern" of="$dev" bs=4k count=1 oflag=direct status=none
+check "nvme-cli: compare, equal" nvme compare "$dev" -s 0 -c 0 -z 4096 -d "$work/pattern"
+dd if=/dev/zero of="$dev" bs=4k count=1 oflag=direct status=none
+check "nvme-cli: compare, different" bash -c "! nvme compare $dev -s 0 -c 0 -z 4096 -d $work/pattern"
+check "nvme-cli: an opcode that is not served is refused" bash -c "! nvme write-uncor $dev -s 0 -c 0"
 
 # 2. The volume grows.
 size=$((384 << 20))

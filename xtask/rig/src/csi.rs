@@ -71,6 +71,14 @@ impl<T> Timed<T> {
             .map_err(|status| anyhow!("{what}: {:?}: {}", status.code(), status.message()))
     }
 
+    /// Nothing; a refusal is an error.
+    ///
+    /// # Errors
+    /// When the call was refused.
+    pub fn done(self, what: &str) -> anyhow::Result<()> {
+        self.ok(what).map(drop)
+    }
+
     /// The refusal, which must have `code`.
     ///
     /// # Errors
@@ -129,6 +137,20 @@ impl Controller {
     /// When no endpoint can be made of it.
     pub fn at(socket: &Path) -> anyhow::Result<Self> {
         Ok(Self(ControllerClient::new(connect(socket)?)))
+    }
+
+    /// Connects, as the sidecars are connected all the time: the next call's
+    /// time is the call's alone.
+    ///
+    /// # Errors
+    /// When nobody answers.
+    pub async fn connected(self) -> anyhow::Result<Self> {
+        let request = v1::ControllerGetCapabilitiesRequest::default();
+        let mut client = self.0.clone();
+        timed(client.controller_get_capabilities(request))
+            .await
+            .done("ControllerGetCapabilities")?;
+        Ok(self)
     }
 
     /// CreateVolume; `home` by StorageClass parameter.
@@ -258,6 +280,19 @@ impl Node {
     /// When no endpoint can be made of it.
     pub fn at(socket: &Path) -> anyhow::Result<Self> {
         Ok(Self(NodeClient::new(connect(socket)?)))
+    }
+
+    /// Connects, so that the next call's time is the call's alone.
+    ///
+    /// # Errors
+    /// When nobody answers.
+    pub async fn connected(self) -> anyhow::Result<Self> {
+        let request = v1::NodeGetInfoRequest::default();
+        let mut client = self.0.clone();
+        timed(client.node_get_info(request))
+            .await
+            .done("NodeGetInfo")?;
+        Ok(self)
     }
 
     /// NodeStageVolume.

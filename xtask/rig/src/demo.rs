@@ -5,22 +5,27 @@
 //! Every figure is measured in the run that prints it, and every claim is
 //! checked: the story fails when one is not so.
 
+mod checks;
+mod moving;
+
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow, ensure};
 use serde_json::{Value, json};
-use tonic::Code;
 
+use self::checks::{
+    expect_verdict, first_block, judge_rogue, receipt, uploaded_twice, wait_for_cursor,
+};
+use self::moving::{Moved, Step, move_to_b};
 use crate::Place;
 use crate::cluster::{Cluster, agent, run};
 use crate::csi::Use;
 use crate::flow::{await_phase, stream};
-use crate::roles::{BLOCK, Playing, RogueWrite, Work, checksum, now_ns, rogue_numbers};
+use crate::roles::{BLOCK, Playing, Work, checksum};
 use crate::timeline::{Timeline, ms, round};
 
 const FS: Use = Use::Fs("ext4");
@@ -102,6 +107,11 @@ async fn story(cluster: &mut Cluster) -> anyhow::Result<Value> {
     );
     let moved = move_to_b(cluster, &on_a, &line).await?;
 
+    line.chapter("Where the move's time went, in ms");
+    for step in &moved.steps {
+        step.tell(&line);
+    }
+
     line.chapter("What became of everybody's data");
     let judged = judge_rogue(&moved, &rogue_log, &line)?;
     let same = checksum(&moved.target.join("data.bin"))? == work.sha256;
@@ -144,7 +154,7 @@ async fn story(cluster: &mut Cluster) -> anyhow::Result<Value> {
     line.step("a", "NodeUnstage, now that the rogue is gone", took);
 
     let (unpublish, publish) = (round(ms(moved.unpublish)), round(ms(moved.publish)));
-    let drover_ms = round(ms(moved.total) - moved.kernel_and_tools_ms);
+    let drover_ms = round(moved.drover_ms());
     println!(
         "\n  Moved in {:.0} ms, {drover_ms:.0} ms of them drover's own; unpublish {unpublish:.0} ms, publish {publish:.0} ms.",
         ms(moved.total)
@@ -165,6 +175,7 @@ async fn story(cluster: &mut Cluster) -> anyhow::Result<Value> {
         "publish_to_first_write_ms": round(ms(moved.publish_to_first_write)),
         "move_ms": round(ms(moved.total)),
         "drover_ms": drover_ms,
+        "steps": moved.steps.iter().map(Step::json).collect::<Vec<_>>(),
         "rogue_writes_refused": judged.refused,
         "rogue_writes_landed": judged.landed,
         "rogue_writes_accepted_after_grant": judged.accepted,
@@ -227,28 +238,6 @@ async fn attach_on_a(cluster: &Cluster, line: &Timeline) -> anyhow::Result<OnA> 
     })
 }
 
-/// The first block of a file on its device, from filefrag; it must be one extent.
-fn first_block(file: &PathBuf) -> anyhow::Result<u64> {
-    let text = run("filefrag", ["-b4096", "-v"], [file])?;
-    let extents: Vec<&str> = text
-        .lines()
-        .filter(|l| l.trim_start().starts_with(|c: char| c.is_ascii_digit()))
-        .collect();
-    ensure!(
-        extents.len() == 1,
-        "the rogue's file is not one extent: {text}"
-    );
-    let physical = extents[0]
-        .split(':')
-        .nth(2)
-        .and_then(|range| range.split("..").next());
-    let physical = physical.ok_or_else(|| anyhow!("filefrag: {text}"))?;
-    physical
-        .trim()
-        .parse()
-        .with_context(|| format!("filefrag: {text}"))
-}
-
 fn start_backup(cluster: &Cluster, volume: &str, repository: &Path) -> anyhow::Result<String> {
     let repository = repository.to_string_lossy();
     let words = [
@@ -262,27 +251,6 @@ fn start_backup(cluster: &Cluster, volume: &str, repository: &Path) -> anyhow::R
         "--detach",
     ];
     Ok(cluster.cli(words)?.trim().to_owned())
-}
-
-fn verdict(cluster: &Cluster, volume: &str) -> anyhow::Result<Value> {
-    let address = agent("a").to_string();
-    let text = cluster.cli(["holders", volume, "--json", "--agent", &address])?;
-    serde_json::from_str(&text).with_context(|| format!("drover holders: {text}"))
-}
-
-fn expect_verdict(cluster: &Cluster, volume: &str, wanted: &str) -> anyhow::Result<Value> {
-    let start = Instant::now();
-    loop {
-        let judged = verdict(cluster, volume)?;
-        if judged["verdict"] == wanted {
-            return Ok(judged["verdict"].clone());
-        }
-        ensure!(
-            start.elapsed() < Duration::from_secs(20),
-            "the verdict is not {wanted}: {judged}"
-        );
-        std::thread::sleep(Duration::from_millis(200));
-    }
 }
 
 fn start_reader(
@@ -344,222 +312,6 @@ fn start_rogue(
     Ok((rogue, log))
 }
 
-/// Waits until the backup has something that a resume need not upload again.
-async fn wait_for_cursor(cluster: &Cluster, ticket: &str) -> anyhow::Result<()> {
-    let start = Instant::now();
-    loop {
-        let stream = stream(cluster, ticket)?;
-        ensure!(
-            stream["phase"] == "running" || stream["phase"] == "starting",
-            "the backup does not run: {stream}"
-        );
-        let bytes = |key: &str| stream[key].as_u64().unwrap_or(0);
-        if bytes("bytes_uploaded") > bytes("bytes_uncommitted") {
-            return Ok(());
-        }
-        ensure!(
-            start.elapsed() < Duration::from_secs(120),
-            "the backup commits nothing: {stream}"
-        );
-        tokio::time::sleep(Duration::from_millis(500)).await;
-    }
-}
-
-struct Moved {
-    volume: String,
-    target: PathBuf,
-    staging: PathBuf,
-    unpublish: Duration,
-    publish: Duration,
-    stage: Duration,
-    publish_to_first_write: Duration,
-    total: Duration,
-    kernel_and_tools_ms: f64,
-    granted_ns: u64,
-    granted_epoch: u64,
-}
-
-async fn move_to_b(cluster: &Cluster, on_a: &OnA, line: &Timeline) -> anyhow::Result<Moved> {
-    let (controller, a, b) = (
-        cluster.controller()?,
-        cluster.node("a")?,
-        cluster.node("b")?,
-    );
-    let volume = on_a.volume.clone();
-    let (staging, target) = (
-        cluster.staging("b", &volume)?,
-        cluster.target("b", &volume)?,
-    );
-    let begun = Instant::now();
-    let (_, took) = a
-        .unpublish(&volume, &on_a.target)
-        .await
-        .ok("NodeUnpublish on a")?;
-    line.step("a", "NodeUnpublishVolume", took);
-    let unstage = a.unstage(&volume, &on_a.staging).await;
-    let took = unstage.took;
-    let why = unstage.refused("NodeUnstage on a, with a rogue", Code::FailedPrecondition)?;
-    line.step(
-        "a",
-        "NodeUnstageVolume is refused, as somebody writes:",
-        took,
-    );
-    line.note("", &format!("  {why}"));
-    let (_, unpublish) = controller
-        .unpublish(&volume, "a")
-        .await
-        .ok("ControllerUnpublish from a")?;
-    line.step("controller", "ControllerUnpublishVolume from a", unpublish);
-
-    let publishing = Instant::now();
-    let (_, publish) = controller
-        .publish(&volume, "b", FS)
-        .await
-        .ok("ControllerPublish to b")?;
-    let granted_ns = now_ns()?;
-    line.step(
-        "controller",
-        "ControllerPublishVolume to b: a is fenced, b is granted",
-        publish,
-    );
-    let (_, stage) = b.stage(&volume, &staging, FS).await.ok("NodeStage on b")?;
-    line.step("b", "NodeStageVolume: connect, fsck, mount", stage);
-    let (_, took) = b
-        .publish(&volume, &staging, &target, FS)
-        .await
-        .ok("NodePublish on b")?;
-    line.step("b", "NodePublishVolume", took);
-    let first = Instant::now();
-    let mut file = File::create(target.join("first-write"))?;
-    file.write_all(b"the workload is here\n")?;
-    file.sync_all()?;
-    let first_write = first.elapsed();
-    let (total, publish_to_first_write) = (begun.elapsed(), publishing.elapsed());
-    line.step("b", "first write, synced", first_write);
-
-    let notes = notes(cluster, &volume)?;
-    let newest = |kind: &str, node: &str| {
-        let steps = notes
-            .iter()
-            .rev()
-            .find(|n| n["kind"] == kind && n["node"] == node);
-        steps
-            .map(|note| kernel_and_tools(&note["detail"]))
-            .unwrap_or_default()
-    };
-    let kernel_and_tools_ms = newest("node-unpublished", "a")
-        + newest("unstage-refused", "a")
-        + newest("staged", "b")
-        + newest("node-published", "b")
-        + ms(first_write);
-    let volumes = cluster.cli(["volume", "list", "--json"])?;
-    let mut volumes = volumes
-        .lines()
-        .filter_map(|line| serde_json::from_str::<Value>(line).ok());
-    let epoch = volumes
-        .find(|v| v["volume"] == volume.as_str())
-        .and_then(|v| v["epoch"].as_u64());
-    Ok(Moved {
-        volume,
-        target,
-        staging,
-        unpublish,
-        publish,
-        stage,
-        publish_to_first_write,
-        total,
-        kernel_and_tools_ms,
-        granted_ns,
-        granted_epoch: epoch.ok_or_else(|| anyhow!("drover volume list shows no epoch"))?,
-    })
-}
-
-fn notes(cluster: &Cluster, volume: &str) -> anyhow::Result<Vec<Value>> {
-    let text = cluster.cli(["events", "--volume", volume, "--json"])?;
-    text.lines()
-        .map(|line| serde_json::from_str(line).with_context(|| line.to_owned()))
-        .collect()
-}
-
-fn kernel_and_tools(detail: &Value) -> f64 {
-    let steps = detail["steps"]
-        .as_array()
-        .map(Vec::as_slice)
-        .unwrap_or_default();
-    let theirs = steps.iter().filter(|step| step["kernel_or_tool"] == true);
-    theirs.filter_map(|step| step["ms"].as_f64()).sum()
-}
-
-struct Judged {
-    refused: usize,
-    landed: usize,
-    accepted: usize,
-}
-
-fn judge_rogue(moved: &Moved, log: &Path, line: &Timeline) -> anyhow::Result<Judged> {
-    // The rogue goes on while b works: give it the time to try.
-    std::thread::sleep(Duration::from_millis(500));
-    let text = fs::read_to_string(log)?;
-    let whole = text
-        .rsplit_once('\n')
-        .map(|(whole, _)| whole)
-        .unwrap_or_default();
-    let writes: Vec<RogueWrite> = whole
-        .lines()
-        .map(serde_json::from_str)
-        .collect::<Result<_, _>>()?;
-    let late: Vec<&RogueWrite> = writes
-        .iter()
-        .filter(|w| w.began_ns > moved.granted_ns)
-        .collect();
-    let refused = writes.iter().filter(|w| w.error.is_some()).count();
-    let accepted = late.iter().filter(|w| w.error.is_none()).count();
-    let on_disk = rogue_numbers(&moved.target.join("rogue.dat"))?;
-    let first_late = late.iter().map(|w| w.number).min().unwrap_or(u64::MAX);
-    let landed = on_disk
-        .iter()
-        .filter(|number| **number >= first_late)
-        .count();
-    let before = writes.len() - late.len();
-    line.note(
-        "a",
-        &format!(
-            "the rogue: {before} writes before b's grant, {} after it",
-            late.len()
-        ),
-    );
-    line.note(
-        "a",
-        &format!("  {refused} refused, {accepted} accepted after the grant"),
-    );
-    line.note(
-        "b",
-        &format!("  {landed} of those after the grant are on the disk"),
-    );
-    Ok(Judged {
-        refused,
-        landed,
-        accepted,
-    })
-}
-
-/// The newest receipt that ended an epoch before `epoch`.
-fn receipt(cluster: &Cluster, volume: &str, epoch: u64) -> anyhow::Result<Value> {
-    let notes = notes(cluster, volume)?;
-    let receipts = notes
-        .into_iter()
-        .rev()
-        .filter(|note| note["kind"] == "fenced");
-    let mut ended = receipts.filter(|note| {
-        note["detail"]["closed"]
-            .as_u64()
-            .is_some_and(|old| old < epoch)
-    });
-    ended
-        .next()
-        .ok_or_else(|| anyhow!("drover events shows no receipt for an epoch before {epoch}"))
-}
-
 struct After {
     resumed: u64,
     longest_ms: u64,
@@ -609,31 +361,4 @@ async fn restart_home(
         resumed,
         longest_ms: work.longest_ms,
     })
-}
-
-/// Bytes of blobs that the repository holds more than once, from its own indexes.
-fn uploaded_twice(cluster: &Cluster, repository: &Path) -> anyhow::Result<u64> {
-    let mut seen = BTreeMap::new();
-    for index in cluster.restic(repository, ["list", "index"])?.lines() {
-        let text = cluster.restic(repository, ["cat", "index", index.trim()])?;
-        let index: Value = serde_json::from_str(&text).context("restic cat index")?;
-        let packs = index["packs"]
-            .as_array()
-            .map(Vec::as_slice)
-            .unwrap_or_default();
-        for blob in packs
-            .iter()
-            .flat_map(|p| p["blobs"].as_array().map(Vec::as_slice).unwrap_or_default())
-        {
-            let key = format!("{}/{}", blob["type"], blob["id"]);
-            let (count, length) = seen.entry(key).or_insert((0_u64, 0_u64));
-            *count += 1;
-            *length = blob["length"].as_u64().unwrap_or(0);
-        }
-    }
-    ensure!(!seen.is_empty(), "the repository's indexes name no blob");
-    Ok(seen
-        .values()
-        .map(|(count, length)| (count - 1) * length)
-        .sum())
 }

@@ -12,13 +12,15 @@ use tonic::Code;
 use crate::Place;
 use crate::cluster::Cluster;
 use crate::csi::Use;
-use crate::flow::{Attached, attach, create, detach};
+use crate::flow::{Attached, attach, create, detach, retried};
 use crate::roles::{Playing, checksum};
 use crate::timeline::Timeline;
 
 const FS: Use = Use::Fs("ext4");
 const DATA_MIB: u64 = 4;
 const KILLS: u32 = 10;
+/// What a fault stopped goes on within this.
+const RECOVERED: Duration = Duration::from_secs(30);
 
 /// Tells every story; the first that goes otherwise ends it.
 ///
@@ -143,29 +145,26 @@ async fn move_with_a_kill(
             cluster.kill_controller()?;
             cluster.start_controller().await?;
         }
-        let start = Instant::now();
-        loop {
-            let (old, new) = (cluster.node(from.node)?, cluster.node(to)?);
-            let controller = cluster.controller()?;
-            let failed = match step {
-                0 => old.unpublish(&volume, &from.target).await.answer.err(),
-                1 => old.unstage(&volume, &from.staging).await.answer.err(),
-                2 => controller.unpublish(&volume, from.node).await.answer.err(),
-                3 => controller.publish(&volume, to, FS).await.answer.err(),
-                4 => new.stage(&volume, &staging, FS).await.answer.err(),
-                _ => new
-                    .publish(&volume, &staging, &target, FS)
-                    .await
-                    .answer
-                    .err(),
-            };
-            let Some(status) = failed else { break };
-            ensure!(
-                start.elapsed() < Duration::from_secs(30),
-                "step {step}: {status}"
-            );
-            tokio::time::sleep(Duration::from_millis(300)).await;
-        }
+        let (old, new) = (cluster.node(from.node)?, cluster.node(to)?);
+        let controller = cluster.controller()?;
+        let made = retried(RECOVERED, async || match step {
+            0 => old.unpublish(&volume, &from.target).await.done("unpublish"),
+            1 => old.unstage(&volume, &from.staging).await.done("unstage"),
+            2 => {
+                let answer = controller.unpublish(&volume, from.node).await;
+                answer.done("controller unpublish")
+            }
+            3 => {
+                let answer = controller.publish(&volume, to, FS).await;
+                answer.done("controller publish")
+            }
+            4 => new.stage(&volume, &staging, FS).await.done("stage"),
+            _ => {
+                let answer = new.publish(&volume, &staging, &target, FS).await;
+                answer.done("publish")
+            }
+        });
+        made.await.with_context(|| format!("step {step}"))?;
     }
     Ok(Attached {
         volume,
@@ -209,14 +208,11 @@ async fn node_lost(cluster: &mut Cluster, line: &Timeline) -> anyhow::Result<()>
     node.unstage(&volume, &on_b.staging)
         .await
         .ok("NodeUnstage on the returned b")?;
-    let start = Instant::now();
-    while let Err(status) = controller.publish(&other, "b", FS).await.answer {
-        ensure!(
-            start.elapsed() < Duration::from_secs(20),
-            "b is not taken back: {status}"
-        );
-        tokio::time::sleep(Duration::from_millis(300)).await;
-    }
+    let taken_back = retried(RECOVERED, async || {
+        let answer = controller.publish(&other, "b", FS).await;
+        answer.done("ControllerPublish")
+    });
+    taken_back.await.context("b is not taken back")?;
     controller
         .unpublish(&other, "b")
         .await
@@ -250,17 +246,8 @@ async fn store_from_yesterday(cluster: &mut Cluster, line: &Timeline) -> anyhow:
     cluster.kill_controller()?;
     fs::copy(&copy, &state)?;
     cluster.start_controller().await?;
-    let start = Instant::now();
-    let attached = loop {
-        match attach(cluster, &volume, "a", FS).await {
-            Ok(attached) => break attached,
-            Err(error) => ensure!(
-                start.elapsed() < Duration::from_secs(30),
-                "stuck: {error:#}"
-            ),
-        }
-        tokio::time::sleep(Duration::from_millis(300)).await;
-    };
+    let attached = retried(RECOVERED, async || attach(cluster, &volume, "a", FS).await);
+    let attached = attached.await.context("stuck")?;
     ensure!(
         fs::read_to_string(attached.target.join("file"))? == "b",
         "the data is not b's"

@@ -13,6 +13,29 @@ use crate::csi::{Use, v1};
 /// How long unpublish may take, whatever runs, hangs or is missing.
 pub const UNPUBLISH: Duration = Duration::from_secs(1);
 
+/// A refused call is made again after this.
+const AGAIN: Duration = Duration::from_millis(300);
+
+/// Makes a call again and again until it succeeds, as kubelet and the sidecars do.
+///
+/// # Errors
+/// With the last refusal, when none has succeeded within `deadline`.
+pub async fn retried<T>(
+    deadline: Duration,
+    mut call: impl AsyncFnMut() -> anyhow::Result<T>,
+) -> anyhow::Result<T> {
+    let start = Instant::now();
+    loop {
+        match call().await {
+            Ok(answer) => return Ok(answer),
+            Err(error) if start.elapsed() > deadline => {
+                return Err(error.context(format!("not within {deadline:?}")));
+            }
+            Err(_) => tokio::time::sleep(AGAIN).await,
+        }
+    }
+}
+
 /// A volume that a pod on `node` uses.
 pub struct Attached {
     /// The volume.

@@ -101,7 +101,11 @@ impl Tour {
             expected = Some(work.sha256);
         }
         self.check_snapshots(cluster, line).await?;
-        self.check_backups(cluster, line).await
+        self.check_backups(cluster, line).await?;
+        match expected {
+            Some(expected) => self.check_restore(cluster, &expected, line).await,
+            None => Ok(()),
+        }
     }
 
     async fn throw_in(
@@ -260,6 +264,45 @@ impl Tour {
         cluster.restic(&self.repository, ["check", "--read-data"])?;
         let text = format!("{} backups whole, by restic check", self.backups.len());
         line.note("a", &text);
+        Ok(())
+    }
+
+    /// A backup of the volume as it lies becomes a new volume that another node
+    /// can have as soon as the restore says that it is done.
+    async fn check_restore(
+        &self,
+        cluster: &Cluster,
+        expected: &str,
+        line: &Timeline,
+    ) -> anyhow::Result<()> {
+        let repository = self.repository.to_string_lossy();
+        cluster.cli(["backup", "create", &self.volume, "--repo", &repository])?;
+        cluster.cli(["restore", "pvc-restored", "--repo", &repository])?;
+        let listed = cluster.cli(["volume", "list", "--json"])?;
+        let mut volumes = listed
+            .lines()
+            .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+        let restored = volumes
+            .find(|volume| volume["name"] == "pvc-restored")
+            .and_then(|volume| Some(volume["volume"].as_str()?.to_owned()));
+        let restored = restored.ok_or_else(|| anyhow!("no restored volume in {listed}"))?;
+        let attached = attach(cluster, &restored, "b", self.use_as)
+            .await
+            .context("the restored volume")?;
+        ensure!(
+            checksum(&attached.target.join("data.bin"))? == expected,
+            "the restored data is not what was backed up"
+        );
+        detach(cluster, &attached).await?;
+        cluster
+            .controller()?
+            .delete(&restored)
+            .await
+            .ok("DeleteVolume of the restored volume")?;
+        line.note(
+            "b",
+            "a backup restored into a new volume: the data is the same",
+        );
         Ok(())
     }
 }

@@ -1,174 +1,16 @@
-//! Backup streams against real files, real repositories, a real worker
-//! process, and the stock restic as the judge.
+//! Backups made, interrupted, killed, resumed and refused.
 
 use std::fs::{File, OpenOptions};
-use std::io::Write;
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use drover::backup::{
-    BackupError, Outcome, Phase, Progress, RepositorySpec, RestoreSpec, Secret, SliceLimits,
-    Stream, StreamSpec, Streams, Which,
+    BackupError, Outcome, Phase, Progress, Secret, Stream, StreamSpec, Streams, Which,
 };
 use drover::ids::Bytes;
-use tempfile::TempDir;
 
-const MIB: u64 = 1 << 20;
-const SEGMENT: u64 = 4 * MIB;
-const PASSWORD: &str = "correct horse";
-const GRACE: Duration = Duration::from_secs(20);
-
-/// A pool with one snapshot in it, and room for a repository.
-struct Bench {
-    dir: TempDir,
-    size: u64,
-    streams: Arc<Streams>,
-}
-
-impl Bench {
-    /// A snapshot of `size` bytes that do not compress, but for a hole in its third segment.
-    fn new(size: u64) -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let file = File::create(dir.path().join("snap-1")).unwrap();
-        file.set_len(size).unwrap();
-        let mut state = 0x9e37_79b9_7f4a_7c15_u64;
-        let mut block = vec![0_u8; MIB as usize];
-        let mut at = 0;
-        while at < size {
-            for word in block.chunks_exact_mut(8) {
-                state ^= state << 13;
-                state ^= state >> 7;
-                state ^= state << 17;
-                word.copy_from_slice(&state.to_le_bytes());
-            }
-            let length = (size - at).min(MIB);
-            if !(2 * SEGMENT..3 * SEGMENT).contains(&at) {
-                file.write_all_at(&block[..length as usize], at).unwrap();
-            }
-            at += length;
-        }
-        Self {
-            dir,
-            size,
-            streams: Streams::new(PathBuf::from(env!("CARGO_BIN_EXE_drover"))),
-        }
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
-    }
-
-    fn repo(&self) -> RepositorySpec {
-        RepositorySpec {
-            path: self.path("repo"),
-            password: Secret::new(PASSWORD),
-            limit_upload: None,
-        }
-    }
-
-    fn spec(&self) -> StreamSpec {
-        StreamSpec {
-            id: "backup-1".parse().unwrap(),
-            volume: "vol-1".parse().unwrap(),
-            snapshot: "snap-1".parse().unwrap(),
-            file: self.path("snap-1"),
-            size: Bytes(self.size),
-            home: "a".parse().unwrap(),
-            repo: self.repo(),
-            slice: SliceLimits {
-                segments: 2,
-                ..SliceLimits::default()
-            },
-        }
-    }
-
-    async fn back_up(&self, spec: StreamSpec) -> (Outcome, Progress) {
-        let stream = self.streams.start(spec).await.unwrap();
-        let outcome = stream.ended().await;
-        (outcome, stream.progress().borrow().clone())
-    }
-
-    async fn restored(&self, which: Which) -> Outcome {
-        let spec = RestoreSpec {
-            id: "restore-1".parse().unwrap(),
-            volume: "vol-1".parse().unwrap(),
-            repo: self.repo(),
-            which,
-            target: self.path("restored"),
-            size: Some(Bytes(self.size)),
-        };
-        self.streams.restore(spec).await.unwrap().ended().await
-    }
-
-    /// Runs the stock restic on the repository.
-    fn restic(&self, args: &[&str]) -> String {
-        let output = Command::new("restic")
-            .args(["--no-cache", "-r"])
-            .arg(self.path("repo"))
-            .args(args)
-            .env("RESTIC_PASSWORD", PASSWORD)
-            .output()
-            .unwrap();
-        let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        let errors = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "restic {args:?}: {text}{errors}");
-        text
-    }
-
-    /// Checks all of it with the stock tool, restores with it and compares.
-    fn prove(&self) {
-        self.restic(&["check", "--read-data"]);
-        let out = self.path("stock");
-        self.restic(&["restore", "latest", "--target", out.to_str().unwrap()]);
-        let folder = out.join("drover/vol-1");
-        let mut names: Vec<_> = std::fs::read_dir(&folder)
-            .unwrap()
-            .map(|entry| entry.unwrap().path())
-            .filter(|path| path.extension().is_some_and(|e| e != "json"))
-            .collect();
-        names.sort();
-        let mut whole = File::create(self.path("joined")).unwrap();
-        for name in names {
-            whole.write_all(&std::fs::read(name).unwrap()).unwrap();
-        }
-        same(&self.path("snap-1"), &self.path("joined"));
-        std::fs::remove_dir_all(&out).unwrap();
-    }
-
-    /// Bytes in all packs of the repository.
-    fn packed(&self) -> u64 {
-        let mut total = 0;
-        for folder in std::fs::read_dir(self.path("repo/data")).unwrap() {
-            for pack in std::fs::read_dir(folder.unwrap().path()).unwrap() {
-                total += pack.unwrap().metadata().unwrap().len();
-            }
-        }
-        total
-    }
-
-    fn tags(&self) -> Vec<Vec<String>> {
-        let snapshots: serde_json::Value =
-            serde_json::from_str(&self.restic(&["snapshots", "--json"])).unwrap();
-        let tags = |snapshot: &serde_json::Value| {
-            let tags = snapshot["tags"].as_array().unwrap().iter();
-            tags.map(|tag| tag.as_str().unwrap().to_owned()).collect()
-        };
-        snapshots.as_array().unwrap().iter().map(tags).collect()
-    }
-}
-
-fn same(a: &Path, b: &Path) {
-    let status = Command::new("cmp").arg(a).arg(b).status().unwrap();
-    assert!(
-        status.success(),
-        "{} and {} differ",
-        a.display(),
-        b.display()
-    );
-}
+use crate::bench::{Bench, GRACE, MIB, PASSWORD, SEGMENT, failure, kill, same};
 
 /// Waits until the cursor of a stream holds so many bytes, and at least something.
 async fn until_committed(stream: &Stream, bytes: u64) -> Progress {
@@ -178,13 +20,6 @@ async fn until_committed(stream: &Stream, bytes: u64) -> Progress {
     let reached = tokio::time::timeout(GRACE, reached).await.unwrap().unwrap();
     assert!(!reached.phase.ended(), "it ended: {reached:?}");
     reached.clone()
-}
-
-fn failure(outcome: Outcome) -> BackupError {
-    match outcome {
-        Outcome::Failed(error) => error,
-        other => panic!("it should have failed: {other:?}"),
-    }
 }
 
 #[tokio::test]
@@ -218,7 +53,7 @@ async fn a_backup_is_whole_for_the_stock_tool_and_for_our_restore() {
     }
 
     let outcome = bench
-        .restored(Which::LatestOf("vol-1".parse().unwrap()))
+        .restore(Which::LatestOf("vol-1".parse().unwrap()))
         .await;
     assert_eq!(outcome, Outcome::Done(id.clone()));
     same(&bench.path("snap-1"), &bench.path("restored"));
@@ -229,7 +64,7 @@ async fn a_backup_is_whole_for_the_stock_tool_and_for_our_restore() {
         .unwrap();
     file.write_all_at(&[7; 64], 2 * SEGMENT).unwrap();
     file.write_all_at(&[7; 64], bench.size).unwrap();
-    let outcome = bench.restored(Which::Restic(id[..8].to_owned())).await;
+    let outcome = bench.restore(Which::Restic(id[..8].to_owned())).await;
     assert_eq!(outcome, Outcome::Done(id.clone()));
     file.write_all_at(&[], 0).unwrap();
     let restored = std::fs::read(bench.path("restored")).unwrap();
@@ -241,7 +76,7 @@ async fn a_backup_is_whole_for_the_stock_tool_and_for_our_restore() {
 
     let listed = bench
         .streams
-        .list_backups(bench.repo(), GRACE)
+        .list_backups(bench.repository(), GRACE)
         .await
         .unwrap();
     assert_eq!(listed.len(), 1);
@@ -269,7 +104,7 @@ async fn an_interrupted_backup_resumes_and_uploads_nothing_twice() {
         let stream = bench.streams.start(spec.clone()).await.unwrap();
         until_committed(&stream, slice * SEGMENT).await;
         if slice == 4 {
-            kill(&stream, "TERM");
+            kill(stream.pid(), "TERM");
             assert_eq!(stream.ended().await, Outcome::Interrupted);
         }
         assert_eq!(stream.interrupt(GRACE).await, Outcome::Interrupted);
@@ -318,7 +153,7 @@ async fn a_killed_worker_costs_at_most_its_slice() {
     let left = bench.path("repo/data/00/abandoned-tmp-");
     let began = std::time::SystemTime::now() - Duration::from_secs(25 * 3600);
     File::create(&left).unwrap().set_modified(began).unwrap();
-    kill(&stream, "KILL");
+    kill(stream.pid(), "KILL");
     let error = failure(stream.ended().await);
     assert!(matches!(error, BackupError::Worker { .. }), "{error}");
     assert_eq!(stream.progress().borrow().phase, Phase::Failed);
@@ -341,14 +176,6 @@ async fn a_killed_worker_costs_at_most_its_slice() {
     assert!(!left.exists());
 }
 
-fn kill(stream: &Stream, signal: &str) {
-    let status = Command::new("kill")
-        .args(["-s", signal, &stream.pid().to_string()])
-        .status()
-        .unwrap();
-    assert!(status.success());
-}
-
 #[tokio::test]
 async fn a_worker_that_hangs_is_interrupted_in_bounded_time() {
     let bench = Bench::new(6 * SEGMENT);
@@ -356,7 +183,7 @@ async fn a_worker_that_hangs_is_interrupted_in_bounded_time() {
     spec.repo.limit_upload = Some(4 * MIB);
     let stream = bench.streams.start(spec.clone()).await.unwrap();
     until_committed(&stream, 0).await;
-    kill(&stream, "STOP");
+    kill(stream.pid(), "STOP");
     let began = Instant::now();
     let outcome = stream.interrupt(Duration::from_millis(300)).await;
     assert_eq!(outcome, Outcome::Killed);
@@ -478,7 +305,7 @@ async fn bad_repositories_and_requests_are_told_apart() {
     let error = failure(bench.back_up(spec).await.0);
     assert!(matches!(error, BackupError::WrongSize { .. }), "{error}");
 
-    let mut none = bench.repo();
+    let mut none = bench.repository();
     none.path = bench.path("none");
     let error = bench.streams.list_backups(none, GRACE).await.unwrap_err();
     assert!(matches!(error, BackupError::NoRepository { .. }), "{error}");
@@ -489,14 +316,14 @@ async fn bad_repositories_and_requests_are_told_apart() {
 
     let error = failure(
         bench
-            .restored(Which::LatestOf("vol-2".parse().unwrap()))
+            .restore(Which::LatestOf("vol-2".parse().unwrap()))
             .await,
     );
     assert!(matches!(error, BackupError::NoBackup { .. }), "{error}");
     std::fs::write(bench.path("restored"), b"small").unwrap();
     let error = failure(
         bench
-            .restored(Which::LatestOf("vol-1".parse().unwrap()))
+            .restore(Which::LatestOf("vol-1".parse().unwrap()))
             .await,
     );
     assert!(

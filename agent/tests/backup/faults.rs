@@ -6,133 +6,29 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
 use std::time::Duration;
 
-use drover::backup::{
-    BackupError, Outcome, RepositorySpec, RestoreSpec, Secret, SliceLimits, Stream, StreamSpec,
-    Streams, Which,
-};
-use drover::ids::Bytes;
-use tempfile::TempDir;
+use drover::backup::{BackupError, Outcome, RestoreSpec, Stream};
 
-const MIB: u64 = 1 << 20;
-const SEGMENT: u64 = 4 * MIB;
-const PASSWORD: &str = "correct horse";
-const GRACE: Duration = Duration::from_secs(20);
+use crate::bench::{Bench, GRACE, MIB, Random, SEGMENT, failure, kill, latest, same};
 
-/// Numbers that look random, the same for the same seed.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0
-    }
+async fn must_be_whole(bench: &Bench) {
+    let (outcome, _) = bench.back_up(bench.spec()).await;
+    assert!(matches!(outcome, Outcome::Done(_)), "{outcome:?}");
+    let outcome = bench.restore(latest()).await;
+    assert!(matches!(outcome, Outcome::Done(_)), "{outcome:?}");
+    same(&bench.path("snap-1"), &bench.path("restored"));
+    bench.restic(&["check", "--read-data"]);
 }
 
-/// A snapshot of bytes that do not compress, and a place for a repository.
-struct Bench {
-    dir: TempDir,
-    size: u64,
-    repo: PathBuf,
-    streams: Arc<Streams>,
-}
-
-impl Bench {
-    fn new(size: u64) -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let mut random = Random(0x1234_5678_9abc_def1);
-        let bytes: Vec<u8> = (0..size / 8)
-            .flat_map(|_| random.next().to_le_bytes())
-            .collect();
-        std::fs::write(dir.path().join("snap-1"), bytes).unwrap();
-        Self {
-            repo: dir.path().join("repo"),
-            dir,
-            size,
-            streams: Streams::new(PathBuf::from(env!("CARGO_BIN_EXE_drover"))),
-        }
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
-    }
-
-    fn spec(&self) -> StreamSpec {
-        StreamSpec {
-            id: "backup-1".parse().unwrap(),
-            volume: "vol-1".parse().unwrap(),
-            snapshot: "snap-1".parse().unwrap(),
-            file: self.path("snap-1"),
-            size: Bytes(self.size),
-            home: "a".parse().unwrap(),
-            repo: self.repository(),
-            slice: SliceLimits {
-                segments: 2,
-                ..SliceLimits::default()
-            },
-        }
-    }
-
-    fn repository(&self) -> RepositorySpec {
-        RepositorySpec {
-            path: self.repo.clone(),
-            password: Secret::new(PASSWORD),
-            limit_upload: None,
-        }
-    }
-
-    async fn back_up(&self) -> Outcome {
-        self.streams.start(self.spec()).await.unwrap().ended().await
-    }
-
-    async fn restore(&self) -> Outcome {
-        let spec = RestoreSpec {
-            id: "restore-1".parse().unwrap(),
-            volume: "vol-1".parse().unwrap(),
-            repo: self.repository(),
-            which: Which::LatestOf("vol-1".parse().unwrap()),
-            target: self.path("restored"),
-            size: None,
-        };
-        self.streams.restore(spec).await.unwrap().ended().await
-    }
-
-    async fn must_be_whole(&self) {
-        let outcome = self.back_up().await;
-        assert!(matches!(outcome, Outcome::Done(_)), "{outcome:?}");
-        let outcome = self.restore().await;
-        assert!(matches!(outcome, Outcome::Done(_)), "{outcome:?}");
-        let (source, restored) = (self.path("snap-1"), self.path("restored"));
-        run("cmp", &[&source, &restored]);
-        let status = self.restic(&["check", "--read-data"]).status().unwrap();
-        assert!(status.success());
-    }
-
-    fn restic(&self, args: &[&str]) -> Command {
-        let mut command = Command::new("restic");
-        command
-            .args(["--no-cache", "-r"])
-            .arg(&self.repo)
-            .args(args);
-        command
-            .env("RESTIC_PASSWORD", PASSWORD)
-            .stdout(Stdio::null());
-        command
-    }
-
-    /// The largest pack: one that holds segments.
-    fn a_pack(&self) -> PathBuf {
-        let folders = std::fs::read_dir(self.repo.join("data")).unwrap();
-        let packs = folders.flat_map(|folder| std::fs::read_dir(folder.unwrap().path()).unwrap());
-        packs
-            .map(|pack| pack.unwrap().path())
-            .max_by_key(|pack| pack.metadata().unwrap().len())
-            .unwrap()
-    }
+/// The largest pack: one that holds segments.
+fn a_pack(bench: &Bench) -> PathBuf {
+    let folders = std::fs::read_dir(bench.repo.join("data")).unwrap();
+    let packs = folders.flat_map(|folder| std::fs::read_dir(folder.unwrap().path()).unwrap());
+    packs
+        .map(|pack| pack.unwrap().path())
+        .max_by_key(|pack| pack.metadata().unwrap().len())
+        .unwrap()
 }
 
 fn run(program: &str, args: &[&Path]) {
@@ -141,24 +37,10 @@ fn run(program: &str, args: &[&Path]) {
     assert!(output.status.success(), "{program} {args:?}: {said}");
 }
 
-fn failure(outcome: Outcome) -> BackupError {
-    match outcome {
-        Outcome::Failed(error) => error,
-        other => panic!("it should have failed: {other:?}"),
-    }
-}
-
 async fn until_done(stream: &Stream, bytes: u64) {
     let mut progress = stream.progress();
     let reached = progress.wait_for(|p| p.bytes_done > bytes || p.phase.ended());
     tokio::time::timeout(GRACE, reached).await.unwrap().unwrap();
-}
-
-fn kill(pid: u32, signal: &str) {
-    let status = Command::new("kill")
-        .args(["-s", signal, &pid.to_string()])
-        .status();
-    assert!(status.unwrap().success());
 }
 
 /// A small file system of its own; unmounted when dropped.
@@ -228,36 +110,40 @@ async fn a_backup_cut_off_at_random_comes_out_whole() {
         );
         assert!(!matches!(outcome, Outcome::Failed(_)), "{outcome:?}");
     }
-    bench.must_be_whole().await;
+    must_be_whole(&bench).await;
 }
 
 #[tokio::test]
 async fn a_missing_pack_is_found_and_never_called_a_backup() {
     let bench = Bench::new(3 * SEGMENT);
-    let outcome = bench.back_up().await;
+    let outcome = bench.back_up(bench.spec()).await.0;
     assert!(matches!(outcome, Outcome::Done(_)), "{outcome:?}");
-    let pack = bench.a_pack();
+    let pack = a_pack(&bench);
     let aside = bench.path("pack");
     std::fs::rename(&pack, &aside).unwrap();
-    let error = failure(bench.back_up().await);
+    let error = failure(bench.back_up(bench.spec()).await.0);
     assert!(matches!(error, BackupError::NotWhole { .. }), "{error}");
     assert!(error.to_string().contains("is missing or short"), "{error}");
-    let error = failure(bench.restore().await);
+    let error = failure(bench.restore(latest()).await);
     assert!(error.to_string().contains("read blob"), "{error}");
     std::fs::rename(&aside, &pack).unwrap();
     // A damaged one is found when it is read.
     let file = File::options().write(true).open(&pack).unwrap();
     file.write_all_at(&[0x5a; 4096], 4096).unwrap();
-    let error = failure(bench.restore().await);
+    let error = failure(bench.restore(latest()).await);
     assert!(error.to_string().contains("read blob"), "{error}");
 }
 
 #[tokio::test]
 async fn an_exclusive_lock_of_the_stock_tool_is_respected() {
     let bench = Bench::new(2 * SEGMENT);
-    let outcome = bench.back_up().await;
+    let outcome = bench.back_up(bench.spec()).await.0;
     assert!(matches!(outcome, Outcome::Done(_)), "{outcome:?}");
-    let check = bench.restic(&["check", "--read-data"]).spawn().unwrap();
+    let check = bench
+        .restic_command(&["check", "--read-data"])
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
     let check = Held(check);
     let locks = bench.repo.join("locks");
     let locked = tokio::time::timeout(GRACE, async {
@@ -270,7 +156,7 @@ async fn an_exclusive_lock_of_the_stock_tool_is_respected() {
     });
     locked.await.expect("restic takes no lock");
     kill(check.0.id(), "STOP");
-    let error = failure(bench.back_up().await);
+    let error = failure(bench.back_up(bench.spec()).await.0);
     assert!(matches!(error, BackupError::Locked { .. }), "{error}");
     assert!(
         error
@@ -281,7 +167,7 @@ async fn an_exclusive_lock_of_the_stock_tool_is_respected() {
     kill(check.0.id(), "CONT");
     let mut check = check;
     assert!(check.0.wait().unwrap().success(), "ours did not disturb it");
-    bench.must_be_whole().await;
+    must_be_whole(&bench).await;
 }
 
 #[tokio::test]
@@ -302,7 +188,7 @@ async fn root_a_repository_that_is_full_ends_with_an_error_and_resumes_in_more_r
     assert!(matches!(stream.ended().await, Outcome::Done(_)));
     let resumed = stream.progress().borrow().bytes_resumed;
     assert!(resumed >= 2 * SEGMENT, "it resumed at {resumed}");
-    bench.must_be_whole().await;
+    must_be_whole(&bench).await;
     drop(mounted);
 }
 
@@ -316,10 +202,10 @@ async fn root_a_repository_that_cannot_be_written_or_read_says_so() {
         run("mount", &[Path::new("-o"), Path::new(how), &target]);
     };
     remount("remount,ro");
-    let error = failure(bench.back_up().await);
+    let error = failure(bench.back_up(bench.spec()).await.0);
     assert!(error.to_string().contains("Read-only"), "{error}");
     remount("remount,rw");
-    let outcome = bench.back_up().await;
+    let outcome = bench.back_up(bench.spec()).await.0;
     assert!(matches!(outcome, Outcome::Done(_)), "{outcome:?}");
     remount("remount,ro");
     let mut spec = bench.spec();
@@ -327,7 +213,7 @@ async fn root_a_repository_that_cannot_be_written_or_read_says_so() {
     let error = failure(bench.streams.start(spec).await.unwrap().ended().await);
     assert!(error.to_string().contains("Read-only"), "{error}");
     // A restore and a listing need no more than to read.
-    let outcome = bench.restore().await;
+    let outcome = bench.restore(latest()).await;
     assert!(matches!(outcome, Outcome::Done(_)), "{outcome:?}");
     let listed = bench.streams.list_backups(bench.repository(), GRACE).await;
     assert_eq!(listed.unwrap().len(), 1);
@@ -369,14 +255,14 @@ async fn root_a_repository_that_hangs_in_the_kernel_is_left_behind_and_reaped() 
         }
     });
     reaped.await.expect("it is never reaped");
-    bench.must_be_whole().await;
+    must_be_whole(&bench).await;
     drop(mounted);
 }
 
 #[tokio::test]
 async fn root_a_block_device_is_restored_into_unless_it_is_in_use() {
     let bench = Bench::new(2 * SEGMENT + 512);
-    let outcome = bench.back_up().await;
+    let outcome = bench.back_up(bench.spec()).await.0;
     assert!(matches!(outcome, Outcome::Done(_)), "{outcome:?}");
     let image = bench.path("image");
     File::create(&image).unwrap().set_len(320 * MIB).unwrap();
@@ -390,7 +276,7 @@ async fn root_a_block_device_is_restored_into_unless_it_is_in_use() {
         id: "restore-1".parse().unwrap(),
         volume: "vol-1".parse().unwrap(),
         repo: bench.repository(),
-        which: Which::LatestOf("vol-1".parse().unwrap()),
+        which: latest(),
         target: device.0.clone(),
         size: None,
     };
