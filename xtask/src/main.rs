@@ -6,8 +6,9 @@
 //!
 //! Order of reading: [`places`] says where things are, [`say`] how progress
 //! looks, [`process`] how a program is run; [`vm`] boots a kernel, and
-//! [`test`], [`suite`] and [`demo`] use it.
+//! [`test`], [`suite`], [`demo`] and [`bench`] use it.
 
+mod bench;
 mod build;
 mod demo;
 mod deploy;
@@ -47,6 +48,9 @@ enum Verb {
     /// Run a conformance suite of others against drover
     #[command(subcommand)]
     Suite(suite::Suite),
+    /// Measure drover beside others
+    #[command(subcommand)]
+    Bench(bench::Bench),
     /// Show a volume move from node to node while a backup holds it
     Demo(demo::Arguments),
 }
@@ -60,6 +64,7 @@ fn main() -> ExitCode {
         Verb::Test(arguments) => test::command(&arguments),
         Verb::Vm(arguments) => vm::command(arguments),
         Verb::Suite(suite) => suite::command(&suite),
+        Verb::Bench(bench) => bench::command(&bench),
         Verb::Demo(arguments) => demo::command(&arguments),
     };
     outcome.unwrap_or_else(|error| {

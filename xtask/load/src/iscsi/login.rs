@@ -1,6 +1,8 @@
 //! A session's beginning: login, and what the logical unit is.
 
 use std::net::{SocketAddr, TcpStream};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
@@ -9,6 +11,10 @@ use crate::drive::SILENCE;
 
 /// Operational negotiation to full feature phase, at once (11.12.3).
 const OPERATIONAL_TO_FULL: u8 = 0x04 | 0x03;
+/// Login status: not now (11.13.5).
+const UNAVAILABLE: u16 = 0x0301;
+/// How long a target that still settles the session before is asked again.
+const BUSY: Duration = Duration::from_secs(10);
 /// What open-iscsi offers, so that the targets do what they do for it.
 const OFFER: &[(&str, &str)] = &[
     ("HeaderDigest", "None"),
@@ -72,6 +78,20 @@ pub struct Unit {
 /// # Errors
 /// What the target refused, and the socket's.
 pub fn log_in(place: &Place, number: u16) -> Result<(Session, Unit)> {
+    let begin = Instant::now();
+    loop {
+        match attempt(place, number)? {
+            Ok(session) => return Ok(session),
+            Err(UNAVAILABLE) if begin.elapsed() < BUSY => {
+                thread::sleep(Duration::from_millis(20));
+            }
+            Err(status) => bail!("{} refused the login: status {status:04x}", place.target),
+        }
+    }
+}
+
+/// One login: a session, or the status of the refusal.
+fn attempt(place: &Place, number: u16) -> Result<Result<(Session, Unit), u16>> {
     let mut socket = TcpStream::connect(place.address)
         .with_context(|| format!("connect to {}", place.address))?;
     socket.set_nodelay(true).context("set TCP_NODELAY")?;
@@ -96,14 +116,12 @@ pub fn log_in(place: &Place, number: u16) -> Result<(Session, Unit)> {
         login.set(24, 1).set(28, status);
         pdu::write(&mut socket, &mut login, &data)?;
         let (answer, text) = pdu::read(&mut socket).context("log in")?;
-        if answer.opcode() != opcode::LOGIN_RESPONSE || answer.0[36] != 0 {
-            bail!(
-                "{} refused the login: opcode {:#x}, status {:02x}{:02x}",
-                place.target,
-                answer.opcode(),
-                answer.0[36],
-                answer.0[37]
-            );
+        if answer.opcode() != opcode::LOGIN_RESPONSE {
+            bail!("a login was answered with opcode {:#x}", answer.opcode());
+        }
+        let refusal = u16::from_be_bytes([answer.0[36], answer.0[37]]);
+        if refusal != 0 {
+            return Ok(Err(refusal));
         }
         status = answer.u32(24).wrapping_add(1);
         agreed.take(&String::from_utf8_lossy(&text));
@@ -126,7 +144,7 @@ pub fn log_in(place: &Place, number: u16) -> Result<(Session, Unit)> {
         segment: agreed.segment,
     };
     let unit = session.unit()?;
-    Ok((session, unit))
+    Ok(Ok((session, unit)))
 }
 
 /// What the target answered, or the defaults of RFC 7143, section 13.
