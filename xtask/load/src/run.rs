@@ -257,3 +257,7 @@ pub fn run(arguments: &Arguments) -> Result<Report> {
         server_rss_kib: resident,
     })
 }
+
+#[cfg(test)]
+#[path = "run_tests.rs"]
+mod tests;
