@@ -24,6 +24,8 @@ pub const HOST: &str = "nqn.2014-08.org.nvmexpress:uuid:00000000-0000-4000-8000-
 pub const HOST_ID: &str = "00000000-0000-4000-8000-00000000000a";
 const NAMESPACE: &str = "00000000-0000-4000-8000-0000000000be";
 
+/// Sessions that drover's example takes at once; more than any figure has.
+const SESSIONS: &str = "64";
 /// Until a target listens.
 const START: Duration = Duration::from_secs(20);
 /// For one tgtadm.
@@ -95,6 +97,7 @@ impl Stand<'_> {
             Side::DroverIscsi => {
                 command = Command::new(example("iscsi_target"));
                 command.args(["--listen", &at, "--iqn", TARGET, "--initiator", INITIATOR]);
+                command.args(["--sessions", SESSIONS]);
             }
             Side::DroverNvme => {
                 command = Command::new(example("nvme_target"));
