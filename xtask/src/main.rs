@@ -12,6 +12,7 @@ mod bench;
 mod build;
 mod demo;
 mod deploy;
+mod fuzz;
 mod lint;
 mod places;
 mod process;
@@ -51,6 +52,8 @@ enum Verb {
     /// Measure drover beside others
     #[command(subcommand)]
     Bench(bench::Bench),
+    /// Fuzz every decoder and whole connections of both targets
+    Fuzz(fuzz::Arguments),
     /// Show a volume move from node to node while a backup holds it
     Demo(demo::Arguments),
 }
@@ -65,6 +68,7 @@ fn main() -> ExitCode {
         Verb::Vm(arguments) => vm::command(arguments),
         Verb::Suite(suite) => suite::command(&suite),
         Verb::Bench(bench) => bench::command(&bench),
+        Verb::Fuzz(arguments) => fuzz::command(&arguments),
         Verb::Demo(arguments) => demo::command(&arguments),
     };
     outcome.unwrap_or_else(|error| {

@@ -203,11 +203,12 @@ serve $two 22222222-2222-4222-8222-222222222222
 connect $two
 must_have_disk $two
 dev=/dev/$(disk $two)
+touch "$work/before"
 fio --name=writer --filename="$dev" --rw=randwrite --bs=4k --size=64M --direct=1 --ioengine=libaio \
     --iodepth=8 --time_based --runtime=120 --output-format=terse > "$work/fio" 2>&1 &
 fio_pid=$!
 # A fio that has not opened the disk by the fence would make a file of its name.
-writing() { [ "$(awk '{ print $5 }' "/sys/block/${dev#/dev/}/stat")" -gt 0 ]; }
+writing() { [ "$work/volume" -nt "$work/before" ]; }
 check "the workload writes before the fence" within 60 writing
 tell fence
 check "fence" heard 15 "^fenced .*settled=Ok"
