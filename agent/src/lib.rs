@@ -20,6 +20,7 @@ pub mod export;
 pub mod home;
 pub mod ids;
 pub mod initiator;
+pub mod iscsi;
 pub mod metrics;
 pub mod nvme_tcp;
 pub mod pool;

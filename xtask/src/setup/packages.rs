@@ -51,6 +51,8 @@ const PACKAGES: &[&str] = &[
     "restic",
     "prometheus",
     "sg3-utils",
+    // The iSCSI target that drover is measured beside.
+    "tgt",
 ];
 
 /// The VM's newer kernel: one package a version, the newest is wanted.

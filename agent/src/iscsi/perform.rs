@@ -1,0 +1,322 @@
+//! What a command has done to the unit, beyond plain reads and writes.
+
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+use super::reservations::Failure;
+use super::scsi::command::{Command, Range};
+use super::scsi::reservation::{Order, Refused};
+use super::scsi::sense::Sense;
+use super::scsi::{inquiry, mode, opcodes, reservation_report, unmap};
+use super::session::Session;
+use crate::block::{BLOCK, BlockDevice, DeviceError};
+use crate::ids::Lba;
+use crate::reactor::protocol::Call;
+use crate::reactor::{Buffer, Failed, Outcome};
+
+/// How much is read or written at a time by what has no buffer of its own.
+const STEP: u32 = 64;
+/// PREEMPT AND ABORT waits so long for the commands that it aborts.
+const ABORT_WAIT: Duration = Duration::from_secs(10);
+const LOOK: Duration = Duration::from_millis(1);
+
+/// What comes of a command.
+pub enum Step {
+    /// Data for the initiator, at most so many bytes of it.
+    Data(Vec<u8>, u32),
+    /// It is done.
+    Good,
+    /// It is refused.
+    Refused(Refused),
+    /// The device is called. Where something is in the second part then, the
+    /// command is refused.
+    Call(Call, Option<Arc<OnceLock<Refused>>>),
+}
+
+impl From<Result<Vec<u8>, Sense>> for Step {
+    fn from(data: Result<Vec<u8>, Sense>) -> Self {
+        match data {
+            Ok(data) => Self::Data(data, u32::MAX),
+            Err(sense) => Self::Refused(sense.into()),
+        }
+    }
+}
+
+impl Step {
+    fn at_most(self, allocation: u32) -> Self {
+        match self {
+            Self::Data(data, _) => Self::Data(data, allocation),
+            other => other,
+        }
+    }
+}
+
+/// What comes of a command with its data, all of which is there. Plain reads
+/// and writes are the caller's.
+pub fn step(
+    session: &Arc<Session>,
+    command: &Command,
+    cdb: &[u8; 16],
+    data: Option<Buffer>,
+) -> Step {
+    let unit = Arc::clone(session.target().unit());
+    let list: &[u8] = data.as_deref().unwrap_or_default();
+    match *command {
+        Command::TestUnitReady | Command::StartUnit | Command::PreFetch { .. } => Step::Good,
+        Command::RequestSense {
+            descriptor,
+            allocation,
+        } => {
+            let sense = session.take_attention().unwrap_or(Sense::NONE);
+            let (bytes, length) = sense.encode(descriptor);
+            Step::Data(bytes[..length].to_vec(), allocation)
+        }
+        Command::Inquiry { page, allocation } => {
+            Step::from(inquiry::inquiry(unit.identity(), page)).at_most(allocation)
+        }
+        Command::ReadCapacity10 => Step::from(Ok(inquiry::capacity_10(unit.blocks()))),
+        Command::ReadCapacity16 { allocation } => {
+            Step::Data(inquiry::capacity_16(unit.blocks()), allocation)
+        }
+        Command::ReportLuns { select, allocation } => Step::Data(inquiry::luns(select), allocation),
+        Command::ReportSupportedOpcodes { allocation } => {
+            Step::from(opcodes::report(cdb)).at_most(allocation)
+        }
+        Command::ModeSense {
+            ten,
+            no_descriptor,
+            long_lba,
+            control,
+            page,
+            subpage,
+            allocation,
+        } => {
+            let asked = mode::Asked {
+                ten,
+                no_descriptor,
+                long_lba,
+                control,
+                page,
+                subpage,
+            };
+            let (settings, read_only) = (unit.settings(), unit.read_only());
+            let data = mode::sense(&asked, settings, read_only, unit.blocks());
+            Step::from(data).at_most(allocation)
+        }
+        Command::ModeSelect { ten, .. } => match mode::select(list, ten, unit.settings()) {
+            Err(sense) => Step::Refused(sense.into()),
+            Ok(settings) => {
+                let by = Arc::clone(session);
+                call(session, data, move |device, _| {
+                    if !settings.write_cache {
+                        device.flush()?;
+                    }
+                    by.target().unit().change(settings, &by);
+                    Ok(())
+                })
+            }
+        },
+        Command::Reserve if unit.reservations.reserve(session) => Step::Good,
+        Command::Release if unit.reservations.release(session) => Step::Good,
+        Command::Reserve | Command::Release => Step::Refused(Refused::Conflict),
+        Command::PersistentReserveIn { action, allocation } => {
+            let (state, kept) = (unit.reservations.state(), unit.reservations.persistent());
+            Step::Data(reservation_report::report(&state, action, kept), allocation)
+        }
+        Command::PersistentReserveOut {
+            action,
+            scope,
+            kind,
+            ..
+        } => {
+            let kept = unit.reservations.persistent();
+            match Order::decode(action, scope, kind, list, kept) {
+                Ok(order) => carry_out(session, order, data),
+                Err(sense) => Step::Refused(sense.into()),
+            }
+        }
+        Command::Unmap { .. } => match unmap::ranges(list, unit.blocks()) {
+            Ok(ranges) => call(session, data, move |device, _| {
+                unit.beside(|| {
+                    let mut all = ranges.iter();
+                    all.try_for_each(|range| device.deallocate(range.lba, range.blocks.into()))
+                })?;
+                durable(device, &unit)
+            }),
+            Err(sense) => Step::Refused(sense.into()),
+        },
+        Command::WriteSame {
+            range,
+            unmap,
+            no_data,
+        } => call(session, data, move |device, data| {
+            let block = if no_data { &[][..] } else { data };
+            unit.beside(|| write_same(device, range, block, unmap))?;
+            durable(device, &unit)
+        }),
+        Command::CompareAndWrite { range, fua } => call(session, data, move |device, data| {
+            let fua = fua || !unit.settings().write_cache;
+            unit.alone(|| {
+                let (compare, write) = data.split_at(data.len() / 2);
+                differs(device, range.lba, compare)?;
+                device.write(range.lba, write, fua).map_err(Failed::from)
+            })
+        }),
+        Command::Verify { range, compare } => call(session, data, move |device, data| {
+            if compare {
+                differs(device, range.lba, data)
+            } else {
+                readable(device, range)
+            }
+        }),
+        Command::WriteAndVerify { range, compare } => call(session, data, move |device, data| {
+            unit.beside(|| device.write(range.lba, data, true))?;
+            if compare {
+                differs(device, range.lba, data)
+            } else {
+                readable(device, range)
+            }
+        }),
+        Command::SynchronizeCache => call(session, data, |device, _| Ok(device.flush()?)),
+        Command::Read { range, .. } => {
+            call(session, data, move |device, _| readable(device, range))
+        }
+        Command::Write { range, fua } => call(session, data, move |device, data| {
+            Ok(unit.beside(|| device.write(range.lba, data, fua))?)
+        }),
+    }
+}
+
+/// A read that must come from the medium: what a cache holds is written before.
+pub fn read_durable(session: &Arc<Session>, lba: Lba, mut buffer: Buffer) -> Call {
+    let calling = session.call();
+    Box::new(move |device| {
+        let _calling = calling;
+        let result = device.flush().and_then(|()| device.read(lba, &mut buffer));
+        Outcome::new(Some(buffer), result)
+    })
+}
+
+/// A call that is given the command's data, and gives its buffer back.
+fn call(
+    session: &Arc<Session>,
+    data: Option<Buffer>,
+    act: impl FnOnce(&dyn BlockDevice, &[u8]) -> Result<(), Failed> + Send + 'static,
+) -> Step {
+    let calling = session.call();
+    let call: Call = Box::new(move |device| {
+        let _calling = calling;
+        let result = act(device, data.as_deref().unwrap_or_default());
+        Outcome {
+            buffer: data,
+            result,
+        }
+    });
+    Step::Call(call, None)
+}
+
+fn carry_out(session: &Arc<Session>, order: Order, data: Option<Buffer>) -> Step {
+    let verdict = Arc::new(OnceLock::new());
+    let (said, by) = (Arc::clone(&verdict), Arc::clone(session));
+    let step = call(session, data, move |_, _| {
+        let unit = by.target().unit();
+        let effects = match unit.reservations.order(&by, &order) {
+            Ok(effects) => effects,
+            Err(Failure::NotKept(why)) => return Err(Failed::Other(why)),
+            Err(Failure::Refused(refused)) => {
+                said.get_or_init(|| refused);
+                return Ok(());
+            }
+        };
+        let sessions = unit.sessions();
+        let of = |nexus| sessions.iter().filter(move |one| one.nexus() == nexus);
+        for (nexus, sense) in &effects.attentions {
+            of(nexus).for_each(|session| session.attention(*sense));
+        }
+        let mut waits = Vec::new();
+        for session in effects.aborts.iter().flat_map(of) {
+            session.attention(Sense::COMMANDS_CLEARED);
+            waits.push((session, session.ask_abort()));
+        }
+        let deadline = Instant::now() + ABORT_WAIT;
+        while !waits
+            .iter()
+            .all(|(session, asked)| session.has_aborted(*asked))
+        {
+            if Instant::now() > deadline {
+                let why = "commands that were to be aborted have not settled";
+                return Err(Failed::Other(why.to_owned()));
+            }
+            std::thread::sleep(LOOK);
+        }
+        Ok(())
+    });
+    match step {
+        Step::Call(call, _) => Step::Call(call, Some(verdict)),
+        other => other,
+    }
+}
+
+/// Without a write cache, what is done is durable when it is answered.
+fn durable(device: &dyn BlockDevice, unit: &super::unit::Unit) -> Result<(), Failed> {
+    if !unit.settings().write_cache {
+        device.flush()?;
+    }
+    Ok(())
+}
+
+fn write_same(
+    device: &dyn BlockDevice,
+    range: Range,
+    block: &[u8],
+    unmap: bool,
+) -> Result<(), DeviceError> {
+    if block.iter().all(|byte| *byte == 0) {
+        return device.write_zeroes(range.lba, range.blocks.into(), unmap);
+    }
+    let mut buffer = Buffer::zeroed(block.len() * range.blocks.min(STEP) as usize);
+    for copy in buffer.chunks_mut(block.len()) {
+        copy.copy_from_slice(block);
+    }
+    in_steps(range, |lba, blocks| {
+        device.write(lba, &buffer[..length(blocks)], false)
+    })
+}
+
+fn readable(device: &dyn BlockDevice, range: Range) -> Result<(), Failed> {
+    let mut buffer = Buffer::zeroed(length(range.blocks.min(STEP)));
+    let read = in_steps(range, |lba, blocks| {
+        device.read(lba, &mut buffer[..length(blocks)])
+    });
+    Ok(read?)
+}
+
+/// Whether what is stored from `lba` on is this; if not, where it differs.
+fn differs(device: &dyn BlockDevice, lba: Lba, data: &[u8]) -> Result<(), Failed> {
+    let mut stored = Buffer::zeroed(data.len());
+    if !data.is_empty() {
+        device.read(lba, &mut stored)?;
+    }
+    let mut pairs = data.iter().zip(stored.iter());
+    match pairs.position(|(wanted, stored)| wanted != stored) {
+        None => Ok(()),
+        Some(at) => Err(Failed::Miscompare { at: at as u64 }),
+    }
+}
+
+fn in_steps(
+    range: Range,
+    mut act: impl FnMut(Lba, u32) -> Result<(), DeviceError>,
+) -> Result<(), DeviceError> {
+    let mut done = 0;
+    while done < range.blocks {
+        let some = (range.blocks - done).min(STEP);
+        act(Lba(range.lba.0 + u64::from(done)), some)?;
+        done += some;
+    }
+    Ok(())
+}
+
+fn length(blocks: u32) -> usize {
+    blocks as usize * BLOCK as usize
+}

@@ -1,0 +1,212 @@
+//! A session: one initiator port's use of a target, as others see it. It has
+//! one connection, which moves its bytes; what other sessions and the export
+//! have to say to it is left here for that connection to find.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::scsi::sense::Sense;
+use super::target::Target;
+use crate::block::gate::Gate;
+use crate::reactor::Waker;
+
+/// Unit attentions that wait to be told, at most; the oldest are told first,
+/// and each kind once.
+const ATTENTIONS: usize = 16;
+
+/// An initiator port: the initiator's name and its part of the session's id
+/// (RFC 7143, 3.4).
+#[derive(Debug, Clone, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+pub struct Nexus {
+    /// The initiator's name.
+    pub initiator: String,
+    /// Its part of the session's id.
+    pub isid: [u8; 6],
+}
+
+/// A session of an initiator with a target.
+pub struct Session {
+    tsih: u16,
+    nexus: Nexus,
+    target: Arc<Target>,
+    /// Every command of the session is inside it until it has settled.
+    gate: Arc<Gate>,
+    waker: Waker,
+    attentions: Mutex<VecDeque<Sense>>,
+    /// Whether there are any, without the lock.
+    attentive: AtomicBool,
+    /// Whether the unit's size has changed, and the initiator is to be told.
+    resized: AtomicBool,
+    /// How often all of its tasks were to be aborted, …
+    aborts_asked: AtomicU64,
+    /// … and how many of those have come about.
+    aborts_done: AtomicU64,
+    plain_writes: AtomicU64,
+    /// Calls inside the gate: they wait for plain writes, never the other way.
+    calls: AtomicU64,
+    knows_the_end: AtomicBool,
+}
+
+/// A call inside a session's gate.
+pub struct Calling(Arc<Session>);
+
+impl Drop for Calling {
+    fn drop(&mut self) {
+        self.0.calls.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+impl Session {
+    pub(super) fn new(tsih: u16, nexus: Nexus, target: Arc<Target>, waker: Waker) -> Arc<Self> {
+        Arc::new(Self {
+            tsih,
+            nexus,
+            target,
+            gate: Gate::new(),
+            waker,
+            attentions: Mutex::default(),
+            attentive: AtomicBool::new(false),
+            resized: AtomicBool::new(false),
+            aborts_asked: AtomicU64::new(0),
+            aborts_done: AtomicU64::new(0),
+            plain_writes: AtomicU64::new(0),
+            calls: AtomicU64::new(0),
+            knows_the_end: AtomicBool::new(false),
+        })
+    }
+
+    /// The target's part of the session's id; never 0.
+    pub fn tsih(&self) -> u16 {
+        self.tsih
+    }
+
+    /// The initiator port.
+    pub fn nexus(&self) -> &Nexus {
+        &self.nexus
+    }
+
+    /// The target.
+    pub fn target(&self) -> &Arc<Target> {
+        &self.target
+    }
+
+    /// The session's own gate: closed when it has ended.
+    pub fn gate(&self) -> &Arc<Gate> {
+        &self.gate
+    }
+
+    /// Ends it: nothing of it begins any more, and its connection closes.
+    pub fn end(&self) {
+        self.gate.close();
+        self.waker.wake();
+    }
+
+    /// Whether it has ended. Commands may be inside still.
+    pub fn has_ended(&self) -> bool {
+        self.gate.is_closed()
+    }
+
+    /// Has its connection look at what is new.
+    pub fn wake(&self) {
+        self.waker.wake();
+    }
+
+    /// Raises a unit attention, unless the same one waits already.
+    pub fn attention(&self, sense: Sense) {
+        let mut attentions = self.attentions();
+        if attentions.len() < ATTENTIONS && !attentions.contains(&sense) {
+            attentions.push_back(sense);
+        }
+        self.attentive.store(true, Ordering::Release);
+    }
+
+    /// The unit attention to be told next. It is told once.
+    pub fn take_attention(&self) -> Option<Sense> {
+        if !self.attentive.load(Ordering::Acquire) {
+            return None;
+        }
+        let mut attentions = self.attentions();
+        let sense = attentions.pop_front();
+        self.attentive
+            .store(!attentions.is_empty(), Ordering::Release);
+        sense
+    }
+
+    fn attentions(&self) -> MutexGuard<'_, VecDeque<Sense>> {
+        self.attentions
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The unit's size has changed: a unit attention, and an event for who
+    /// sends no commands.
+    pub fn announce_resize(&self) {
+        self.attention(Sense::CAPACITY_CHANGED);
+        self.resized.store(true, Ordering::Release);
+        self.waker.wake();
+    }
+
+    /// Whether an event about the size is to be sent. It is said once.
+    pub fn take_resized(&self) -> bool {
+        self.resized.swap(false, Ordering::AcqRel)
+    }
+
+    /// Asks for all of its tasks to be aborted without an answer. Returns what
+    /// [`Self::has_aborted`] is asked with.
+    pub fn ask_abort(&self) -> u64 {
+        let asked = self.aborts_asked.fetch_add(1, Ordering::AcqRel) + 1;
+        self.waker.wake();
+        asked
+    }
+
+    /// How many aborts were asked for.
+    pub fn aborts_asked(&self) -> u64 {
+        self.aborts_asked.load(Ordering::Acquire)
+    }
+
+    /// So many of the aborts that were asked for have come about: the tasks
+    /// are gone, and what they did to the device has settled.
+    pub fn aborted(&self, count: u64) {
+        self.aborts_done.fetch_max(count, Ordering::AcqRel);
+    }
+
+    /// Whether an abort has come about, by itself or with the session's end.
+    pub fn has_aborted(&self, asked: u64) -> bool {
+        self.aborts_done.load(Ordering::Acquire) >= asked
+            || self.has_ended() && self.gate.inside() == 0
+    }
+
+    /// A write that takes no lock begins; see [`Unit`](super::unit::Unit).
+    pub fn plain_write_begins(&self) {
+        self.plain_writes.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// It has settled.
+    pub fn plain_write_ends(&self) {
+        self.plain_writes.fetch_sub(1, Ordering::SeqCst);
+    }
+
+    /// Counts a call that is made inside the gate, until the returned value is dropped.
+    pub fn call(self: &Arc<Self>) -> Calling {
+        self.calls.fetch_add(1, Ordering::SeqCst);
+        Calling(Arc::clone(self))
+    }
+
+    /// Whether no plain write is under way. An ended session is not told when
+    /// its writes settle: there, nothing but calls may be inside.
+    pub fn writes_nothing(&self) -> bool {
+        let only_calls = || u64::from(self.gate.inside()) <= self.calls.load(Ordering::SeqCst);
+        self.plain_writes.load(Ordering::SeqCst) == 0 || self.has_ended() && only_calls()
+    }
+
+    /// The initiator was told that the export is gone.
+    pub fn note_end_known(&self) {
+        self.knows_the_end.store(true, Ordering::Release);
+    }
+
+    /// Whether the initiator was told that the export is gone.
+    pub fn knows_the_end(&self) -> bool {
+        self.has_ended() || self.knows_the_end.load(Ordering::Acquire)
+    }
+}
