@@ -1,9 +1,10 @@
-//! What the fuzz targets share: a device in memory, and an NVMe/TCP host that
-//! frames what the fuzzer gives it.
+//! What the fuzz targets share: a device in memory, and hosts that frame
+//! what the fuzzer gives them.
 //!
 //! A connection is driven by `drover::reactor::inline`, which runs the code
 //! that the data path's threads run, on this thread and without sockets.
 
+pub mod iscsi;
 pub mod nvme;
 
 use std::sync::{Mutex, PoisonError};
