@@ -16,6 +16,7 @@
 //! first is unsettled, and whatever the two gates keep out.
 
 pub mod admin;
+pub mod administer;
 pub mod auth;
 pub mod command;
 pub mod connect;
@@ -39,6 +40,8 @@ pub mod wire;
 
 #[cfg(test)]
 mod bench_for_tests;
+#[cfg(test)]
+mod connect_tests;
 #[cfg(test)]
 mod connection_tests;
 #[cfg(test)]
