@@ -264,6 +264,9 @@ impl Serving {
         let id = self.queue.shape().id;
         if id == 0 {
             self.controller.end();
+            if self.subsystem.discovery().is_some() {
+                self.subsystem.dissolve();
+            }
         } else if self.unproved.is_some() {
             self.controller.release_queue(id);
         }
