@@ -106,4 +106,5 @@ async fn say_farewell(subsystem: Arc<Subsystem>) {
         tokio::time::sleep(FAREWELL).await;
     }
     subsystem.disconnect();
+    subsystem.dissolve();
 }

@@ -2,8 +2,8 @@
 //! (NVM Express Base Specification 2.0, 8.13.5).
 //!
 //! ```text
-//!   idle ─ negotiate ─► chosen ─(job)─► challenge ─ sent ─► challenged
-//!    ▲                                                         │ reply, (job)
+//!   idle ─ negotiate ─► busy ─(job)───► challenge ─ sent ─► challenged
+//!    ▲                                                         │ reply, busy (job)
 //!    │          ┌─────────────────── wrong ────────────────────┤
 //!    │          ▼                                            right
 //!    ├──── failure1 to be sent                          success1 to be sent
@@ -70,6 +70,8 @@ pub struct Secrets {
 enum State {
     #[default]
     Idle,
+    /// A job is under way; a queue has one at a time, since they are not cheap.
+    Busy,
     Challenge(Box<Open>),
     Challenged(Box<Open>),
     /// To be sent; with the host's challenge answered in it, success2 follows.
@@ -152,15 +154,18 @@ impl Auth {
         if data.len() != length as usize {
             return Err(Status::DATA_SGL_LENGTH_INVALID);
         }
-        Ok(self.send(data))
+        self.send(data)
     }
 
     fn secrets(&self) -> Option<&Secrets> {
         self.controller.subsystem().secrets()
     }
 
-    fn send(&self, data: &[u8]) -> Reply {
+    fn send(&self, data: &[u8]) -> Result<Reply, Status> {
         let mut inner = self.inner();
+        if matches!(inner.state, State::Busy) {
+            return Err(Status::COMMAND_SEQUENCE_ERROR);
+        }
         let kind = (
             data.first().copied().unwrap_or(0xff),
             data.get(1).copied().unwrap_or(0xff),
@@ -182,10 +187,13 @@ impl Auth {
             }
             _ => Err(Why::Message),
         };
-        outcome.unwrap_or_else(|why| {
+        if matches!(outcome, Ok(Reply::Job(_))) {
+            inner.state = State::Busy;
+        }
+        Ok(outcome.unwrap_or_else(|why| {
             inner.fail(why);
             Reply::Done(0)
-        })
+        }))
     }
 
     /// Chooses a hash and a group; the challenge is made by a job.
@@ -224,7 +232,9 @@ impl Auth {
             let mut challenge = vec![0; hash.length()];
             let mut sequence = [0; 4];
             let random = getrandom::fill(&mut challenge).and(getrandom::fill(&mut sequence));
+            let mut inner = inner.lock().unwrap_or_else(PoisonError::into_inner);
             if random.is_err() || matches!(exchange, Some(None)) {
+                inner.state = State::Idle;
                 return Err(Status::INTERNAL_ERROR);
             }
             let open = Open {
@@ -237,7 +247,6 @@ impl Auth {
                 // Zero says "no challenge".
                 sequence: u32::from_le_bytes(sequence).max(1),
             };
-            let mut inner = inner.lock().unwrap_or_else(PoisonError::into_inner);
             inner.state = State::Challenge(Box::new(open));
             Ok(0)
         })))
@@ -284,11 +293,17 @@ impl Auth {
                     }
                 }
             };
-            if next.is_ok() && admin {
-                // Only now: who cannot prove itself ends nobody's association.
-                subsystem.install(&controller)?;
-            }
+            // Only now: who cannot prove itself ends nobody's association.
+            let installed = if next.is_ok() && admin {
+                subsystem.install(&controller)
+            } else {
+                Ok(())
+            };
             let mut inner = inner.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Err(status) = installed {
+                inner.state = State::Idle;
+                return Err(status);
+            }
             match next {
                 Ok(message) => inner.state = State::Success1 { message, mutual },
                 Err(why) => {
@@ -312,7 +327,7 @@ impl Auth {
                 (message, next)
             }
             State::Failure1(why) => (failure(inner.transaction, why), State::Idle),
-            other @ (State::Idle | State::Challenged(_) | State::Success2) => {
+            other @ (State::Idle | State::Busy | State::Challenged(_) | State::Success2) => {
                 inner.state = other;
                 return Err(Status::COMMAND_SEQUENCE_ERROR);
             }

@@ -229,3 +229,27 @@ fn messages_out_of_order_or_shape_fail() {
         "another security protocol"
     );
 }
+
+#[test]
+fn a_queue_has_one_job_at_a_time() {
+    let bench = bench(Hash::Sha256, Group::Ffdhe8192, false);
+    let mut wire = bench.open();
+    wire.agree(NONE);
+    assert_eq!(wire.connect(&bench.a, 0, 0xffff, 0).status, 0);
+    wire.inline.hold(true);
+    let message = negotiate(&[1], &[0, 5]);
+    let mut entry = command(0x7f, 1, message.len() as u32, [0; 3]);
+    entry[4] = SEND;
+    entry[41..44].copy_from_slice(&PROTOCOL);
+    entry[44..48].copy_from_slice(&(message.len() as u32).to_le_bytes());
+    let first = wire.send(entry, &message);
+    assert_eq!((wire.inline.held(), wire.answers.len()), (1, 0));
+    let again = wire.run(entry, &message).1;
+    assert_eq!((again.status, wire.inline.held()), (0x400c, 1));
+    assert_eq!(receive(&mut wire, 4096), Err(0x400c), "not ready");
+    wire.inline.hold(false);
+    wire.wait(Duration::ZERO);
+    let done = wire.answer().completion();
+    assert_eq!((done.command, done.status), (first, 0));
+    assert_eq!(receive(&mut wire, 4096).unwrap()[9], Group::Ffdhe8192 as u8);
+}

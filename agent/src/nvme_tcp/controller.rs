@@ -13,7 +13,7 @@
 //! until they have, no other association of the subsystem is admitted. It is
 //! never enabled again: a host connects anew.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
@@ -89,7 +89,7 @@ pub struct Controller {
     write_cache: AtomicBool,
     ended: AtomicBool,
     /// What wakes its connections.
-    wakers: Mutex<Vec<Waker>>,
+    wakers: Mutex<BTreeMap<u16, Waker>>,
     state: Mutex<State>,
 }
 
@@ -164,24 +164,24 @@ impl Controller {
             .unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
-    fn wakers(&self) -> MutexGuard<'_, Vec<Waker>> {
+    fn wakers(&self) -> MutexGuard<'_, BTreeMap<u16, Waker>> {
         // No code panics while it holds the lock.
         self.wakers
             .lock()
             .unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
-    /// Has `waker` used when something happens to the association. Each queue
-    /// is connected once, so there are few.
-    pub fn attach(&self, waker: Waker) {
-        self.wakers().push(waker.clone());
+    /// Has the waker of this queue's connection used when something happens to
+    /// the association.
+    pub fn attach(&self, queue: u16, waker: Waker) {
+        self.wakers().insert(queue, waker.clone());
         // It may have ended before.
         waker.wake();
     }
 
     /// Wakes all connections.
     pub fn wake(&self) {
-        for waker in self.wakers().iter() {
+        for waker in self.wakers().values() {
             waker.wake();
         }
     }

@@ -1,5 +1,6 @@
 //! What a host discovers, and how it is told of changes.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::bench_for_tests::*;
@@ -72,4 +73,21 @@ fn a_host_sees_what_is_its_own_and_hears_of_changes() {
         "it has no I/O queues"
     );
     assert_eq!(host.status(command(9, 0x5a, 0, [7, 0, 0])), 0x4002);
+}
+
+#[test]
+fn nothing_is_left_of_a_host_that_has_discovered() {
+    let bench = Bench::new();
+    let before = Arc::strong_count(&bench.discovery);
+    for _ in 0..3 {
+        let me = bench
+            .discovery
+            .subsystem(bench.a.host(), [127, 0, 0, 1].into());
+        let mut host = bench.open();
+        host.agree(NONE);
+        assert_eq!(host.connect(&me, 0, 0xffff, 0).status, 0);
+        assert_eq!(Arc::strong_count(&bench.discovery), before + 2);
+        host.inline.close();
+    }
+    assert_eq!(Arc::strong_count(&bench.discovery), before);
 }

@@ -310,6 +310,12 @@ impl Subsystem {
         }
     }
 
+    /// Forgets the association, which has ended and will have no successor: the
+    /// two hold each other.
+    pub fn dissolve(&self) {
+        self.association().current = None;
+    }
+
     /// Admits a new association, in place of the one there is, which ends.
     /// None: commands of that one are unsettled, so it is to be asked again.
     ///
