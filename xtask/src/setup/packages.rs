@@ -51,6 +51,9 @@ const PACKAGES: &[&str] = &[
     "restic",
     "prometheus",
     "sg3-utils",
+    "libiscsi-bin",
+    "qemu-utils",
+    "qemu-block-extra",
 ];
 
 /// The VM's newer kernel: one package a version, the newest is wanted.
