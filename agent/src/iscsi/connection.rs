@@ -150,22 +150,33 @@ impl Iscsi {
 
     /// Says what is wrong with a PDU. Returns the connection's end, unless it goes on.
     fn reject(&mut self, flaw: Flaw, header: &Header, link: &mut Link) -> Result<(), End> {
+        self.say_reject(flaw, header, link);
+        if flaw.survivable() && matches!(self.phase, Phase::Serving(_)) {
+            return Ok(());
+        }
+        Err(End::Protocol("malformed PDU"))
+    }
+
+    fn say_reject(&mut self, flaw: Flaw, header: &Header, link: &mut Link) {
         if self.shared.metrics.malformed(self.peer.ip(), flaw) {
             tracing::warn!(peer = %self.peer, reason = %flaw, "a PDU was rejected");
         }
         if let Phase::Serving(serving) = &mut self.phase {
             serving.say_reject(flaw, header, link);
-            if flaw.survivable() {
-                return Ok(());
-            }
         }
-        Err(End::Protocol("malformed PDU"))
     }
 
     fn refused(&mut self, refusal: Refusal, header: &Header, link: &mut Link) -> Result<(), End> {
         match refusal {
             Refusal::Flaw(flaw) => self.reject(flaw, header, link),
             Refusal::End(end) => Err(end),
+            Refusal::Task(flaw, slot) => {
+                self.say_reject(flaw, header, link);
+                match &mut self.phase {
+                    Phase::Serving(serving) => serving.give_up(slot, flaw, link),
+                    _ => Ok(()),
+                }
+            }
         }
     }
 

@@ -50,6 +50,8 @@ pub enum Into {
 pub enum Refusal {
     /// It is rejected.
     Flaw(Flaw),
+    /// It is rejected, and the command that it is for ends with it.
+    Task(Flaw, Slot),
     /// The connection ends.
     End(End),
 }

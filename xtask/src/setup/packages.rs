@@ -51,6 +51,9 @@ const PACKAGES: &[&str] = &[
     "restic",
     "prometheus",
     "sg3-utils",
+    "libiscsi-bin",
+    "qemu-utils",
+    "qemu-block-extra",
     // The iSCSI target that drover is measured beside.
     "tgt",
 ];
