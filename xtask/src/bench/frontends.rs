@@ -77,7 +77,8 @@ pub fn command(arguments: &Arguments) -> Result<ExitCode> {
             .collect();
         let memory = memory && medium == Medium::Memory;
         if !rows.is_empty() || memory {
-            bench.on(medium, &rows, memory)?;
+            let measured = bench.on(medium, &rows, memory);
+            bench.note(measured);
         }
     }
     if in_vm {
@@ -101,8 +102,12 @@ fn programs() -> Result<PathBuf> {
         "drover",
         "-p",
         "load",
-        "--bins",
-        "--examples",
+        "--bin",
+        "load",
+        "--example",
+        "nvme_target",
+        "--example",
+        "iscsi_target",
     ];
     build::cargo_step("build drover and the load generator (release)", &arguments)?;
     Ok(places::target()?.join("release"))
@@ -141,7 +146,10 @@ impl<'a> Bench<'a> {
         let backing = say::step(&format!("write the backing file ({medium:?})"), || {
             Backing::make(self.build, medium)
         })?;
-        let mut sides: BTreeSet<Side> = rows.iter().flat_map(|row| sides(row)).collect();
+        let mut sides: BTreeSet<Side> = rows
+            .iter()
+            .flat_map(|row| sides(row, self.arguments))
+            .collect();
         if memory {
             sides.extend([Side::DroverIscsi, Side::Tgt]);
         }
@@ -170,7 +178,7 @@ impl<'a> Bench<'a> {
     /// One row: every side in turn, as often as asked for.
     fn row(&mut self, row: &Row, servers: &BTreeMap<Side, Server>) -> Result<()> {
         let name = row.peers.first().map_or("", |(_, name)| name);
-        let present: Vec<Side> = sides(row)
+        let present: Vec<Side> = sides(row, self.arguments)
             .into_iter()
             .filter(|side| servers.contains_key(side))
             .collect();
@@ -267,10 +275,17 @@ impl<'a> Bench<'a> {
     }
 }
 
-/// All sides of a row, drover's first.
-fn sides(row: &Row) -> Vec<Side> {
-    let peers = row.peers.iter().map(|(side, _)| *side);
-    std::iter::once(row.drover).chain(peers).collect()
+/// The sides of a row that are to be measured, drover's first. The null target
+/// stands beside every one of them, whatever was asked for.
+fn sides(row: &Row, arguments: &Arguments) -> Vec<Side> {
+    let null = |side: Side| matches!(side, Side::NullIscsi | Side::NullNvme);
+    let wanted = row
+        .peers
+        .iter()
+        .filter(|(side, name)| null(*side) || arguments.wants(name));
+    std::iter::once(row.drover)
+        .chain(wanted.map(|(side, _)| *side))
+        .collect()
 }
 
 /// Medians of a side's latencies and processor time.

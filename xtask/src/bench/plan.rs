@@ -177,27 +177,42 @@ pub const ROWS: &[Row] = &[
     iscsi(
         load("mixed", 4 * KIB, 32, 1),
         Iops,
-        &[(Tgt, "iscsi_4k_qd32_mixed")],
+        &[
+            (Tgt, "iscsi_4k_qd32_mixed"),
+            (NullIscsi, "iscsi_4k_qd32_mixed_vs_null"),
+        ],
     ),
     iscsi(
         load("read", 4 * KIB, 128, 1),
         Iops,
-        &[(Tgt, "iscsi_4k_qd128_read")],
+        &[
+            (Tgt, "iscsi_4k_qd128_read"),
+            (NullIscsi, "iscsi_4k_qd128_read_vs_null"),
+        ],
     ),
     iscsi(
         load("mixed", 64 * KIB, 8, 1),
         MibPerSecond,
-        &[(Tgt, "iscsi_64k_qd8_mixed")],
+        &[
+            (Tgt, "iscsi_64k_qd8_mixed"),
+            (NullIscsi, "iscsi_64k_qd8_mixed_vs_null"),
+        ],
     ),
     iscsi(
         load("read", 1024 * KIB, 8, 1),
         MibPerSecond,
-        &[(Tgt, "iscsi_1m_qd8_read")],
+        &[
+            (Tgt, "iscsi_1m_qd8_read"),
+            (NullIscsi, "iscsi_1m_qd8_read_vs_null"),
+        ],
     ),
     iscsi(
         load("read", 4 * KIB, 32, 8),
         Iops,
-        &[(Tgt, "iscsi_4k_qd32_read_8_sessions")],
+        &[
+            (Tgt, "iscsi_4k_qd32_read_8_sessions"),
+            (NullIscsi, "iscsi_4k_qd32_read_8_sessions_vs_null"),
+        ],
     ),
     nvme(
         load("read", 4 * KIB, 1, 1),
@@ -242,7 +257,10 @@ pub const ROWS: &[Row] = &[
     nvme(
         load("read", 4 * KIB, 32, 8),
         Iops,
-        &[(Limit, "nvme_4k_qd32_read_8_queues_vs_limit")],
+        &[
+            (Limit, "nvme_4k_qd32_read_8_queues_vs_limit"),
+            (NullNvme, "nvme_4k_qd32_read_8_queues_vs_null"),
+        ],
     ),
     on_disk(iscsi(
         load("read", 4 * KIB, 32, 1),

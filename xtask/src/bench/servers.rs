@@ -1,6 +1,6 @@
 //! The targets under load, each a process on a loopback port of its own.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -68,10 +68,11 @@ impl Stand<'_> {
     /// When it does not listen in time; with the path of its log.
     pub fn start(&self, side: Side, medium: Medium, file: &Path) -> Result<Server> {
         let address = free_address()?;
-        let mut command = self.command(side, file, address)?;
+        let command = self.command(side, file, address)?;
         let log = self.logs.join(format!("{side:?}-{medium:?}.log"));
         let output = File::create(&log).with_context(|| format!("create {}", log.display()))?;
-        let child = command
+        let mut spawned = deadly(&command);
+        let child = spawned
             .stdin(Stdio::piped())
             .stdout(output.try_clone().context("duplicate a descriptor")?)
             .stderr(output)
@@ -112,9 +113,8 @@ impl Stand<'_> {
                 ]);
             }
             Side::Tgt => {
-                // Its control socket is numbered too: by the port, which is free.
                 command = Command::new("tgtd");
-                command.args(["-f", "-C", &address.port().to_string()]);
+                command.args(["-f", "-C", &control_port(address.port())]);
                 command.args(["--iscsi", &format!("portal={at}")]);
                 return Ok(command);
             }
@@ -155,11 +155,25 @@ impl Server {
     }
 }
 
+/// The command, killed when xtask is: tgtd takes no heed of Ctrl-C.
+fn deadly(command: &Command) -> Command {
+    let mut deadly = Command::new("setpriv");
+    deadly.args(["--pdeathsig", "KILL"]);
+    deadly.arg(command.get_program()).args(command.get_args());
+    deadly
+}
+
 /// A loopback port that nobody has. Another may take it before the target does;
 /// the target then says so and ends.
 fn free_address() -> Result<SocketAddr> {
     let listener = TcpListener::bind("127.0.0.1:0").context("find a free port")?;
     listener.local_addr().context("find a free port")
+}
+
+/// The number of tgtd's control socket, below 32768 as it demands; by the port,
+/// which is free, so that a tgtd of others is left alone.
+fn control_port(port: u16) -> String {
+    (port / 2).to_string()
 }
 
 /// Gives tgt its target and logical unit. On a disk it is told to do direct I/O
@@ -193,11 +207,28 @@ fn configure(port: u16, medium: Medium, file: &Path) -> Result<()> {
         let mut command = Command::new("tgtadm");
         command.env("PATH", places::path()?);
         command
-            .args(["-C", &port.to_string(), "--lld", "iscsi", "--mode"])
+            .args(["-C", &control_port(port), "--lld", "iscsi", "--mode"])
             .args(words);
         process::read(&mut command, ADMIN)?;
     }
     Ok(())
+}
+
+/// What the names of backing files begin with; their process's id follows.
+const PREFIX: &str = "drover-bench-";
+
+/// Removes the files of runs that were killed.
+fn remove_stale(folder: &Path) {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    for entry in entries {
+        let name = entry.file_name();
+        let id = name.to_str().and_then(|name| name.strip_prefix(PREFIX));
+        let id = id.and_then(|id| id.parse::<u32>().ok());
+        if id.is_some_and(|id| !Path::new(&format!("/proc/{id}")).exists()) {
+            // One that cannot be removed is in nobody's way.
+            let _ = fs::remove_file(entry.path());
+        }
+    }
 }
 
 /// A file whose blocks tell their places; it is removed when dropped.
@@ -219,7 +250,8 @@ impl Backing {
             Medium::Memory => "/dev/shm",
             Medium::Disk => "/var/tmp",
         };
-        let name = format!("drover-bench-{}", std::process::id());
+        remove_stale(Path::new(folder));
+        let name = format!("{PREFIX}{}", std::process::id());
         let backing = Self {
             path: Path::new(folder).join(name),
         };
@@ -241,6 +273,39 @@ impl Backing {
 impl Drop for Backing {
     fn drop(&mut self) {
         // It may never have come to be.
-        let _ = std::fs::remove_file(&self.path);
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_files_of_runs_that_are_gone_are_removed() {
+        let folder = std::env::temp_dir().join(format!("bench-stale-{}", std::process::id()));
+        fs::create_dir_all(&folder).unwrap();
+        // Linux gives no process an id beyond 2^22.
+        let (gone, alive) = (4_200_000, std::process::id());
+        for id in [gone, alive] {
+            fs::write(folder.join(format!("{PREFIX}{id}")), "").unwrap();
+        }
+        fs::write(folder.join("drover-bench-notes"), "").unwrap();
+        remove_stale(&folder);
+        let mut left: Vec<String> = fs::read_dir(&folder)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        left.sort();
+        fs::remove_dir_all(&folder).unwrap();
+        assert_eq!(
+            left,
+            [format!("{PREFIX}{alive}"), "drover-bench-notes".into()]
+        );
+    }
+
+    #[test]
+    fn control_ports_are_within_what_tgtd_takes() {
+        assert_eq!(control_port(u16::MAX), "32767");
     }
 }
