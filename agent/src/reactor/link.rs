@@ -49,6 +49,18 @@ pub struct Begun {
     pub passes: Passes,
 }
 
+impl Begun {
+    /// Whether it waits for nothing, so that no other thread need do it.
+    pub fn is_quick(&self) -> bool {
+        let quick = match &self.operation {
+            Operation::Read { .. } => true,
+            Operation::Write { fua, .. } => !fua,
+            Operation::Call(_) => false,
+        };
+        quick && self.device.in_memory()
+    }
+}
+
 /// What an operation holds until it has settled: passes of its gates.
 pub type Passes = [Option<Pass>; 2];
 
