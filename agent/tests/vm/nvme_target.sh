@@ -261,7 +261,7 @@ for queues in 1 4; do
     disconnect $one
 done
 again() {
-    local round
+    local round name
     for round in 1 2 3 4 5 6 7 8; do
         connect $one && within 20 have_disk $one && disconnect $one || { echo "round $round"; return 1; }
     done
@@ -312,6 +312,7 @@ end_target
 # 6. A host that must prove itself. Debian's 6.1 cannot.
 four=nqn.2026-01.io.drover:vm:4
 prove() { # HASH GROUP [the host's options]
+    local name # the disk's, not the check's
     serve $four 44444444-4444-4444-8444-444444444444 --secret "$secret" --controller-secret "$proof" --hash "$1" --group "$2"
     connect $four "${3:-dhchap_secret=$secret}" && within 30 have_disk $four &&
         dd if="$work/pattern" of="/dev/$(disk $four)" bs=4k count=1 oflag=direct status=none
