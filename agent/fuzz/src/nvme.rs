@@ -44,6 +44,8 @@ pub fn target() -> Arc<Target> {
         read_only: false,
         device: Arc::new(Memory::default()),
         reservations: Reservations::volatile(),
+        secrets: None,
+        discovery: None,
     });
     Arc::new(Target {
         directory: Arc::new(One(subsystem)),

@@ -14,8 +14,10 @@ use crate::block::gate::Pass;
 
 /// Bytes of received data that wait to be consumed, at most.
 pub const INPUT: usize = 64 << 10;
-/// Small pieces are gathered in blocks of this size.
-const GATHER: usize = 16 << 10;
+/// Small pieces are gathered in blocks of this size at least.
+const GATHER: usize = 1 << 10;
+/// Such blocks that are kept for the next pieces.
+const GATHERS: usize = 64;
 /// Bytes of buffers that one connection's commands may hold.
 const BUDGET: usize = 1 << 20;
 
@@ -121,7 +123,7 @@ pub struct Link {
     pub(super) spares: Spares,
     pub(super) now: Instant,
     budget: Arc<Budget>,
-    spare_gather: Option<Vec<u8>>,
+    spare_gathers: Vec<Vec<u8>>,
     waker: Waker,
 }
 
@@ -166,7 +168,7 @@ impl Link {
             spares: Spares::default(),
             now,
             budget: Budget::new(BUDGET),
-            spare_gather: None,
+            spare_gathers: Vec::new(),
             waker,
         }
     }
@@ -217,7 +219,7 @@ impl Link {
             last.extend_from_slice(bytes);
             return;
         }
-        let mut chunk = self.spare_gather.take().unwrap_or_default();
+        let mut chunk = self.spare_gathers.pop().unwrap_or_default();
         chunk.clear();
         chunk.reserve(GATHER.max(bytes.len()));
         chunk.extend_from_slice(bytes);
@@ -240,7 +242,10 @@ impl Link {
     /// What was sent has gone out: its memory is free.
     pub(super) fn sent(&mut self, chunk: Chunk) {
         match chunk {
-            Chunk::Gathered(bytes) => self.spare_gather = Some(bytes),
+            Chunk::Gathered(bytes) if self.spare_gathers.len() < GATHERS => {
+                self.spare_gathers.push(bytes);
+            }
+            Chunk::Gathered(_) => {}
             Chunk::Data(buffer, _) => self.recycle(buffer),
         }
     }
