@@ -123,7 +123,10 @@ fn run(program: &str, words: &[&str]) -> String {
     let output = command.output().expect("QEMU's tools are installed");
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
     let wrong = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{program} {words:?}: {said}{wrong}");
+    assert!(
+        output.status.success(),
+        "{program} {words:?}: {said}{wrong}"
+    );
     said
 }
 
@@ -145,12 +148,17 @@ fn an_image_is_copied_in_and_compared() {
         let convert = ["convert", "-n", "-f", "raw", "--target-image-opts", image];
         run("qemu-img", &[&convert[..], &[&options]].concat());
         let drained = fs::read(served.path("volume")).unwrap();
-        assert!(drained == fs::read(image).unwrap(), "the file has the image");
+        assert!(
+            drained == fs::read(image).unwrap(),
+            "the file has the image"
+        );
         let info = run("qemu-img", &["info", "--image-opts", &options]);
         assert!(info.contains("16 MiB"), "{info}");
     }
 }
 
+// Reads of 32 KiB and more of what is not known to be allocated abort QEMU 7.2,
+// if blocks are longer than 512 bytes: it asks for the status of 2 GiB - 512.
 #[test]
 fn writes_zeroes_discards_and_flushes_are_seen() {
     let served = Served::new(None);
@@ -168,13 +176,13 @@ fn writes_zeroes_discards_and_flushes_are_seen() {
             "-c",
             "flush",
             "-c",
-            "read -P 0xab 0 64k",
+            "read -P 0xab 0 16k",
             "-c",
-            "read -P 0 64k 64k",
+            "read -P 0 112k 16k",
             "-c",
-            "read -P 0 1M 128k",
+            "read -P 0 1M 16k",
             "-c",
-            "read -P 0xab 1179648 64k",
+            "read -P 0xab 1152k 16k",
             "-c",
             "write -f -P 0xcd 3M 4k",
             "-c",
@@ -184,7 +192,10 @@ fn writes_zeroes_discards_and_flushes_are_seen() {
     );
     assert!(!said.contains("failed"), "{said}");
     let stored = fs::read(served.path("volume")).unwrap();
-    assert_eq!([stored[0], stored[64 << 10], stored[3 << 20]], [0xab, 0, 0xcd]);
+    assert_eq!(
+        [stored[0], stored[64 << 10], stored[3 << 20]],
+        [0xab, 0, 0xcd]
+    );
     assert!(served.target.unit().last_write().is_some());
 }
 
@@ -193,7 +204,12 @@ fn a_wrong_secret_is_refused() {
     let served = Served::new(None);
     let options = served.options("none");
     let output = Command::new("qemu-img")
-        .args(["info", "--object", "secret,id=chap,data=another", "--image-opts"])
+        .args([
+            "info",
+            "--object",
+            "secret,id=chap,data=another",
+            "--image-opts",
+        ])
         .arg(options)
         .output()
         .expect("QEMU's tools are installed");

@@ -137,7 +137,11 @@ impl Initiator {
             let length = Header::new(header).word(4) as usize & 0xff_ffff;
             let padded = length.next_multiple_of(4);
             let head = BHS + if self.digests.header { 4 } else { 0 };
-            let tail = if self.digests.data && length > 0 { 4 } else { 0 };
+            let tail = if self.digests.data && length > 0 {
+                4
+            } else {
+                0
+            };
             if self.rest.len() < head + padded + tail {
                 break;
             }
@@ -296,14 +300,21 @@ fn a_long_read_ends_its_bursts() {
 fn data_is_asked_for_where_it_may_not_come_by_itself() {
     let mut one = Initiator::new(SUPPRESSED);
     let asked = only(one.write(0, 2, &[]));
-    assert_eq!((asked.opcode(), asked.word(40), asked.word(44)), (0x31, 0, 8192));
+    assert_eq!(
+        (asked.opcode(), asked.word(40), asked.word(44)),
+        (0x31, 0, 8192)
+    );
     let transfer = asked.word(20);
     assert!(one.data_out(false, transfer, 0, 0, &[1; 5000]).is_empty());
     let end = only(one.data_out(true, transfer, 1, 5000, &[2; 3192]));
     assert_eq!((end.status(), end.word(36)), (0, 1), "one R2T");
     assert_eq!((one.stored(4999), one.stored(5000)), (1, 2));
     let early = one.write(0, 1, &[1; BLOCK_LENGTH]);
-    assert_eq!((early[0].opcode(), early[0].header[2]), (0x3f, 4), "rejected");
+    assert_eq!(
+        (early[0].opcode(), early[0].header[2]),
+        (0x3f, 4),
+        "rejected"
+    );
     assert!(one.line.end().is_some());
 }
 
@@ -452,7 +463,10 @@ fn an_abort_ends_a_command_without_an_answer() {
     let tag = one.tag;
     let end = only(one.manage(1, tag));
     assert_eq!((end.opcode(), end.header[2]), (0x22, 0));
-    assert!(one.data_out(true, 0, 0, 0, &[1; 4096]).is_empty(), "read over");
+    assert!(
+        one.data_out(true, 0, 0, 0, &[1; 4096]).is_empty(),
+        "read over"
+    );
     assert_eq!(only(one.manage(1, tag)).header[2], 1, "no such task");
     assert_eq!(only(one.ready()).status(), 0);
 }
@@ -598,7 +612,11 @@ fn a_logout_is_answered_and_ends_the_session() {
 #[test]
 fn growth_is_announced() {
     let mut one = Initiator::new(OPEN);
-    one.device.bytes.lock().unwrap().resize(2048 * BLOCK_LENGTH, 0);
+    one.device
+        .bytes
+        .lock()
+        .unwrap()
+        .resize(2048 * BLOCK_LENGTH, 0);
     one.target.unit().announce_resize();
     let event = only(one.nudge());
     assert_eq!((event.opcode(), event.header[36]), (0x32, 0));
@@ -663,7 +681,11 @@ fn a_lun_with_nothing_behind_it_answers_what_it_must() {
 
 #[test]
 fn a_wrong_digest_ends_the_connection() {
-    let keys = [OPEN, &[("DataDigest", "CRC32C"), ("HeaderDigest", "CRC32C")]].concat();
+    let keys = [
+        OPEN,
+        &[("DataDigest", "CRC32C"), ("HeaderDigest", "CRC32C")],
+    ]
+    .concat();
     for at in [20, BHS + 4 + 100] {
         let mut one = Initiator::new(&keys);
         let header = one.command(0xa0, 4096, &write_cdb(0, 1));

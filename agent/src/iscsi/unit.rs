@@ -213,7 +213,11 @@ impl Claim {
     pub fn alone<T>(&self, act: impl FnOnce() -> T) -> T {
         let unit = &self.0;
         let _locked = unit.writing.write().unwrap_or_else(PoisonError::into_inner);
-        while !unit.sessions().iter().all(|session| session.writes_nothing()) {
+        while !unit
+            .sessions()
+            .iter()
+            .all(|session| session.writes_nothing())
+        {
             std::thread::sleep(LOOK);
         }
         act()

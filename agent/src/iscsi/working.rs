@@ -131,9 +131,9 @@ impl Serving {
             };
             if !matches!(failed, Failed::Miscompare { .. }) {
                 tracing::warn!(
-                target = self.session.as_ref().map(|session| session.target().name()),
-                command = task.kind.name(), %failed, "a command failed"
-            );
+                    target = self.session.as_ref().map(|session| session.target().name()),
+                    command = task.kind.name(), %failed, "a command failed"
+                );
             }
             let sense = sense_of(failed, task.command.writes());
             outcome

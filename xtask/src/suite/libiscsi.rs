@@ -142,7 +142,9 @@ impl Target {
         for initiator in INITIATORS {
             command.args(["--initiator", initiator]);
         }
-        command.arg("--reservations").arg(scratch.join("reservations"));
+        command
+            .arg("--reservations")
+            .arg(scratch.join("reservations"));
         let child = command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -191,7 +193,9 @@ impl Report {
                 report.skips.push(skip.trim().to_owned());
             }
             if line.starts_with("Suite ") && line.ends_with("had failures:") {
-                report.failures.push(line.trim_end_matches(" had failures:").to_owned());
+                report
+                    .failures
+                    .push(line.trim_end_matches(" had failures:").to_owned());
             }
             // "  tests    230    230    230      0        0"
             let words: Vec<&str> = line.split_whitespace().collect();

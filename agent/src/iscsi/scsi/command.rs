@@ -250,9 +250,7 @@ impl Command {
     pub fn in_parts(&self) -> bool {
         matches!(
             self,
-            Self::Write { .. }
-                | Self::WriteAndVerify { .. }
-                | Self::Verify { compare: true, .. }
+            Self::Write { .. } | Self::WriteAndVerify { .. } | Self::Verify { compare: true, .. }
         )
     }
 
