@@ -157,6 +157,8 @@ fn an_image_is_copied_in_and_compared() {
     }
 }
 
+// Reads of 32 KiB and more of what is not known to be allocated abort QEMU 7.2,
+// if blocks are longer than 512 bytes: it asks for the status of 2 GiB - 512.
 #[test]
 fn writes_zeroes_discards_and_flushes_are_seen() {
     let served = Served::new(None);
@@ -174,13 +176,13 @@ fn writes_zeroes_discards_and_flushes_are_seen() {
             "-c",
             "flush",
             "-c",
-            "read -P 0xab 0 64k",
+            "read -P 0xab 0 16k",
             "-c",
-            "read -P 0 64k 64k",
+            "read -P 0 112k 16k",
             "-c",
-            "read -P 0 1M 128k",
+            "read -P 0 1M 16k",
             "-c",
-            "read -P 0xab 1179648 64k",
+            "read -P 0xab 1152k 16k",
             "-c",
             "write -f -P 0xcd 3M 4k",
             "-c",

@@ -106,6 +106,8 @@ struct Admitting {
     agreed: Agreed,
     voice: Voice,
     until: Instant,
+    /// When to look again.
+    look: Instant,
 }
 
 /// A PDU whose data is being received.
@@ -336,6 +338,7 @@ impl Iscsi {
             agreed,
             voice: *voice,
             until: link.now() + TAKEOVER_WAIT,
+            look: link.now(),
         };
         self.phase = Phase::Admitting(Box::new(admitting));
         self.admit(link)
@@ -353,7 +356,10 @@ impl Iscsi {
         };
         let session = match admitted {
             Ok(session) => session,
-            Err(target::Refusal::Busy) if link.now() < admitting.until => return Ok(()),
+            Err(target::Refusal::Busy) if link.now() < admitting.until => {
+                admitting.look = link.now() + LOOK;
+                return Ok(());
+            }
             Err(refusal) => {
                 let status = match refusal {
                     target::Refusal::Busy => Status::UNAVAILABLE,
@@ -463,7 +469,7 @@ impl Protocol for Iscsi {
             // At once, to tell the place what to wake.
             _ if !self.placed => Some(self.until - self.shared.handshake),
             Phase::Login(..) => Some(self.until),
-            Phase::Admitting(_) => Some(self.until.min(Instant::now() + LOOK)),
+            Phase::Admitting(admitting) => Some(self.until.min(admitting.look)),
             Phase::Serving(serving) => serving.deadline(),
             Phase::Ended => None,
         }
