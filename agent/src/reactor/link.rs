@@ -18,6 +18,9 @@ pub const INPUT: usize = 64 << 10;
 const GATHER: usize = 1 << 10;
 /// Such blocks that are kept for the next pieces.
 const GATHERS: usize = 64;
+/// Beyond so many bytes that wait to be sent, nothing more is received: a peer
+/// that asks and does not take would have memory grow without end.
+const BACKLOG: usize = 2 << 20;
 /// Bytes of buffers that one connection's commands may hold.
 const BUDGET: usize = 1 << 20;
 
@@ -119,6 +122,8 @@ pub struct Link {
     pub(super) fill: Option<Fill>,
     pub(super) output: VecDeque<Chunk>,
     pub(super) begun: VecDeque<Begun>,
+    /// Bytes of the output, as they were put into it.
+    queued: usize,
     pub(super) starved: bool,
     pub(super) spares: Spares,
     pub(super) now: Instant,
@@ -164,6 +169,7 @@ impl Link {
             fill: None,
             output: VecDeque::new(),
             begun: VecDeque::new(),
+            queued: 0,
             starved: false,
             spares: Spares::default(),
             now,
@@ -213,6 +219,7 @@ impl Link {
 
     /// Sends bytes, behind all that was sent before.
     pub fn send(&mut self, bytes: &[u8]) {
+        self.queued += bytes.len();
         if let Some(Chunk::Gathered(last)) = self.output.back_mut()
             && last.len() + bytes.len() <= last.capacity()
         {
@@ -228,6 +235,7 @@ impl Link {
 
     /// Sends a part of a buffer, behind all that was sent before.
     pub fn send_buffer(&mut self, buffer: Buffer, part: Range<usize>) {
+        self.queued += part.len();
         self.output.push_back(Chunk::Data(buffer, part));
     }
 
@@ -239,8 +247,14 @@ impl Link {
         fed
     }
 
+    /// Whether the peer has so much to take that nothing more is received.
+    pub(super) fn is_clogged(&self) -> bool {
+        self.queued > BACKLOG
+    }
+
     /// What was sent has gone out: its memory is free.
     pub(super) fn sent(&mut self, chunk: Chunk) {
+        self.queued -= chunk.bytes().len();
         match chunk {
             Chunk::Gathered(bytes) if self.spare_gathers.len() < GATHERS => {
                 self.spare_gathers.push(bytes);
