@@ -17,6 +17,9 @@ use drover::block::BlockDevice;
 use drover::block::file::FileDevice;
 use drover::export::{ExportSpec, Exports};
 use drover::ids::{Bytes, Epoch, VolumeId};
+use drover::nvme_tcp::auth::Secrets;
+use drover::nvme_tcp::dhchap::{Group, Hash, Secret};
+use drover::nvme_tcp::reserve::{Keeper, Reservations};
 use drover::reactor::{Engine, Reactors, Settings};
 use uuid::Uuid;
 
@@ -49,9 +52,52 @@ struct Arguments {
     /// What they use, io-uring or threads; io_uring where the kernel allows it unless given.
     #[arg(long)]
     engine: Option<Engine>,
+    /// Where to listen for discovery as well.
+    #[arg(long)]
+    discovery: Option<SocketAddr>,
+    /// The file that keeps reservations.
+    #[arg(long)]
+    reservations: Option<PathBuf>,
+    /// The host's DH-HMAC-CHAP secret.
+    #[arg(long)]
+    secret: Option<Secret>,
+    /// The controller's, for hosts that want it proved.
+    #[arg(long)]
+    controller_secret: Option<Secret>,
+    /// The preferred hash, by its number in the specification.
+    #[arg(long, default_value_t = 1)]
+    hash: u8,
+    /// The preferred Diffie-Hellman group, by its number in the specification.
+    #[arg(long, default_value_t = 0)]
+    group: u8,
     /// An identity that was closed before; may be repeated.
     #[arg(long)]
     closed: Vec<String>,
+}
+
+/// Keeps reservations in a file.
+struct InFile(PathBuf);
+
+impl Keeper for InFile {
+    fn keep(&self, record: &[u8]) -> Result<(), String> {
+        let new = self.0.with_extension("new");
+        std::fs::write(&new, record)
+            .and_then(|()| std::fs::File::open(&new)?.sync_all())
+            .and_then(|()| std::fs::rename(&new, &self.0))
+            .map_err(|error| format!("write {}: {error}", self.0.display()))
+    }
+}
+
+fn secrets(arguments: &Arguments) -> anyhow::Result<Option<Secrets>> {
+    let Some(host) = arguments.secret.clone() else {
+        return Ok(None);
+    };
+    Ok(Some(Secrets {
+        host,
+        controller: arguments.controller_secret.clone(),
+        hash: Hash::of(arguments.hash).context("no such hash")?,
+        group: Group::of(arguments.group).context("no such group")?,
+    }))
 }
 
 #[tokio::main]
@@ -84,14 +130,28 @@ async fn main() -> anyhow::Result<()> {
         chap: None,
         subsystem: arguments.subsystem.clone(),
         namespace: arguments.namespace,
-        host: HostIdentity::of(arguments.host, arguments.host_id),
+        host: HostIdentity::of(arguments.host.clone(), arguments.host_id),
         read_only: arguments.read_only,
+        secret: secrets(&arguments)?,
     };
     if !arguments.closed.contains(&arguments.subsystem) {
-        exports.open(spec, Arc::clone(&device) as Arc<dyn BlockDevice>);
+        let served = Arc::clone(&device) as Arc<dyn BlockDevice>;
+        match &arguments.reservations {
+            Some(path) => {
+                let kept = std::fs::read(path).ok();
+                let keeper = Box::new(InFile(path.clone()));
+                let reservations = Reservations::kept(keeper, kept.as_deref())?;
+                exports.open_with(spec, served, reservations);
+            }
+            None => exports.open(spec, served),
+        }
     }
     let listener = tokio::net::TcpListener::bind(arguments.listen).await?;
     let (stop, stopped) = tokio::sync::watch::channel(false);
+    if let Some(address) = arguments.discovery {
+        let listener = tokio::net::TcpListener::bind(address).await?;
+        tokio::spawn(Arc::clone(&exports).serve_discovery(listener, stopped.clone()));
+    }
     let serving = tokio::spawn(Arc::clone(&exports).serve(listener, stopped));
     println!("serving {size}");
 

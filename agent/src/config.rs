@@ -128,10 +128,10 @@ pub struct Options {
     /// The iSCSI target's address as other nodes reach it [default: iscsi-address]
     #[arg(long, env = "DROVER_ISCSI_ADVERTISE", value_name = "ADDRESS")]
     pub iscsi_advertise: Option<SocketAddr>,
-    /// Threads that serve volumes to their hosts [default: one for every two processors, at most 4]
+    /// Threads that serve volumes to their hosts [default: 2]
     #[arg(long, env = "DROVER_DATA_THREADS", value_name = "NUMBER")]
     pub data_threads: Option<usize>,
-    /// What these threads use: io-uring, or threads where it must not be used [default: io-uring where the kernel allows it]
+    /// What these threads use: io-uring, threads, or auto: io-uring where the kernel allows it [default: auto]
     #[arg(long, env = "DROVER_DATA_ENGINE", value_name = "ENGINE")]
     pub data_engine: Option<String>,
     /// The CSI socket [default: /run/drover/csi.sock, of a controller /run/drover/controller.sock]
@@ -346,26 +346,25 @@ impl Config {
 }
 
 fn data_threads(given: Option<usize>) -> Result<usize, ConfigError> {
-    let processors = std::thread::available_parallelism().map_or(1, usize::from);
     match given {
         Some(number @ (0 | 129..)) => Err(ConfigError::Value {
             key: "data-threads",
             value: number.to_string(),
             rule: "must be 1 to 128",
         }),
-        given => Ok(given.unwrap_or((processors / 2).clamp(1, 4))),
+        given => Ok(given.unwrap_or(2)),
     }
 }
 
 fn data_engine(given: Option<String>) -> Result<Option<Engine>, ConfigError> {
-    let refused = |value| ConfigError::Value {
-        key: "data-engine",
-        value,
-        rule: "must be io-uring or threads",
-    };
-    given
-        .map(|text| text.parse().map_err(|_| refused(text)))
-        .transpose()
+    match given.as_deref() {
+        None | Some("auto") => Ok(None),
+        Some(text) => text.parse().map(Some).map_err(|_| ConfigError::Value {
+            key: "data-engine",
+            value: text.to_owned(),
+            rule: "must be auto, io-uring or threads",
+        }),
+    }
 }
 
 fn driver_name(given: Option<String>) -> Result<DriverName, ConfigError> {

@@ -6,11 +6,13 @@
 //!
 //! Order of reading: [`places`] says where things are, [`say`] how progress
 //! looks, [`process`] how a program is run; [`vm`] boots a kernel, and
-//! [`test`], [`suite`] and [`demo`] use it.
+//! [`test`], [`suite`], [`demo`] and [`bench`] use it.
 
+mod bench;
 mod build;
 mod demo;
 mod deploy;
+mod fuzz;
 mod lint;
 mod places;
 mod process;
@@ -47,6 +49,11 @@ enum Verb {
     /// Run a conformance suite of others against drover
     #[command(subcommand)]
     Suite(suite::Suite),
+    /// Measure drover beside others
+    #[command(subcommand)]
+    Bench(bench::Bench),
+    /// Fuzz every decoder and whole connections of both targets
+    Fuzz(fuzz::Arguments),
     /// Show a volume move from node to node while a backup holds it
     Demo(demo::Arguments),
 }
@@ -60,6 +67,8 @@ fn main() -> ExitCode {
         Verb::Test(arguments) => test::command(&arguments),
         Verb::Vm(arguments) => vm::command(arguments),
         Verb::Suite(suite) => suite::command(&suite),
+        Verb::Bench(bench) => bench::command(&bench),
+        Verb::Fuzz(arguments) => fuzz::command(&arguments),
         Verb::Demo(arguments) => demo::command(&arguments),
     };
     outcome.unwrap_or_else(|error| {

@@ -34,6 +34,11 @@ const STOPPED: u8 = 2;
 ///
 /// The exit code is 0 when the job is done, 2 when it was stopped, 1 when it failed.
 pub fn worker_main() -> ExitCode {
+    // A backup can be done again, so it goes first when memory is short; its
+    // parent serves volumes and must not.
+    if let Err(error) = std::fs::write("/proc/self/oom_score_adj", "500") {
+        eprintln!("write /proc/self/oom_score_adj: {error}");
+    }
     let stop = Stop::default();
     let job = match read_job().and_then(|job| watch(&stop).map(|()| job)) {
         Ok(job) => job,

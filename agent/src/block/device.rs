@@ -79,4 +79,10 @@ pub trait BlockDevice: Send + Sync + 'static {
     fn direct(&self, _lba: Lba, _length: usize, _write: bool) -> Option<Direct> {
         None
     }
+
+    /// Whether the bytes are in memory, so that reading and writing them waits
+    /// for no disk and any thread may do it.
+    fn in_memory(&self) -> bool {
+        false
+    }
 }

@@ -36,6 +36,7 @@ struct Page([u8; BLOCK as usize]);
 pub struct FileDevice {
     file: OpenFile,
     size: AtomicU64,
+    in_memory: bool,
     /// Held over a whole flush: of two at once only one is told of a failure.
     flushing: Mutex<()>,
 }
@@ -81,8 +82,13 @@ impl FileDevice {
                 false
             }
         };
+        // A ring would hand each of its transfers to a kernel thread: tmpfs
+        // has none that do not wait (mm/shmem.c sets no FMODE_NOWAIT).
+        let in_memory = nix::sys::statfs::fstatfs(&file)
+            .is_ok_and(|system| system.filesystem_type() == nix::sys::statfs::TMPFS_MAGIC);
         let path = path.to_owned();
         Ok(Self {
+            in_memory,
             file: OpenFile {
                 file,
                 path,
@@ -186,6 +192,10 @@ impl BlockDevice for FileDevice {
             file: self.file.file.as_raw_fd(),
             offset,
         })
+    }
+
+    fn in_memory(&self) -> bool {
+        self.in_memory
     }
 }
 

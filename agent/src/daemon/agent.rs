@@ -9,6 +9,7 @@ use tokio_stream::wrappers::TcpListenerStream;
 
 use super::Process;
 use super::identity;
+use super::memory;
 use super::streams::Reporter;
 use super::workload::Workload;
 use crate::attach::ports::Staging;
@@ -169,6 +170,7 @@ async fn home(process: &mut Process) -> anyhow::Result<Option<Home>> {
     let pool = tokio::task::spawn_blocking(move || Pool::open(&dir, &node, settings))
         .await
         .context("open the pool")??;
+    memory::keep();
     let reactors = Reactors::start(reactor::Settings {
         threads: process.config.data_threads,
         engine: process.config.data_engine,

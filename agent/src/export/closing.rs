@@ -74,6 +74,9 @@ impl Closing {
             table.closed.insert(subsystem.nqn().to_owned(), Some(gate));
         }
         subsystem.take_away();
+        let leaving = Arc::clone(&subsystem);
+        // It may wait for whoever keeps the volume's reservations.
+        tokio::task::spawn_blocking(move || leaving.reservations().leave(&leaving));
         tracing::info!(
             subsystem = subsystem.nqn(), volume = %self.live.spec.volume,
             epoch = %self.live.spec.epoch, sessions = ended.sessions, "export ended"
@@ -103,4 +106,5 @@ async fn say_farewell(subsystem: Arc<Subsystem>) {
         tokio::time::sleep(FAREWELL).await;
     }
     subsystem.disconnect();
+    subsystem.dissolve();
 }

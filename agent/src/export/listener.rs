@@ -67,7 +67,8 @@ fn begin(exports: &Arc<Exports>, waiting: &Arc<HalfOpen>, stream: TcpStream, pee
         exports.target.metrics.evicted();
     }
     let target = Arc::clone(&exports.target);
-    let protocol = NvmeTcp::new(target, peer, Some(Box::new(place)), Instant::now());
+    let address = stream.local_addr().map_or(peer.ip(), |local| local.ip());
+    let protocol = NvmeTcp::new(target, peer, address, Some(Box::new(place)), Instant::now());
     let served = stream
         .into_std()
         .and_then(|socket| exports.reactors.serve(socket, Box::new(protocol)));

@@ -26,9 +26,13 @@ use crate::attach::ports::{Chap, HostIdentity, Protocol};
 use crate::block::BlockDevice;
 use crate::block::gate::Gate;
 use crate::ids::{Epoch, VolumeId};
+use crate::nvme_tcp::auth::Secrets;
 use crate::nvme_tcp::connection::{HANDSHAKE, Target};
+use crate::nvme_tcp::controller::Event;
+use crate::nvme_tcp::discovery::{self, Discovery};
 use crate::nvme_tcp::metrics::Metrics;
-use crate::nvme_tcp::subsystem::{Directory, Found, Host, Subsystem};
+use crate::nvme_tcp::reserve::Reservations;
+use crate::nvme_tcp::subsystem::{Directory, Found, Host, Parts, Subsystem};
 use crate::reactor::Reactors;
 
 pub use closing::{Closing, Ended};
@@ -52,12 +56,15 @@ pub struct ExportSpec {
     pub host: HostIdentity,
     /// Whether writes are refused.
     pub read_only: bool,
+    /// What its host must prove (DH-HMAC-CHAP); none: its name is enough.
+    pub secret: Option<Secrets>,
 }
 
 /// The exports that a target serves now, and the identities it knows as closed.
 pub struct Exports {
     table: Arc<RwLock<Table>>,
     target: Arc<Target>,
+    discovery: Arc<Discovery>,
     reactors: Arc<Reactors>,
 }
 
@@ -82,14 +89,16 @@ impl Exports {
 
     fn with_handshake(reactors: Arc<Reactors>, handshake: Duration) -> Arc<Self> {
         let table = Arc::new(RwLock::new(Table::default()));
+        let discovery = Arc::new(Discovery::default());
         let target = Target {
-            directory: Arc::new(Names(Arc::clone(&table))),
+            directory: Arc::new(Names(Arc::clone(&table), Arc::clone(&discovery))),
             metrics: Metrics::default(),
             handshake,
         };
         Arc::new(Self {
             table,
             target: Arc::new(target),
+            discovery,
             reactors,
         })
     }
@@ -118,7 +127,25 @@ impl Exports {
 
     /// Serves one more export. The same identity again: nothing changes, and
     /// an identity that was closed is not opened again (the log says so).
+    ///
+    /// Exports of one volume that are live at once share their reservations,
+    /// which last as long as one of them does.
     pub fn open(&self, spec: ExportSpec, device: Arc<dyn BlockDevice>) {
+        let others = self.of(&spec.volume);
+        let reservations = others.first().map_or_else(Reservations::volatile, |live| {
+            Arc::clone(live.subsystem.reservations())
+        });
+        self.open_with(spec, device, reservations);
+    }
+
+    /// As [`Self::open`], with reservations that somebody keeps: the same for
+    /// all exports of a volume.
+    pub fn open_with(
+        &self,
+        spec: ExportSpec,
+        device: Arc<dyn BlockDevice>,
+        reservations: Arc<Reservations>,
+    ) {
         if !Self::serves(spec.protocol) {
             tracing::error!(
                 name = %spec.subsystem, protocol = spec.protocol.name(),
@@ -134,13 +161,24 @@ impl Exports {
             );
             return;
         }
+        if !table.live.contains_key(&spec.subsystem) {
+            self.discovery.show(&spec.subsystem, &spec.host.nqn);
+        }
         table.live.entry(spec.subsystem.clone()).or_insert_with(|| {
             let host = Host {
                 nqn: spec.host.nqn.clone(),
                 id: spec.host.id,
             };
-            let name = spec.subsystem.clone();
-            let subsystem = Subsystem::new(name, spec.namespace, host, spec.read_only, device);
+            let subsystem = Subsystem::new(Parts {
+                nqn: spec.subsystem.clone(),
+                namespace: spec.namespace,
+                host,
+                read_only: spec.read_only,
+                device,
+                reservations,
+                secrets: spec.secret.clone(),
+                discovery: None,
+            });
             Arc::new(Live {
                 spec,
                 subsystem,
@@ -156,6 +194,7 @@ impl Exports {
         let mut table = self.write();
         if let Some(live) = table.live.get(subsystem) {
             live.close();
+            self.discovery.hide(subsystem);
         } else {
             table.closed.entry(subsystem.to_owned()).or_default();
         }
@@ -168,6 +207,7 @@ impl Exports {
     pub fn close(&self, subsystem: &str) -> Option<Closing> {
         let live = self.read().live.get(subsystem).map(Arc::clone)?;
         let inside_at_close = live.close();
+        self.discovery.hide(subsystem);
         Some(Closing::new(inside_at_close, live, Arc::clone(&self.table)))
     }
 
@@ -184,7 +224,7 @@ impl Exports {
     pub fn resized(&self, volume: &VolumeId) {
         for live in self.of(volume) {
             if let Some(controller) = live.subsystem.current() {
-                controller.announce_change();
+                controller.announce(Event::Namespace);
             }
         }
     }
@@ -208,12 +248,16 @@ impl Exports {
     }
 
     /// Accepts connections until `stop` becomes true, then ends those it has.
-    /// Call it when every export is restored.
+    /// Call it when every export is restored. Hosts that discover are sent to
+    /// this listener's port.
     pub async fn serve(
         self: Arc<Self>,
         listener: tokio::net::TcpListener,
         stop: tokio::sync::watch::Receiver<bool>,
     ) {
+        if let Ok(address) = listener.local_addr() {
+            self.discovery.listens_on(address.port());
+        }
         listener::serve(&self, &listener, stop).await;
         let live: Vec<_> = self.read().live.values().map(Arc::clone).collect();
         for live in live {
@@ -223,13 +267,26 @@ impl Exports {
 }
 
 /// What connections may know of the exports: their names.
-struct Names(Arc<RwLock<Table>>);
+struct Names(Arc<RwLock<Table>>, Arc<Discovery>);
+
+impl Exports {
+    /// Accepts connections on a second listener, the port for discovery
+    /// (8009), until `stop` becomes true. The same is served on both.
+    pub async fn serve_discovery(
+        self: Arc<Self>,
+        listener: tokio::net::TcpListener,
+        stop: tokio::sync::watch::Receiver<bool>,
+    ) {
+        listener::serve(&self, &listener, stop).await;
+    }
+}
 
 impl Directory for Names {
     fn find(&self, subsystem: &str) -> Found {
         let table = read(&self.0);
         match table.live.get(subsystem) {
             Some(live) => Found::Live(Arc::clone(&live.subsystem)),
+            None if subsystem == discovery::NQN => Found::Discovery(Arc::clone(&self.1)),
             None if table.closed.contains_key(subsystem) => Found::Closed,
             None => Found::Unknown,
         }

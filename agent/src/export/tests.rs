@@ -146,6 +146,7 @@ fn spec(name: &str) -> ExportSpec {
         namespace: Uuid::from_u128(7),
         host: HostIdentity::of(HOST, Uuid::from_u128(1)),
         read_only: false,
+        secret: None,
     }
 }
 

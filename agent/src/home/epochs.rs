@@ -215,6 +215,7 @@ impl Inner {
                 protocol: export.protocol,
                 chap: export.chap.clone(),
                 read_only: export.read_only,
+                secret: None,
             };
             self.frontend.open(spec, Arc::clone(&device) as _);
             now.serving = Serving::Open {

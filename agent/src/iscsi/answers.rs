@@ -146,9 +146,11 @@ pub fn judge(
     let expected = if there { request.length } else { 0 };
     let wanted = u32::try_from(natural).unwrap_or(u32::MAX).min(expected);
     match &mut command {
-        Command::CompareAndWrite { .. } | Command::WriteSame { .. }
-            if u64::from(request.length) != natural =>
-        {
+        // As many bytes as its count of blocks says, for each of its halves.
+        Command::CompareAndWrite { .. } if u64::from(request.length) != natural => {
+            return ends(Sense::cdb(13).into());
+        }
+        Command::WriteSame { .. } if u64::from(request.length) != natural => {
             return ends(Sense::DATA_LENGTH.into());
         }
         Command::Write { range, .. }
@@ -156,12 +158,7 @@ pub fn judge(
         | Command::Verify {
             range,
             compare: true,
-        } => {
-            if wanted % BLOCK_BYTES != 0 {
-                return ends(Ending::Refused(Refused::Sense(Sense::DATA_LENGTH)));
-            }
-            range.blocks = wanted / BLOCK_BYTES;
-        }
+        } => range.blocks = wanted.div_ceil(BLOCK_BYTES),
         _ => {}
     }
     Ok(Judged {

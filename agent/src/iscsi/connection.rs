@@ -106,6 +106,8 @@ struct Admitting {
     agreed: Agreed,
     voice: Voice,
     until: Instant,
+    /// When to look again.
+    look: Instant,
 }
 
 /// A PDU whose data is being received.
@@ -150,22 +152,33 @@ impl Iscsi {
 
     /// Says what is wrong with a PDU. Returns the connection's end, unless it goes on.
     fn reject(&mut self, flaw: Flaw, header: &Header, link: &mut Link) -> Result<(), End> {
+        self.say_reject(flaw, header, link);
+        if flaw.survivable() && matches!(self.phase, Phase::Serving(_)) {
+            return Ok(());
+        }
+        Err(End::Protocol("malformed PDU"))
+    }
+
+    fn say_reject(&mut self, flaw: Flaw, header: &Header, link: &mut Link) {
         if self.shared.metrics.malformed(self.peer.ip(), flaw) {
             tracing::warn!(peer = %self.peer, reason = %flaw, "a PDU was rejected");
         }
         if let Phase::Serving(serving) = &mut self.phase {
             serving.say_reject(flaw, header, link);
-            if flaw.survivable() {
-                return Ok(());
-            }
         }
-        Err(End::Protocol("malformed PDU"))
     }
 
     fn refused(&mut self, refusal: Refusal, header: &Header, link: &mut Link) -> Result<(), End> {
         match refusal {
             Refusal::Flaw(flaw) => self.reject(flaw, header, link),
             Refusal::End(end) => Err(end),
+            Refusal::Task(flaw, slot) => {
+                self.say_reject(flaw, header, link);
+                match &mut self.phase {
+                    Phase::Serving(serving) => serving.give_up(slot, flaw, link),
+                    _ => Ok(()),
+                }
+            }
         }
     }
 
@@ -325,6 +338,7 @@ impl Iscsi {
             agreed,
             voice: *voice,
             until: link.now() + TAKEOVER_WAIT,
+            look: link.now(),
         };
         self.phase = Phase::Admitting(Box::new(admitting));
         self.admit(link)
@@ -342,7 +356,10 @@ impl Iscsi {
         };
         let session = match admitted {
             Ok(session) => session,
-            Err(target::Refusal::Busy) if link.now() < admitting.until => return Ok(()),
+            Err(target::Refusal::Busy) if link.now() < admitting.until => {
+                admitting.look = link.now() + LOOK;
+                return Ok(());
+            }
             Err(refusal) => {
                 let status = match refusal {
                     target::Refusal::Busy => Status::UNAVAILABLE,
@@ -452,7 +469,7 @@ impl Protocol for Iscsi {
             // At once, to tell the place what to wake.
             _ if !self.placed => Some(self.until - self.shared.handshake),
             Phase::Login(..) => Some(self.until),
-            Phase::Admitting(_) => Some(self.until.min(Instant::now() + LOOK)),
+            Phase::Admitting(admitting) => Some(self.until.min(admitting.look)),
             Phase::Serving(serving) => serving.deadline(),
             Phase::Ended => None,
         }

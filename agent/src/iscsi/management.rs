@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use super::scsi::sense::Sense;
-use super::serving::{Refusal, Serving};
+use super::serving::{LOOK, Refusal, Serving};
 use super::session::Session;
 use super::wire::answer::Answer;
 use super::wire::{Flaw, TaskManagement};
@@ -99,6 +99,7 @@ impl Serving {
 
     /// Answers the functions whose commands have settled, in their order.
     pub(super) fn settle_pending(&mut self, link: &mut Link) -> Result<(), End> {
+        self.look = None;
         if self.pending.is_empty() && self.aborts == 0 {
             return Ok(());
         }
@@ -111,6 +112,8 @@ impl Serving {
         while let Some(first) = self.pending.first() {
             let mut others = first.others.iter();
             if !others.all(|(session, asked)| session.has_aborted(*asked)) {
+                // Nothing of theirs comes here.
+                self.look = Some(link.now() + LOOK);
                 break;
             }
             let done = self.pending.remove(0);

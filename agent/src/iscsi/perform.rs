@@ -9,6 +9,7 @@ use super::scsi::reservation::{Order, Refused};
 use super::scsi::sense::Sense;
 use super::scsi::{inquiry, mode, opcodes, reservation_report, unmap};
 use super::session::Session;
+use super::unit::{Claim, Unit};
 use crate::block::{BLOCK, BlockDevice, DeviceError};
 use crate::ids::Lba;
 use crate::reactor::protocol::Call;
@@ -154,14 +155,17 @@ pub fn step(
             unit.beside(|| write_same(device, range, block, unmap))?;
             durable(device, &unit)
         }),
-        Command::CompareAndWrite { range, fua } => call(session, data, move |device, data| {
-            let fua = fua || !unit.settings().write_cache;
-            unit.alone(|| {
-                let (compare, write) = data.split_at(data.len() / 2);
-                differs(device, range.lba, compare)?;
-                device.write(range.lba, write, fua).map_err(Failed::from)
+        Command::CompareAndWrite { range, fua } => {
+            let claim = unit.claim();
+            call(session, data, move |device, data| {
+                let fua = fua || !unit.settings().write_cache;
+                claim.alone(|| {
+                    let (compare, write) = data.split_at(data.len() / 2);
+                    differs(device, range.lba, compare)?;
+                    device.write(range.lba, write, fua).map_err(Failed::from)
+                })
             })
-        }),
+        }
         Command::Verify { range, compare } => call(session, data, move |device, data| {
             if compare {
                 differs(device, range.lba, data)
@@ -169,21 +173,48 @@ pub fn step(
                 readable(device, range)
             }
         }),
-        Command::WriteAndVerify { range, compare } => call(session, data, move |device, data| {
-            unit.beside(|| device.write(range.lba, data, true))?;
-            if compare {
-                differs(device, range.lba, data)
-            } else {
-                readable(device, range)
-            }
-        }),
+        Command::WriteAndVerify { range, compare } => {
+            let claim = (!is_whole(list)).then(|| unit.claim());
+            call(session, data, move |device, data| {
+                write(device, &unit, claim, range.lba, data, true)?;
+                if compare {
+                    differs(device, range.lba, data)
+                } else {
+                    readable(device, range)
+                }
+            })
+        }
         Command::SynchronizeCache => call(session, data, |device, _| Ok(device.flush()?)),
         Command::Read { range, .. } => {
             call(session, data, move |device, _| readable(device, range))
         }
-        Command::Write { range, fua } => call(session, data, move |device, data| {
-            Ok(unit.beside(|| device.write(range.lba, data, fua))?)
-        }),
+        Command::Write { range, fua } => {
+            let fua = fua || !unit.settings().write_cache;
+            let claim = (!is_whole(list)).then(|| unit.claim());
+            call(session, data, move |device, data| {
+                Ok(write(device, &unit, claim, range.lba, data, fua)?)
+            })
+        }
+    }
+}
+
+/// Whether data ends with a block.
+fn is_whole(data: &[u8]) -> bool {
+    (data.len() as u64).is_multiple_of(BLOCK)
+}
+
+/// Writes data, with a claim where it ends within a block.
+fn write(
+    device: &dyn BlockDevice,
+    unit: &Unit,
+    claim: Option<Claim>,
+    lba: Lba,
+    data: &[u8],
+    fua: bool,
+) -> Result<(), DeviceError> {
+    match claim {
+        Some(claim) => claim.alone(|| write_part(device, lba, data, fua)),
+        None => unit.beside(|| device.write(lba, data, fua)),
     }
 }
 
@@ -258,7 +289,7 @@ fn carry_out(session: &Arc<Session>, order: Order, data: Option<Buffer>) -> Step
 }
 
 /// Without a write cache, what is done is durable when it is answered.
-fn durable(device: &dyn BlockDevice, unit: &super::unit::Unit) -> Result<(), Failed> {
+fn durable(device: &dyn BlockDevice, unit: &Unit) -> Result<(), Failed> {
     if !unit.settings().write_cache {
         device.flush()?;
     }
@@ -283,6 +314,24 @@ fn write_same(
     })
 }
 
+/// Writes data that ends within a block, whose rest stays as it is.
+fn write_part(
+    device: &dyn BlockDevice,
+    lba: Lba,
+    data: &[u8],
+    fua: bool,
+) -> Result<(), DeviceError> {
+    let (whole, rest) = data.split_at(data.len() - data.len() % BLOCK as usize);
+    if !whole.is_empty() {
+        device.write(lba, whole, fua)?;
+    }
+    let last = Lba(lba.0 + whole.len() as u64 / BLOCK);
+    let mut block = Buffer::zeroed(BLOCK as usize);
+    device.read(last, &mut block)?;
+    block[..rest.len()].copy_from_slice(rest);
+    device.write(last, &block, fua)
+}
+
 fn readable(device: &dyn BlockDevice, range: Range) -> Result<(), Failed> {
     let mut buffer = Buffer::zeroed(length(range.blocks.min(STEP)));
     let read = in_steps(range, |lba, blocks| {
@@ -293,7 +342,7 @@ fn readable(device: &dyn BlockDevice, range: Range) -> Result<(), Failed> {
 
 /// Whether what is stored from `lba` on is this; if not, where it differs.
 fn differs(device: &dyn BlockDevice, lba: Lba, data: &[u8]) -> Result<(), Failed> {
-    let mut stored = Buffer::zeroed(data.len());
+    let mut stored = Buffer::zeroed(data.len().next_multiple_of(BLOCK as usize));
     if !data.is_empty() {
         device.read(lba, &mut stored)?;
     }

@@ -31,7 +31,7 @@ const PONG: Duration = Duration::from_secs(30);
 /// … and for data that it was asked for.
 pub const DATA_STALLED: Duration = Duration::from_secs(60);
 /// How often it is looked whether aborted commands have settled.
-const LOOK: Duration = Duration::from_millis(2);
+pub const LOOK: Duration = Duration::from_millis(2);
 
 /// Where a PDU's data goes.
 pub enum Into {
@@ -50,6 +50,8 @@ pub enum Into {
 pub enum Refusal {
     /// It is rejected.
     Flaw(Flaw),
+    /// It is rejected, and the command that it is for ends with it.
+    Task(Flaw, Slot),
     /// The connection ends.
     End(End),
 }
@@ -76,6 +78,8 @@ pub struct Serving {
     pub(super) aborts: u64,
     /// When the longest wait for asked data ends the connection.
     pub(super) data_due: Option<Instant>,
+    /// When to look again whether aborted commands have settled.
+    pub(super) look: Option<Instant>,
     initiator: String,
     portal: SocketAddr,
     exchange: Exchange,
@@ -111,6 +115,7 @@ impl Serving {
             pending: Vec::new(),
             aborts: 0,
             data_due: None,
+            look: None,
             initiator: agreed.nexus.initiator.clone(),
             portal,
             exchange: Exchange::default(),
@@ -286,17 +291,10 @@ impl Serving {
     /// When it wants to be woken.
     pub fn deadline(&self) -> Option<Instant> {
         let ping = self.heard + if self.pinged { PING + PONG } else { PING };
-        let waits = !self.pending.is_empty() || self.owes_abort();
-        let look = waits.then(|| Instant::now() + LOOK);
-        [Some(ping), self.data_due, look]
+        [Some(ping), self.data_due, self.look]
             .into_iter()
             .flatten()
             .min()
-    }
-
-    fn owes_abort(&self) -> bool {
-        let session = self.session.as_ref();
-        self.aborts > 0 && session.is_some_and(|session| !session.has_aborted(self.aborts))
     }
 
     /// The connection has ended.

@@ -84,8 +84,10 @@ pub struct Task {
     pub on_budget: bool,
     /// Unsolicited data that came before there was a buffer.
     pub staged: Option<Buffer>,
-    /// Data that has come, or that was read and sent, from the start on.
+    /// Data that has come, from the start on.
     pub came: u32,
+    /// Data that the device has dealt with, or that was read and sent.
+    pub dealt: u32,
     /// The sequence of data PDUs that is under way.
     pub sequence: Sequence,
     /// Data-In and R2T PDUs so far.
@@ -102,7 +104,7 @@ pub struct Task {
     pub verdict: Option<Arc<OnceLock<Refused>>>,
 }
 
-/// A read goes to the device in parts of at most this length.
+/// Data goes to the device, and comes from it, in parts of at most this length.
 const SEGMENT: u32 = 256 << 10;
 
 impl Task {
@@ -115,16 +117,18 @@ impl Task {
         }
     }
 
-    /// The next part that a read sends, in bytes.
+    /// The part that is dealt with now, in bytes.
     pub fn segment(&self) -> u32 {
-        (self.wanted - self.came.min(self.wanted)).min(SEGMENT)
+        let left = self.wanted - self.dealt.min(self.wanted);
+        let parts = matches!(self.command, Command::Read { .. }) || self.command.in_parts();
+        if parts { left.min(SEGMENT) } else { left }
     }
 
-    /// Bytes of the buffer that it needs next: whole blocks for a read.
+    /// Bytes of the buffer that it needs for that: whole blocks for a read.
     pub fn buffer_length(&self) -> usize {
         match self.command {
             Command::Read { .. } => self.segment().next_multiple_of(BLOCK_BYTES) as usize,
-            command if command.data_out() > 0 => self.wanted as usize,
+            command if command.data_out() > 0 => self.segment() as usize,
             _ => 0,
         }
     }

@@ -6,6 +6,7 @@
 use std::ops::Range;
 
 use super::answers::Answered;
+use super::scsi::sense::Sense;
 use super::serving::{DATA_STALLED, Into, Refusal, Serving};
 use super::task::{Sequence, Slot, Stage, Task};
 use super::wire::answer::{Answer, ReadyToTransfer};
@@ -77,6 +78,7 @@ impl Serving {
             on_budget: false,
             staged: None,
             came: 0,
+            dealt: 0,
             sequence: Sequence {
                 next: brought,
                 end: unasked,
@@ -113,7 +115,7 @@ impl Serving {
             return;
         };
         if self.hungry.is_empty() {
-            task.data = link.buffer(task.wanted as usize);
+            task.data = link.buffer(task.buffer_length());
         }
         task.on_budget = task.data.is_some();
         if !task.on_budget {
@@ -124,8 +126,11 @@ impl Serving {
 
     /// Where so many bytes of a task's data go.
     fn place(&mut self, slot: Slot, offset: u32, length: u32, link: &mut Link) -> Into {
-        let at = offset as usize..offset as usize + length as usize;
+        let mut at = offset as usize..offset as usize + length as usize;
         if let Some(task) = self.tasks.get(slot) {
+            // Only what was asked for comes behind the first part.
+            let before = task.dealt as usize;
+            at = at.start - before..at.end - before;
             let place = task.place();
             if let Some(buffer) = place.take_if(|buffer| at.end <= buffer.len()) {
                 return Into::Task(slot, buffer, at);
@@ -157,26 +162,42 @@ impl Serving {
         let Some((slot, task)) = slot.and_then(|slot| Some((slot, self.tasks.get(slot)?))) else {
             return Ok(Into::Nowhere);
         };
+        let wrong = |flaw| Err(Refusal::Task(flaw, slot));
         if task.stage != stage {
-            return Err(Flaw::UnexpectedData.into());
+            // What the device has cannot be taken back, nor what is answered.
+            return if task.stage == Stage::Working {
+                Err(Flaw::UnexpectedData.into())
+            } else {
+                wrong(Flaw::UnexpectedData)
+            };
         }
         let sequence = &mut task.sequence;
         if data.number != sequence.number || data.offset != sequence.next {
-            return Err(Flaw::Order.into());
+            return wrong(Flaw::Order);
         }
         let end = data
             .offset
             .checked_add(length)
             .filter(|end| *end <= sequence.end);
         let Some(end) = end else {
-            return Err(Flaw::UnexpectedData.into());
+            return wrong(Flaw::UnexpectedData);
         };
         if stage == Stage::Asking && data.is_final != (end == sequence.end) {
-            return Err(Flaw::Order.into());
+            return wrong(Flaw::Order);
         }
         sequence.next = end;
         sequence.number = sequence.number.wrapping_add(1);
         Ok(self.place(slot, data.offset, length, link))
+    }
+
+    /// A command whose data broke the rules ends: the Reject says which, this
+    /// ends the task (RFC 7143, 11.17.1 and 11.4.7.2).
+    pub fn give_up(&mut self, slot: Slot, flaw: Flaw, link: &mut Link) -> Result<(), End> {
+        let sense = match flaw {
+            Flaw::UnexpectedData => Sense::UNEXPECTED_DATA,
+            _ => Sense::INCORRECT_DATA,
+        };
+        self.finish(slot, sense.into(), link)
     }
 
     /// A part of a task's data is there. `beside`: it is not in its place yet.
@@ -203,7 +224,7 @@ impl Serving {
         } else {
             *task.place() = Some(buffer);
         }
-        task.came = u32::try_from(at.end).unwrap_or(u32::MAX);
+        task.came = task.dealt + u32::try_from(at.end).unwrap_or(u32::MAX - task.dealt);
         if header.is_final() {
             self.advance(slot, link)?;
         }
@@ -217,11 +238,17 @@ impl Serving {
         };
         let needs = task.buffer_length();
         if needs > 0 && !task.on_budget {
-            task.data = if self.hungry.is_empty() {
-                link.buffer(needs)
-            } else {
-                None
+            // Those that were aborted meanwhile wait for nothing.
+            while let Some(first) = self.hungry.front()
+                && self.tasks.get(*first).is_none()
+            {
+                self.hungry.pop_front();
+            }
+            let alone = self.hungry.is_empty();
+            let Some(task) = self.tasks.get(slot) else {
+                return Ok(());
             };
+            task.data = if alone { link.buffer(needs) } else { None };
             if task.data.is_none() {
                 task.stage = Stage::Hungry;
                 self.hungry.push_back(slot);
@@ -257,12 +284,11 @@ impl Serving {
             data[..length].copy_from_slice(&staged[..length]);
             link.recycle(staged);
         }
-        if task.command.data_out() == 0 || task.came >= task.wanted {
+        let segment_end = task.dealt + task.segment();
+        if task.command.data_out() == 0 || task.came >= segment_end {
             return self.start(slot, link);
         }
-        let end = task
-            .wanted
-            .min(task.came.saturating_add(self.parameters.max_burst));
+        let end = segment_end.min(task.came.saturating_add(self.parameters.max_burst));
         let asked = ReadyToTransfer {
             lun: task.lun,
             task: task.tag,

@@ -197,20 +197,35 @@ impl Unit {
         act()
     }
 
+    /// Claims to write alone, from now on: writes that begin later are not
+    /// plain, so that those to be waited for are never behind the claim's call.
+    pub fn claim(self: &Arc<Self>) -> Claim {
+        self.exclusive.fetch_add(1, Ordering::SeqCst);
+        Claim(Arc::clone(self))
+    }
+}
+
+/// A claim to write alone, until it is dropped.
+pub struct Claim(Arc<Unit>);
+
+impl Claim {
     /// Does something at a time when nobody else writes.
     pub fn alone<T>(&self, act: impl FnOnce() -> T) -> T {
-        self.exclusive.fetch_add(1, Ordering::SeqCst);
-        let locked = self.writing.write().unwrap_or_else(PoisonError::into_inner);
-        while !self
+        let unit = &self.0;
+        let _locked = unit.writing.write().unwrap_or_else(PoisonError::into_inner);
+        while !unit
             .sessions()
             .iter()
             .all(|session| session.writes_nothing())
         {
             std::thread::sleep(LOOK);
         }
-        let done = act();
-        drop(locked);
-        self.exclusive.fetch_sub(1, Ordering::SeqCst);
-        done
+        act()
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        self.0.exclusive.fetch_sub(1, Ordering::SeqCst);
     }
 }

@@ -13,7 +13,7 @@ use super::task::{BLOCK_BYTES, Slot, Stage, Task};
 use super::wire::answer::{Answer, DataIn, Residual};
 use crate::ids::Lba;
 use crate::reactor::link::Passes;
-use crate::reactor::{Buffer, End, Link, Operation, Outcome, Tag};
+use crate::reactor::{Buffer, End, Failed, Link, Operation, Outcome, Tag};
 
 impl Serving {
     /// Begins what a task is to do; its data is there.
@@ -35,6 +35,7 @@ impl Serving {
         if command.writes() {
             unit.note_write();
         }
+        let part = command.part(task.dealt, task.segment());
         let operation = match command {
             Command::Read { .. } | Command::Write { .. } if task.wanted == 0 => {
                 return self.finish(slot, Ending::Good, link);
@@ -44,15 +45,20 @@ impl Serving {
                     return self.finish(slot, Ending::Good, link);
                 };
                 task.on_budget = false;
-                let lba = Lba(range.lba.0 + u64::from(task.came / BLOCK_BYTES));
+                let lba = Lba(range.lba.0 + u64::from(task.dealt / BLOCK_BYTES));
                 if fua {
                     Operation::Call(perform::read_durable(&session, lba, buffer))
                 } else {
                     Operation::Read { lba, buffer }
                 }
             }
-            Command::Write { range, fua } if unit.begin_plain_write(&session) => {
+            Command::Write { .. }
+                if task.segment() % BLOCK_BYTES == 0 && unit.begin_plain_write(&session) =>
+            {
                 task.plain_write = true;
+                let Command::Write { range, fua } = part else {
+                    return self.finish(slot, Ending::Good, link);
+                };
                 let fua = fua || !unit.settings().write_cache;
                 let Some(buffer) = task.data.take() else {
                     return self.finish(slot, Ending::Good, link);
@@ -65,7 +71,7 @@ impl Serving {
             }
             _ => {
                 let data = task.data.take();
-                match perform::step(&session, &command, &task.cdb, data) {
+                match perform::step(&session, &part, &task.cdb, data) {
                     Step::Data(data, most) => {
                         return self.finish(slot, Ending::Data(data, most), link);
                     }
@@ -118,10 +124,17 @@ impl Serving {
             return self.settle_pending(link);
         }
         if let Err(failed) = &outcome.result {
-            tracing::warn!(
-                target = self.session.as_ref().map(|session| session.target().name()),
-                command = task.kind.name(), %failed, "a command failed"
-            );
+            let dealt = u64::from(task.dealt);
+            let failed = match failed {
+                Failed::Miscompare { at } => &Failed::Miscompare { at: at + dealt },
+                other => other,
+            };
+            if !matches!(failed, Failed::Miscompare { .. }) {
+                tracing::warn!(
+                    target = self.session.as_ref().map(|session| session.target().name()),
+                    command = task.kind.name(), %failed, "a command failed"
+                );
+            }
             let sense = sense_of(failed, task.command.writes());
             outcome
                 .buffer
@@ -137,6 +150,11 @@ impl Serving {
             (Command::Read { .. }, Some(buffer)) => self.send_segment(slot, buffer, link),
             (_, buffer) => {
                 buffer.into_iter().for_each(|buffer| link.recycle(buffer));
+                task.dealt += task.segment();
+                if task.command.in_parts() && task.dealt < task.wanted {
+                    task.on_budget = false;
+                    return self.advance(slot, link);
+                }
                 let ending = verdict.map_or(Ending::Good, Ending::Refused);
                 self.finish(slot, ending, link)
             }
@@ -149,12 +167,12 @@ impl Serving {
             link.recycle(buffer);
             return Ok(());
         };
-        let (start, length) = (task.came, task.segment());
+        let (start, length) = (task.dealt, task.segment());
         let end = start + length;
         let (tag, wanted) = (task.tag, task.wanted);
         let residual = Residual::of(task.expected, task.natural);
         let first = task.sent;
-        task.came = end;
+        task.dealt = end;
         let most = u32::try_from(self.voice.max_send).unwrap_or(u32::MAX);
         let burst = self.parameters.max_burst;
         // Where each PDU ends: at the segment's end, the most that is taken, a burst's end.

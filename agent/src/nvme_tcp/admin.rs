@@ -3,9 +3,13 @@
 //! All of them answer at once from memory: none touches the device, except the
 //! flush of a shutdown, which the caller performs.
 
+use std::fmt;
+use std::sync::Arc;
+
 use super::command::{Entry, FABRICS, MAX_TRANSFER, NSID, Place};
-use super::controller::Controller;
-use super::identify::{self, CAPABILITIES, NAMESPACE_NOTICES, VERSION};
+use super::controller::{Controller, Event};
+use super::discovery;
+use super::identify::{self, CAPABILITIES, DISCOVERY_NOTICES, NAMESPACE_NOTICES, VERSION};
 use super::log;
 use super::status::Status;
 use super::wire::{u32_at, u64_at};
@@ -36,6 +40,8 @@ const FEATURE_KEEP_ALIVE: u8 = 0x0f;
 /// Host Behavior Support.
 const FEATURE_BEHAVIOR: u8 = 0x16;
 const FEATURE_HOST_ID: u8 = 0x81;
+const FEATURE_RESERVATION_MASK: u8 = 0x82;
+const FEATURE_RESERVATION_PERSISTENCE: u8 = 0x83;
 /// Bytes of the host behavior data structure.
 const BEHAVIOR: u32 = 512;
 
@@ -49,9 +55,39 @@ const PROPERTY_VS: u32 = 0x08;
 const PROPERTY_CC: u32 = 0x14;
 const PROPERTY_CSTS: u32 = 0x1c;
 
+/// Work that may wait, and its end: the result, or the status for the host.
+pub struct Job(Box<dyn FnOnce() -> Result<u64, Status> + Send>);
+
+impl Job {
+    /// Work that ends with a result for the host, or a status.
+    pub fn new(work: impl FnOnce() -> Result<u64, Status> + Send + 'static) -> Self {
+        Self(Box::new(work))
+    }
+
+    /// Does it.
+    pub fn run(self) -> Result<u64, Status> {
+        (self.0)()
+    }
+}
+
+impl fmt::Debug for Job {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Job")
+    }
+}
+
+impl PartialEq for Job {
+    /// No two pieces of work are known to be the same.
+    fn eq(&self, _: &Self) -> bool {
+        false
+    }
+}
+
 /// What is answered to an admin command.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, PartialEq)]
 pub enum Reply {
+    /// What this comes to, done on a thread that may wait.
+    Job(Job),
     /// Success, with these command specific dwords.
     Done(u64),
     /// Success, with data for the host.
@@ -84,7 +120,12 @@ pub fn handle(
     if queue != 0 {
         return Err(Status::INVALID_OPCODE);
     }
+    let discovers = controller.subsystem().discovery().is_some();
     match entry.opcode() {
+        // Commands with which nothing can be discovered.
+        ABORT | SET_FEATURES | GET_FEATURES if discovers && !of_discovery(entry) => {
+            Err(Status::INVALID_FIELD)
+        }
         IDENTIFY => {
             to_host(entry, 4096)?;
             identify_page(controller, entry).map(|page| Reply::Data(page.to_vec()))
@@ -145,8 +186,23 @@ fn fabrics(controller: &Controller, entry: &Entry) -> Result<Reply, Status> {
     }
 }
 
+/// Whether a discovery controller has what a command asks for.
+fn of_discovery(entry: &Entry) -> bool {
+    entry.opcode() == ABORT
+        || matches!(
+            entry.dword(10) as u8,
+            FEATURE_EVENTS | FEATURE_KEEP_ALIVE | FEATURE_HOST_ID
+        )
+}
+
 fn identify_page(controller: &Controller, entry: &Entry) -> Result<identify::Page, Status> {
     let subsystem = controller.subsystem();
+    if subsystem.discovery().is_some() {
+        return match entry.dword(10) & 0xff {
+            0x01 => Ok(discovery::controller(controller)),
+            _ => Err(Status::INVALID_FIELD),
+        };
+    }
     let (cns, csi) = (entry.dword(10) & 0xff, entry.dword(11) >> 24);
     let present = !subsystem.is_gone();
     match (cns, entry.namespace()) {
@@ -156,6 +212,7 @@ fn identify_page(controller: &Controller, entry: &Entry) -> Result<identify::Pag
                 size,
                 subsystem.namespace(),
                 subsystem.read_only(),
+                subsystem.reservations().can_persist(),
             ))
         }
         // Inactive, but a valid id: zeroes say so.
@@ -190,12 +247,28 @@ fn get_log_page(controller: &Controller, entry: &Entry) -> Result<Reply, Status>
     to_host(entry, length)?;
     let offset = u64_at(entry.bytes(), 48);
     let id = (ten & 0xff) as u8;
-    let changed = id == log::CHANGED_NAMESPACES && controller.namespace_changed();
-    let page = log::page(id, changed).ok_or(Status::INVALID_LOG_PAGE)?;
-    let part = log::part(&page, offset, length).ok_or(Status::INVALID_FIELD)?;
     let retain = ten & 1 << 15 != 0;
-    if id == log::CHANGED_NAMESPACES && !retain {
-        controller.changes_read();
+    let page = if let Some(discovery) = controller.subsystem().discovery() {
+        if id != discovery::LOG {
+            return Err(Status::INVALID_LOG_PAGE);
+        }
+        discovery.log(&controller.subsystem().host().nqn)
+    } else if id == log::RESERVATIONS {
+        let notice = controller.subsystem().reservation_notice(retain);
+        log::reservations(notice)
+    } else {
+        let changed = id == log::CHANGED_NAMESPACES && controller.namespace_changed();
+        log::page(id, changed).ok_or(Status::INVALID_LOG_PAGE)?
+    };
+    let part = log::part(&page, offset, length).ok_or(Status::INVALID_FIELD)?;
+    match id {
+        discovery::LOG if !retain => controller.has_read(Event::Discovery, false),
+        log::CHANGED_NAMESPACES if !retain => controller.has_read(Event::Namespace, false),
+        log::RESERVATIONS if !retain => {
+            let more = controller.subsystem().reservation_notice(true).is_some();
+            controller.has_read(Event::Reservation, more);
+        }
+        _ => {}
     }
     Ok(Reply::Data(part))
 }
@@ -207,6 +280,10 @@ fn get_features(controller: &Controller, entry: &Entry) -> Result<Reply, Status>
         return match entry.dword(10) as u8 {
             FEATURE_WRITE_CACHE | FEATURE_QUEUES | FEATURE_EVENTS | FEATURE_KEEP_ALIVE
             | FEATURE_BEHAVIOR => Ok(Reply::Done(1 << 2)),
+            // These are of a namespace.
+            FEATURE_RESERVATION_MASK | FEATURE_RESERVATION_PERSISTENCE => {
+                Ok(Reply::Done(1 << 2 | 1 << 1))
+            }
             FEATURE_HOST_ID => Ok(Reply::Done(0)),
             _ => Err(Status::INVALID_FIELD),
         };
@@ -232,6 +309,15 @@ fn get_features(controller: &Controller, entry: &Entry) -> Result<Reply, Status>
                 controller.subsystem().host().id.as_bytes().to_vec(),
             ));
         }
+        FEATURE_RESERVATION_MASK => {
+            of_namespace(entry)?;
+            controller.subsystem().reservation_mask()
+        }
+        FEATURE_RESERVATION_PERSISTENCE => {
+            of_namespace(entry)?;
+            let record = controller.subsystem().reservations().record();
+            record.persistent().into()
+        }
         _ => return Err(Status::INVALID_FIELD),
     };
     Ok(Reply::Done(value.into()))
@@ -252,8 +338,19 @@ fn set_features(controller: &Controller, entry: &Entry, data: &[u8]) -> Result<R
             let granted = controller.grant_io_queues(submission.min(completion) + 1)?;
             return Ok(Reply::Done(queues(granted).into()));
         }
-        FEATURE_EVENTS => controller.enable_events(value & NAMESPACE_NOTICES),
+        FEATURE_EVENTS => controller.enable_events(value & (NAMESPACE_NOTICES | DISCOVERY_NOTICES)),
         FEATURE_KEEP_ALIVE => controller.set_keep_alive_timeout(value),
+        FEATURE_RESERVATION_MASK => {
+            of_namespace(entry)?;
+            controller.subsystem().set_reservation_mask(value & 0b1110);
+        }
+        FEATURE_RESERVATION_PERSISTENCE => {
+            of_namespace(entry)?;
+            let reservations = Arc::clone(controller.subsystem().reservations());
+            return Ok(Reply::Job(Job::new(move || {
+                reservations.set_persistence(value & 1 != 0).map(|()| 0)
+            })));
+        }
         FEATURE_BEHAVIOR => {
             // Command retry delays: understood, though none is ever asked for.
             entry.data(BEHAVIOR)?;
@@ -264,6 +361,14 @@ fn set_features(controller: &Controller, entry: &Entry, data: &[u8]) -> Result<R
         _ => return Err(Status::INVALID_FIELD),
     }
     Ok(Reply::Done(0))
+}
+
+/// Refuses a namespace's feature for any but the one there is.
+fn of_namespace(entry: &Entry) -> Result<(), Status> {
+    match entry.namespace() {
+        NSID | u32::MAX => Ok(()),
+        _ => Err(Status::INVALID_NAMESPACE),
+    }
 }
 
 /// The Number of Queues feature: both counts 0's based.

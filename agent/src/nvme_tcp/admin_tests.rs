@@ -5,7 +5,8 @@ use uuid::Uuid;
 use super::*;
 use crate::block::{BLOCK, BlockDevice, DeviceError};
 use crate::ids::{Bytes, Lba};
-use crate::nvme_tcp::subsystem::{Host, Subsystem};
+use crate::nvme_tcp::reserve::Reservations;
+use crate::nvme_tcp::subsystem::{Host, Parts, Subsystem};
 use crate::nvme_tcp::wire::{IN_CAPSULE, u16_at};
 
 /// Has a size and nothing else: no admin command touches the device.
@@ -44,7 +45,16 @@ fn controller() -> Arc<Controller> {
         nqn: "nqn.host".to_owned(),
         id: Uuid::from_u128(5),
     };
-    let subsystem = Subsystem::new("nqn.sub".to_owned(), UUID, host, false, Arc::new(Untouched));
+    let subsystem = Subsystem::new(Parts {
+        nqn: "nqn.sub".to_owned(),
+        namespace: UUID,
+        host,
+        read_only: false,
+        device: Arc::new(Untouched),
+        reservations: Reservations::volatile(),
+        secrets: None,
+        discovery: None,
+    });
     Controller::new(3, subsystem, 0, std::time::Instant::now())
 }
 
@@ -104,6 +114,10 @@ fn the_controller_is_as_linux_wants_it() {
     assert_ne!(u16_at(&page, 514), 0, "MAXCMD");
     assert_eq!(u32_at(&page, 516), 1, "NN");
     assert_eq!(page[525] & 1, 1, "VWC");
+    assert_eq!(u32_at(&page, 96) & (1 << 6), 1 << 6, "CTRATT: TBKAS");
+    assert_eq!(u16_at(&page, 520), 0b1_1010_1101, "ONCS");
+    assert_eq!(u16_at(&page, 522), 0, "no fused commands");
+    assert_eq!(u16_at(&page, 534), 0b11, "OCFS");
     assert_ne!(u32_at(&page, 536) & 3, 0, "SGLS");
     assert_eq!(&page[768..776], b"nqn.sub\0");
     assert_eq!(u32_at(&page, 1792) * 16, 64 + IN_CAPSULE, "IOCCSZ");
@@ -126,6 +140,11 @@ fn the_namespace_has_one_identity_in_both_places() {
         "one format, 4096 bytes"
     );
     assert_eq!(page[30], 1, "NMIC");
+    assert_eq!(page[31], 0xfe, "RESCAP: all types; nobody keeps them");
+    assert_eq!(
+        (u16_at(&page, 74), u32_at(&page, 76), page[80]),
+        (16_384, 32_768, 127)
+    );
     assert_eq!(&page[104..120], UUID.as_bytes());
     let page = identify(&controller, 3, 1).unwrap();
     assert_eq!(
@@ -202,6 +221,36 @@ fn features_are_what_they_were_set_to() {
     let host_id = entry(GET_FEATURES, 0, 16, [0x81, 1, 0]);
     let id = Uuid::from_u128(5).as_bytes().to_vec();
     assert_eq!(handle(&controller, &host_id), Ok(Reply::Data(id)));
+}
+
+/// What the mask keeps out is not noted; the rest is, in its order, and each
+/// reading makes room for the next event.
+#[test]
+fn reservation_notices_are_masked_and_read_one_by_one() {
+    use crate::nvme_tcp::reservation::Notice;
+    let controller = controller();
+    let subsystem = controller.subsystem();
+    let mask = |value| handle(&controller, &entry(SET_FEATURES, 1, 0, [0x82, value, 0]));
+    assert_eq!(mask(1 << 1), Ok(Reply::Done(0)));
+    let read = handle(&controller, &entry(GET_FEATURES, 1, 0, [0x82, 0, 0]));
+    assert_eq!(read, Ok(Reply::Done(2)));
+    let elsewhere = entry(SET_FEATURES, 2, 0, [0x82, 0, 0]);
+    assert_eq!(
+        handle(&controller, &elsewhere),
+        Err(Status::INVALID_NAMESPACE)
+    );
+    subsystem.note_reservation(Notice::RegistrationPreempted);
+    subsystem.note_reservation(Notice::ReservationReleased);
+    subsystem.note_reservation(Notice::ReservationPreempted);
+    let log = |retain: u32| {
+        let log = entry(GET_LOG_PAGE, 0, 64, [15 << 16 | retain << 15 | 0x80, 0, 0]);
+        match handle(&controller, &log) {
+            Ok(Reply::Data(page)) => (page[0], page[8], page[9]),
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!([log(1), log(1)], [(1, 2, 2); 2], "retained");
+    assert_eq!([log(0), log(0), log(0)], [(1, 2, 2), (2, 3, 1), (0, 0, 0)]);
 }
 
 #[test]

@@ -4,6 +4,7 @@
 //! this controller serves and within its limits. What is done on a device is
 //! [`perform`](super::perform)'s; neither knows connections or gates.
 
+use super::reserve;
 use super::status::Status;
 use super::wire::{u16_at, u32_at, u64_at};
 use crate::block::BLOCK;
@@ -18,7 +19,7 @@ pub const FABRICS: u8 = 0x7f;
 
 /// I/O opcodes that are served, with what a namespace's effects log says of each:
 /// supported (bit 0), changes the namespace's content (bit 1).
-pub const IO_OPCODES: [(u8, u32); 8] = [
+pub const IO_OPCODES: [(u8, u32); 12] = [
     (Io::FLUSH, 1),
     (Io::WRITE, 3),
     (Io::READ, 1),
@@ -27,6 +28,10 @@ pub const IO_OPCODES: [(u8, u32); 8] = [
     (Io::DATASET_MANAGEMENT, 3),
     (Io::VERIFY, 1),
     (Io::COPY, 3),
+    (reserve::REGISTER, 1),
+    (reserve::REPORT, 1),
+    (reserve::ACQUIRE, 1),
+    (reserve::RELEASE, 1),
 ];
 
 /// Blocks in one source range of a Copy at most (MSSRL).
@@ -249,6 +254,12 @@ impl Io {
             Self::DatasetManagement { deallocate, .. } => deallocate,
             Self::Flush | Self::Read { .. } | Self::Compare { .. } | Self::Verify { .. } => false,
         }
+    }
+
+    /// Whether a reservation that keeps writers out keeps it out: a Flush
+    /// counts as a write (NVM Command Set 1.0, 2.2.2).
+    pub fn needs_write(self) -> bool {
+        self == Self::Flush || self.writes() || matches!(self, Self::DatasetManagement { .. })
     }
 
     /// The same, durable when it is answered, if it writes.

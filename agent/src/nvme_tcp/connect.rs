@@ -1,8 +1,9 @@
 //! The beginning of an association: Connect, and who is admitted
 //! (NVM Express Base Specification 2.0, 6.3).
 
+use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use uuid::Uuid;
 
@@ -11,7 +12,7 @@ use super::controller::Controller;
 use super::identify::QUEUE_ENTRIES;
 use super::queue::Shape;
 use super::status::Status;
-use super::subsystem::{Directory, Found, Host, Refusal};
+use super::subsystem::{Directory, Found, Host, Refusal, TAKEOVER_WAIT};
 use super::wire::{Digests, u16_at, u32_at};
 
 /// Fabrics type of Connect.
@@ -21,9 +22,6 @@ const CONNECT_DATA: u32 = 1024;
 const ANY_CONTROLLER: u16 = 0xffff;
 /// Bit 16 of an invalid parameter's place: it is in the data, not in the command.
 const IN_DATA: u32 = 1 << 16;
-/// How long a Connect waits for the commands of the association before it,
-/// ahead of being answered busy.
-const TAKEOVER_WAIT: Duration = Duration::from_secs(1);
 
 /// A refusal's name in metrics.
 pub fn refusal_name(status: Status) -> &'static str {
@@ -126,7 +124,7 @@ impl Attempt {
         }
     }
 
-    /// Decides, if it can be: none while commands of the association before
+    /// Decides, if it can be, for a host that came to `address`: none while commands of the association before
     /// are unsettled and there is time left.
     ///
     /// # Errors
@@ -134,11 +132,17 @@ impl Attempt {
     pub fn attempt(
         &self,
         directory: &dyn Directory,
+        address: IpAddr,
         now: Instant,
     ) -> Result<Option<Arc<Controller>>, Refusal> {
         let request = &self.request;
         let subsystem = match directory.find(&request.subsystem) {
             Found::Live(subsystem) => subsystem,
+            Found::Discovery(_) if request.queue != 0 => {
+                let status = Status::CONNECT_INVALID_PARAMETERS;
+                return Err(Refusal { status, result: 42 });
+            }
+            Found::Discovery(discovery) => discovery.subsystem(&request.host, address),
             // For good: the host's controller goes, and its I/O fails.
             Found::Closed => return Err(Status::CONNECT_INVALID_HOST.into()),
             // Not for good: the home may be about to restore it.

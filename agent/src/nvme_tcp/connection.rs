@@ -10,7 +10,7 @@
 //! straight into the memory of the command that it is for. What the commands
 //! do is [`serving`](super::serving)'s.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -21,7 +21,7 @@ use super::metrics::{Counting, Metrics};
 use super::queue::Index;
 use super::serving::Serving;
 use super::status::Status;
-use super::subsystem::{Directory, Refusal};
+use super::subsystem::{Directory, LOOK, Refusal};
 use super::wire::{
     self, COMMON, Completion, DIGEST, Data, Digests, FLAG_LAST, Flaw, Frame, IcReq, Kind,
     LONGEST_HEADER, Malformed,
@@ -30,8 +30,6 @@ use crate::reactor::{Buffer, End, Link, Outcome, Protocol, Tag, Waker};
 
 /// From accept to an admitted Connect.
 pub const HANDSHAKE: Duration = Duration::from_secs(10);
-/// How often it is looked whether an older association has settled.
-const LOOK: Duration = Duration::from_millis(2);
 
 /// A connection's place among those that have not passed Connect. It is
 /// dropped when the connection has passed, or ended.
@@ -56,6 +54,8 @@ pub struct Target {
 pub struct NvmeTcp {
     target: Arc<Target>,
     peer: SocketAddr,
+    /// The address of ours that it came to.
+    address: IpAddr,
     digests: Digests,
     phase: Phase,
     incoming: Option<Incoming>,
@@ -101,10 +101,11 @@ pub struct Capsule {
 }
 
 impl NvmeTcp {
-    /// A connection that was accepted now.
+    /// A connection that was accepted now, from `peer` at `address` of ours.
     pub fn new(
         target: Arc<Target>,
         peer: SocketAddr,
+        address: IpAddr,
         place: Option<Box<dyn Place>>,
         now: Instant,
     ) -> Self {
@@ -113,6 +114,7 @@ impl NvmeTcp {
         Self {
             target,
             peer,
+            address,
             digests: Digests::default(),
             phase: Phase::Accepted,
             incoming: None,
@@ -271,7 +273,7 @@ impl NvmeTcp {
     /// Admits a host, refuses it, or looks again a little later.
     fn admit(&mut self, attempt: Box<Attempt>, link: &mut Link) -> Result<(), End> {
         let (now, digests) = (link.now(), self.digests);
-        match attempt.attempt(&*self.target.directory, now) {
+        match attempt.attempt(&*self.target.directory, self.address, now) {
             Ok(None) => {
                 self.phase = Phase::Admitting(attempt, now + LOOK);
                 Ok(())
@@ -295,7 +297,7 @@ impl NvmeTcp {
                 self.place = None;
                 let shape = request.shape(digests);
                 let metrics = self.target.metrics.clone();
-                let serving = Serving::new(controller, shape, metrics, link);
+                let serving = Serving::new(controller, shape, metrics, self.until, link);
                 self.phase = Phase::Serving(Box::new(serving));
                 Ok(())
             }

@@ -13,12 +13,14 @@
 //! until they have, no other association of the subsystem is admitted. It is
 //! never enabled again: a host connects anew.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-use super::identify::{EVENT_REQUESTS, KEEP_ALIVE_GRANULARITY, NAMESPACE_NOTICES};
+use super::identify::{
+    DISCOVERY_NOTICES, EVENT_REQUESTS, KEEP_ALIVE_GRANULARITY, NAMESPACE_NOTICES,
+};
 use super::status::Status;
 use super::subsystem::Subsystem;
 use crate::block::gate::Gate;
@@ -32,8 +34,44 @@ const CC_SHUTDOWN: u32 = 0b11 << 14;
 const CSTS_READY: u32 = 1;
 const CSTS_SHUTDOWN_RUNNING: u32 = 0b01 << 2;
 const CSTS_SHUTDOWN_COMPLETE: u32 = 0b10 << 2;
-/// Notice, namespace attribute changed, log page 04.
-const NAMESPACE_CHANGED: u32 = 0x0004_0002;
+
+/// What a host can be told of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Event {
+    /// The namespace has another size, or is gone.
+    Namespace,
+    /// There is a notification in the reservations' log.
+    Reservation,
+    /// What can be discovered is another.
+    Discovery,
+}
+
+impl Event {
+    const ALL: [Self; 3] = [Self::Namespace, Self::Reservation, Self::Discovery];
+
+    fn bit(self) -> u8 {
+        1 << self as u8
+    }
+
+    /// The completion's result: type, information and the log page to read.
+    fn result(self) -> u32 {
+        match self {
+            Self::Namespace => 0x0004_0002,
+            Self::Reservation => 0x0080_0006,
+            Self::Discovery => 0x0070_f002,
+        }
+    }
+
+    /// Whether a host with this event configuration wants it.
+    fn wanted(self, notices: u32) -> bool {
+        match self {
+            Self::Namespace => notices & NAMESPACE_NOTICES != 0,
+            // Masked by a feature of its own, before they are noted.
+            Self::Reservation => true,
+            Self::Discovery => notices & DISCOVERY_NOTICES != 0,
+        }
+    }
+}
 
 /// One association's state. What every command looks at is atomic; the rest
 /// is behind a lock that only admin commands take.
@@ -51,7 +89,7 @@ pub struct Controller {
     write_cache: AtomicBool,
     ended: AtomicBool,
     /// What wakes its connections.
-    wakers: Mutex<Vec<Waker>>,
+    wakers: Mutex<BTreeMap<u16, Waker>>,
     state: Mutex<State>,
 }
 
@@ -63,9 +101,10 @@ struct State {
     retry_delays: bool,
     requests: VecDeque<u16>,
     changed: bool,
-    /// Whether a notice was sent and the log was not read since.
-    masked: bool,
-    due: bool,
+    /// Events that were told and whose log was not read since, a bit for each.
+    masked: u8,
+    /// Events to be told.
+    due: u8,
     saw_no_namespace: bool,
 }
 
@@ -80,8 +119,8 @@ impl Controller {
             retry_delays: false,
             requests: VecDeque::new(),
             changed: false,
-            masked: false,
-            due: false,
+            masked: 0,
+            due: 0,
             saw_no_namespace: false,
         };
         Arc::new(Self {
@@ -111,9 +150,11 @@ impl Controller {
     pub fn gate(&self) -> &Arc<Gate> {
         &self.gate
     }
-    /// What a successful Connect results in.
+    /// What a successful Connect results in: the id, and ATR if the host must
+    /// prove itself.
     pub fn connect_result(&self) -> u64 {
-        self.id.into()
+        let authenticate = self.subsystem.secrets().is_some();
+        u64::from(self.id) | u64::from(authenticate) << 17
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -123,24 +164,24 @@ impl Controller {
             .unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
-    fn wakers(&self) -> MutexGuard<'_, Vec<Waker>> {
+    fn wakers(&self) -> MutexGuard<'_, BTreeMap<u16, Waker>> {
         // No code panics while it holds the lock.
         self.wakers
             .lock()
             .unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
-    /// Has `waker` used when something happens to the association. Each queue
-    /// is connected once, so there are few.
-    pub fn attach(&self, waker: Waker) {
-        self.wakers().push(waker.clone());
+    /// Has the waker of this queue's connection used when something happens to
+    /// the association.
+    pub fn attach(&self, queue: u16, waker: Waker) {
+        self.wakers().insert(queue, waker.clone());
         // It may have ended before.
         waker.wake();
     }
 
     /// Wakes all connections.
     pub fn wake(&self) {
-        for waker in self.wakers().iter() {
+        for waker in self.wakers().values() {
             waker.wake();
         }
     }
@@ -262,6 +303,11 @@ impl Controller {
         }
     }
 
+    /// Frees the id of an I/O queue that was connected and never proved itself.
+    pub fn release_queue(&self, id: u16) {
+        self.state().connected.remove(&id);
+    }
+
     /// I/O queues granted.
     pub fn io_queues(&self) -> u16 {
         self.state().io_queues
@@ -335,12 +381,12 @@ impl Controller {
         state.requests.len() < before
     }
 
-    /// The namespace has another size, or is gone: the host is told when it
-    /// listens and has read what it was told before.
-    pub fn announce_change(&self) {
+    /// Something has happened: the host is told when it listens and has read
+    /// what it was told before of the same.
+    pub fn announce(&self, event: Event) {
         let mut state = self.state();
-        state.changed = true;
-        state.due = true;
+        state.changed |= event == Event::Namespace;
+        state.due |= event.bit();
         drop(state);
         self.wake();
     }
@@ -350,23 +396,30 @@ impl Controller {
         self.state().changed
     }
 
-    /// The host has read the log of changes.
-    pub fn changes_read(&self) {
+    /// The host has read the log of such events; `more` is whether there is
+    /// something in it still.
+    pub fn has_read(&self, event: Event, more: bool) {
         let mut state = self.state();
-        state.changed = false;
-        state.masked = false;
-        state.due = false;
+        state.changed &= event != Event::Namespace;
+        state.masked &= !event.bit();
+        state.due &= !event.bit();
+        if more {
+            state.due |= event.bit();
+        }
     }
 
     /// An event that can be delivered: the request it answers, and its result.
     pub fn take_event(&self) -> Option<(u16, u32)> {
         let mut state = self.state();
-        if !state.due || state.masked || state.notices & NAMESPACE_NOTICES == 0 {
-            return None;
-        }
+        let ready = state.due & !state.masked;
+        let notices = state.notices;
+        let event = Event::ALL
+            .into_iter()
+            .find(|event| ready & event.bit() != 0 && event.wanted(notices))?;
         let command = state.requests.pop_front()?;
-        (state.due, state.masked) = (false, true);
-        Some((command, NAMESPACE_CHANGED))
+        state.due &= !event.bit();
+        state.masked |= event.bit();
+        Some((command, event.result()))
     }
 
     /// The host has asked for the namespaces and was told that there are none.

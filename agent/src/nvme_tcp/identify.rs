@@ -20,6 +20,10 @@ pub const CAPABILITIES: u64 = (QUEUE_ENTRIES as u64 - 1) | 1 << 16 | 15 << 24 | 
 pub const KEEP_ALIVE_GRANULARITY: u16 = 10;
 /// OAES and the event configuration: namespace attribute notices.
 pub const NAMESPACE_NOTICES: u32 = 1 << 8;
+/// OAES and the event configuration: discovery log page changes.
+pub const DISCOVERY_NOTICES: u32 = 1 << 31;
+/// RESCAP: all six types, keys as of version 1.3.
+const RESERVATIONS: u8 = 0b1111_1110;
 
 /// Commands that may be outstanding in all, as controllers must say (MAXCMD).
 const MAX_COMMANDS: u16 = QUEUE_ENTRIES;
@@ -60,8 +64,8 @@ pub fn controller(id: u16, subsystem: &str, namespace: Uuid) -> Page {
     page[513] = 0x44;
     put(&mut page, 514, &MAX_COMMANDS.to_le_bytes());
     put(&mut page, 516, &NAMESPACES.to_le_bytes());
-    // ONCS: Compare, DSM, Write Zeroes, Verify, Copy.
-    let commands = 1u16 | 1 << 2 | 1 << 3 | 1 << 7 | 1 << 8;
+    // ONCS: Compare, DSM, Write Zeroes, reservations, Verify, Copy.
+    let commands = 1u16 | 1 << 2 | 1 << 3 | 1 << 5 | 1 << 7 | 1 << 8;
     put(&mut page, 520, &commands.to_le_bytes());
     // VWC: present; a Flush of all namespaces is served.
     page[525] = 1 | 0b11 << 1;
@@ -86,8 +90,9 @@ pub fn nvm_controller() -> Page {
     page
 }
 
-/// CNS 00: the namespace. All zeroes once it is gone.
-pub fn namespace(size: Bytes, uuid: Uuid, read_only: bool) -> Page {
+/// CNS 00: the namespace; `persistent` is whether reservations may persist.
+/// All zeroes once it is gone.
+pub fn namespace(size: Bytes, uuid: Uuid, read_only: bool, persistent: bool) -> Page {
     let mut page = [0; 4096];
     let blocks = (size.0 / BLOCK).to_le_bytes();
     for at in [0, 8, 16] {
@@ -95,6 +100,7 @@ pub fn namespace(size: Bytes, uuid: Uuid, read_only: bool) -> Page {
     }
     // NMIC: may be attached to several controllers (see CMIC above).
     page[30] = 1;
+    page[31] = RESERVATIONS | u8::from(persistent);
     // DLFEAT: what is deallocated reads as zeroes, also by Write Zeroes.
     page[33] = 0b1001;
     page[99] = u8::from(read_only);
@@ -133,8 +139,8 @@ fn put(page: &mut Page, at: usize, bytes: &[u8]) {
     page[at..at + bytes.len()].copy_from_slice(bytes);
 }
 
-/// ASCII fields are filled with spaces.
-fn text(field: &mut [u8], text: &str) {
+/// Writes an ASCII field, which is filled with spaces.
+pub fn text(field: &mut [u8], text: &str) {
     field.fill(b' ');
     let length = text.len().min(field.len());
     field[..length].copy_from_slice(&text.as_bytes()[..length]);

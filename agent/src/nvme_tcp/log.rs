@@ -1,8 +1,9 @@
 //! Log pages (NVM Express Base Specification 2.0, 5.16).
 
 use super::admin::ADMIN_OPCODES;
-use super::command::{FABRICS, IO_OPCODES};
+use super::command::{FABRICS, IO_OPCODES, NSID};
 use super::identify;
+use super::reservation::Notice;
 
 /// Error information: entries of 64 bytes.
 pub const ERRORS: u8 = 0x01;
@@ -14,6 +15,22 @@ pub const FIRMWARE: u8 = 0x03;
 pub const CHANGED_NAMESPACES: u8 = 0x04;
 /// Commands supported and effects.
 pub const EFFECTS: u8 = 0x05;
+
+/// Reservation notifications.
+pub const RESERVATIONS: u8 = 0x80;
+
+/// Log page 80h: the oldest notification, its number and how many there are
+/// in all; zeroes when there is none.
+pub fn reservations(notice: Option<(u64, Notice, usize)>) -> Vec<u8> {
+    let mut page = vec![0; 64];
+    if let Some((number, notice, all)) = notice {
+        page[..8].copy_from_slice(&number.to_le_bytes());
+        page[8] = notice as u8;
+        page[9] = u8::try_from(all).unwrap_or(u8::MAX);
+        page[12..16].copy_from_slice(&NSID.to_le_bytes());
+    }
+    page
+}
 
 /// A whole log page; none that is not kept. `changed` is whether the
 /// namespace changed since its log was last read.

@@ -12,6 +12,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::{Registry, Unit};
 
 use super::command::{FABRICS, Io};
+use super::reserve;
 use super::status::Status;
 use super::wire::Flaw;
 
@@ -212,6 +213,10 @@ fn name(admin: bool, opcode: u8) -> &'static str {
         (false, Io::WRITE_ZEROES) => "write-zeroes",
         (false, Io::DATASET_MANAGEMENT) => "dataset-management",
         (false, Io::VERIFY) => "verify",
+        (false, reserve::REGISTER) => "reservation-register",
+        (false, reserve::REPORT) => "reservation-report",
+        (false, reserve::ACQUIRE) => "reservation-acquire",
+        (false, reserve::RELEASE) => "reservation-release",
         _ => "other",
     }
 }

@@ -17,8 +17,8 @@ use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use super::command::Entry;
+use super::io::Task;
 use super::metrics::Metrics;
-use super::serving::Task;
 use super::status::Status;
 use super::wire::{
     self, Completion, Data, Digests, FLAG_LAST, FLAG_SUCCESS, Flaw, Kind, Malformed, Short,

@@ -11,68 +11,55 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::admin::{self, Reply};
-use super::command::{Entry, FABRICS, Io, MAX_TRANSFER, Place};
+use super::administer::{is_auth, transfer_of};
+use super::auth::Auth;
+use super::command::{Entry, FABRICS, Io, Place};
 use super::connection::Capsule;
 use super::controller::Controller;
+use super::io::Task;
 use super::metrics::{Counting, Hot, Metrics};
-use super::perform;
 use super::queue::{Index, Queue, Shape, Work};
+use super::reserve;
 use super::status::Status;
 use super::subsystem::{Counted, Subsystem};
-use super::wire::{Data, Malformed};
-use crate::block::gate::Pass;
-use crate::reactor::{Buffer, End, Failed, Link, Operation, Outcome, Tag};
-
-/// An I/O command, and where its data is.
-#[derive(Debug, Clone, Copy)]
-pub struct Task {
-    /// What is done.
-    pub io: Io,
-    /// Where the data is that the host sends with it, and how long.
-    pub incoming: Option<(Place, u32)>,
-    /// Bytes that the host gets.
-    pub outgoing: u32,
-}
-
-impl Task {
-    /// Bytes of the connection's memory that it needs.
-    fn room(&self) -> u32 {
-        match (self.incoming, self.io.scratch()) {
-            (Some((Place::Capsule, _)), 0) => 0,
-            (Some((_, length)), scratch) => length + scratch,
-            (None, scratch) => self.outgoing + scratch,
-        }
-    }
-}
+use super::wire::{Data, Malformed, u16_at, u64_at};
+use crate::reactor::{Buffer, End, Failed, Link, Outcome, Tag};
 
 /// A connection that has passed Connect.
 pub struct Serving {
-    controller: Arc<Controller>,
-    subsystem: Arc<Subsystem>,
-    queue: Queue,
-    metrics: Metrics,
+    pub(super) controller: Arc<Controller>,
+    pub(super) subsystem: Arc<Subsystem>,
+    pub(super) queue: Queue,
+    pub(super) metrics: Metrics,
     hot: Hot,
     /// Whether outstanding commands were answered because the namespace is gone.
     told: bool,
+    pub(super) auth: Option<Auth>,
+    /// Until when the host must have proved itself; none when it has, or need not.
+    pub(super) unproved: Option<Instant>,
     _connection: Counted,
     _association: Option<Counting>,
 }
 
 impl Serving {
-    /// A connection of `controller`, from now on.
+    /// A connection of `controller`, from now on. Its host has `until` then to
+    /// prove itself, if it must.
     pub fn new(
         controller: Arc<Controller>,
         shape: Shape,
         metrics: Metrics,
+        until: Instant,
         link: &mut Link,
     ) -> Self {
-        controller.attach(link.waker());
+        controller.attach(shape.id, link.waker());
         let subsystem = Arc::clone(controller.subsystem());
         Self {
             queue: Queue::new(shape, metrics.clone()),
             hot: metrics.hot(),
             told: false,
+            unproved: subsystem.secrets().map(|_| until),
+            auth: (subsystem.secrets().is_some())
+                .then(|| Auth::new(Arc::clone(&controller), shape.id == 0)),
             _connection: subsystem.count(),
             _association: (shape.id == 0).then(|| metrics.association()),
             metrics,
@@ -102,8 +89,14 @@ impl Serving {
         let taken = if !sound {
             recycle(capsule, link);
             Err(Status::TRANSIENT_TRANSPORT_ERROR)
+        } else if self.unproved.is_some() && !is_auth(&entry) {
+            recycle(capsule, link);
+            Err(Status::AUTHENTICATION_REQUIRED)
         } else if self.queue.shape().id == 0 || entry.opcode() == FABRICS {
             self.other(index, entry, capsule, link)
+        } else if reserve::is_one(entry.opcode()) {
+            self.usable()
+                .and_then(|()| self.other(index, entry, capsule, link))
         } else {
             self.io(index, &entry, capsule, link)
         };
@@ -188,6 +181,12 @@ impl Serving {
                 link.recycle(buffer);
                 self.queue.answer_uncounted(index, link);
             }
+            (Work::Other(_), Some(answer)) => {
+                let (result, status) = (u64_at(&answer, 0), Status(u16_at(&answer, 8)));
+                link.recycle(answer);
+                self.prove();
+                self.queue.answer(index, result, status, link);
+            }
             (_, buffer) => {
                 recycle(buffer, link);
                 self.queue.answer(index, 0, Status::SUCCESS, link);
@@ -217,6 +216,9 @@ impl Serving {
     pub fn woken(&mut self, link: &mut Link) -> Result<(), End> {
         if self.controller.has_ended() {
             return Err(End::Protocol("the association has ended"));
+        }
+        if self.unproved.is_some_and(|until| until <= link.now()) {
+            return Err(End::Late("authentication"));
         }
         let admin = self.queue.shape().id == 0;
         if !admin && !self.told && self.subsystem.is_gone() {
@@ -251,22 +253,22 @@ impl Serving {
         let alive = (self.queue.shape().id == 0)
             .then(|| self.controller.silent_at())
             .flatten();
-        [self.queue.due(), alive].into_iter().flatten().min()
+        [self.queue.due(), alive, self.unproved]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     /// The connection has ended.
     pub fn ended(&self) {
-        if self.queue.shape().id == 0 {
+        let id = self.queue.shape().id;
+        if id == 0 {
             self.controller.end();
-        }
-    }
-
-    fn deliver(&mut self, link: &mut Link) {
-        while let Some((command, result)) = self.controller.take_event() {
-            if let Some(index) = self.queue.find(command) {
-                self.queue
-                    .answer(index, result.into(), Status::SUCCESS, link);
+            if self.subsystem.discovery().is_some() {
+                self.subsystem.dissolve();
             }
+        } else if self.unproved.is_some() {
+            self.controller.release_queue(id);
         }
     }
 
@@ -288,7 +290,7 @@ impl Serving {
     }
 
     /// Goes on with a command as soon as it has memory.
-    fn in_turn(
+    pub(super) fn in_turn(
         &mut self,
         index: Index,
         work: Work,
@@ -341,230 +343,10 @@ impl Serving {
             },
         }
     }
-
-    /// An admin or fabrics command.
-    fn other(
-        &mut self,
-        index: Index,
-        entry: Entry,
-        capsule: Option<Buffer>,
-        link: &mut Link,
-    ) -> Result<(), Status> {
-        match transfer_of(&entry) {
-            Some((_, length)) if length > MAX_TRANSFER => Err(Status::INVALID_FIELD),
-            Some((_, length)) => self.in_turn(index, Work::Other(entry), length, capsule, link),
-            None => self.administer(index, &entry, capsule, link),
-        }
-    }
-
-    /// Does an admin or fabrics command; the buffer has what the host sent
-    /// with it, or takes what it gets.
-    fn administer(
-        &mut self,
-        index: Index,
-        entry: &Entry,
-        buffer: Option<Buffer>,
-        link: &mut Link,
-    ) -> Result<(), Status> {
-        let data = buffer.as_deref().unwrap_or_default();
-        let reply = admin::handle(&self.controller, self.queue.shape().id, entry, data);
-        let reply = match reply {
-            Ok(reply) => reply,
-            Err(status) => {
-                recycle(buffer, link);
-                return Err(status);
-            }
-        };
-        match (reply, buffer) {
-            (Reply::Data(data), Some(mut buffer)) if data.len() == buffer.len() => {
-                buffer.copy_from_slice(&data);
-                self.queue.answer_data(index, buffer, link);
-                self.metrics.command(true, entry.opcode(), Status::SUCCESS);
-                // Reading a log may let the next event be told.
-                self.deliver(link);
-                return Ok(());
-            }
-            (Reply::Data(_), buffer) => {
-                recycle(buffer, link);
-                return Err(Status::DATA_SGL_LENGTH_INVALID);
-            }
-            (Reply::Done(result), buffer) => {
-                recycle(buffer, link);
-                self.queue.answer(index, result, Status::SUCCESS, link);
-            }
-            (Reply::Abort(command), buffer) => {
-                recycle(buffer, link);
-                let aborted = self.queue.find(command);
-                if let Some(event) = aborted {
-                    self.queue
-                        .answer(event, 0, Status::COMMAND_ABORT_REQUESTED, link);
-                }
-                let not_aborted = u64::from(aborted.is_none());
-                self.queue.answer(index, not_aborted, Status::SUCCESS, link);
-            }
-            (Reply::Later, buffer) => {
-                recycle(buffer, link);
-                let _ = self.queue.inside(index, Work::Other(*entry));
-            }
-            (Reply::ShutDown, buffer) => {
-                recycle(buffer, link);
-                self.queue.answer(index, 0, Status::SUCCESS, link);
-                self.shut_down(link);
-            }
-        }
-        self.deliver(link);
-        Ok(())
-    }
-
-    /// Flushes, and then says that the shutdown is complete.
-    fn shut_down(&mut self, link: &mut Link) {
-        // A flush that fails latches the device; the shutdown is over all the same.
-        // After a fence there is nothing to flush, and nothing was late either.
-        let fenced = self.subsystem.gate().is_closed();
-        let passes = if fenced {
-            None
-        } else {
-            self.enter().ok().flatten()
-        };
-        let controller = Arc::clone(&self.controller);
-        let Some(passes) = passes else {
-            controller.shutdown_complete();
-            return;
-        };
-        let flush = move |device: &dyn crate::block::BlockDevice| {
-            let outcome = Outcome::new(None, device.flush());
-            controller.shutdown_complete();
-            outcome
-        };
-        let call = Operation::Call(Box::new(flush));
-        link.begin(Tag(u64::MAX), self.subsystem.device(), call, passes);
-    }
-
-    /// An I/O command.
-    fn io(
-        &mut self,
-        index: Index,
-        entry: &Entry,
-        capsule: Option<Buffer>,
-        link: &mut Link,
-    ) -> Result<(), Status> {
-        let task = match self.decode(entry, capsule.as_ref()) {
-            Ok(task) => task,
-            Err(status) => {
-                recycle(capsule, link);
-                return Err(status);
-            }
-        };
-        match task.room() {
-            0 => self.start(index, task, capsule, link),
-            length => self.in_turn(index, Work::Io(task), length, capsule, link),
-        }
-    }
-
-    fn decode(&self, entry: &Entry, capsule: Option<&Buffer>) -> Result<Task, Status> {
-        // Ahead of all other checks: whatever it was, it came too late.
-        self.late()?;
-        if !self.controller.enabled() {
-            return Err(Status::COMMAND_SEQUENCE_ERROR);
-        }
-        let mut io = Io::decode(entry, self.subsystem.read_only())?;
-        if !self.controller.write_cache() {
-            io = io.durable();
-        }
-        let task = Task {
-            io,
-            incoming: io.incoming(entry)?,
-            outgoing: io.outgoing(entry)?,
-        };
-        if let Some((Place::Capsule, length)) = task.incoming
-            && capsule.is_none_or(|data| data.len() != length as usize)
-        {
-            return Err(Status::DATA_SGL_LENGTH_INVALID);
-        }
-        Ok(task)
-    }
-
-    /// Begins a command whose data and memory are all here.
-    fn start(
-        &mut self,
-        index: Index,
-        task: Task,
-        buffer: Option<Buffer>,
-        link: &mut Link,
-    ) -> Result<(), Status> {
-        let device = self.subsystem.device();
-        let length = task.incoming.map_or(0, |(_, length)| length) as usize;
-        let data = buffer.as_ref().and_then(|buffer| buffer.get(..length));
-        let fits = perform::check(task.io, data.unwrap_or_default(), device.size());
-        let passes = match fits.and_then(|()| self.enter()) {
-            Ok(Some(passes)) => passes,
-            // The association has ended, and so will this connection.
-            Ok(None) => {
-                recycle(buffer, link);
-                return Ok(());
-            }
-            Err(status) => {
-                recycle(buffer, link);
-                return Err(status);
-            }
-        };
-        if task.io.writes() {
-            self.subsystem.note_write();
-        }
-        let tag = self.queue.inside(index, Work::Io(task));
-        let operation = match (task.io, buffer) {
-            (Io::Read { lba, .. }, Some(buffer)) => Operation::Read { lba, buffer },
-            (Io::Write { lba, fua, .. }, Some(buffer)) => Operation::Write { lba, buffer, fua },
-            (io, mut buffer) => Operation::Call(Box::new(move |device| {
-                let all = buffer.as_deref_mut().unwrap_or_default();
-                let (data, scratch) = all.split_at_mut(length);
-                let result = perform::perform(io, device, data, scratch);
-                Outcome { buffer, result }
-            })),
-        };
-        link.begin(tag, self.subsystem.device(), operation, passes);
-        Ok(())
-    }
-
-    /// Lets a command through the export's gate and the association's. None:
-    /// the association has ended.
-    fn enter(&self) -> Result<Option<[Option<Pass>; 2]>, Status> {
-        let Some(export) = self.subsystem.gate().enter() else {
-            self.metrics.late();
-            return Err(Status::RESERVATION_CONFLICT);
-        };
-        let association = self.controller.gate().enter();
-        Ok(association.map(|association| [Some(export), Some(association)]))
-    }
-
-    /// Refuses a command, as late, when its export's gate is closed already.
-    fn late(&self) -> Result<(), Status> {
-        if self.subsystem.gate().is_closed() {
-            // Closed for good, so this refuses, and counts that.
-            self.enter().map(drop)?;
-        }
-        Ok(())
-    }
 }
 
-fn recycle(buffer: Option<Buffer>, link: &mut Link) {
+pub(super) fn recycle(buffer: Option<Buffer>, link: &mut Link) {
     if let Some(buffer) = buffer {
         link.recycle(buffer);
-    }
-}
-
-/// What an admin or fabrics command moves between the host's memory and this
-/// side: whether it comes from the host, and how long it is. The low bits of
-/// an opcode, or of a fabrics command's type, say which way data goes.
-fn transfer_of(entry: &Entry) -> Option<(bool, u32)> {
-    let code = match entry.opcode() {
-        FABRICS => entry.fabrics_type(),
-        opcode => opcode,
-    };
-    match entry.descriptor() {
-        Ok((Place::Host, length)) if length > 0 && matches!(code & 3, 1 | 2) => {
-            Some((code & 3 == 1, length))
-        }
-        _ => None,
     }
 }

@@ -25,6 +25,7 @@ impl Status {
     pub const SGL_OFFSET_INVALID: Self = Self(DNR | 0x16);
     pub const NAMESPACE_WRITE_PROTECTED: Self = Self(DNR | 0x20);
     pub const TRANSIENT_TRANSPORT_ERROR: Self = Self(0x22);
+    pub const HOST_IDENTIFIER_INCONSISTENT_FORMAT: Self = Self(DNR | 0x18);
     pub const LBA_OUT_OF_RANGE: Self = Self(DNR | 0x80);
     pub const CAPACITY_EXCEEDED: Self = Self(DNR | 0x81);
     /// The fence's answer: Linux fails the request at once, on every path.
@@ -38,6 +39,7 @@ impl Status {
     pub const CONTROLLER_BUSY: Self = Self(0x181);
     pub const CONNECT_INVALID_PARAMETERS: Self = Self(DNR | 0x182);
     pub const CONNECT_INVALID_HOST: Self = Self(DNR | 0x184);
+    pub const AUTHENTICATION_REQUIRED: Self = Self(DNR | 0x191);
     pub const WRITE_FAULT: Self = Self(DNR | 0x280);
     pub const UNRECOVERED_READ_ERROR: Self = Self(DNR | 0x281);
     pub const COMPARE_FAILURE: Self = Self(DNR | 0x285);
@@ -52,6 +54,7 @@ impl Status {
             Self::WRITE_FAULT | Self::UNRECOVERED_READ_ERROR | Self::INTERNAL_ERROR => "failed",
             Self::COMPARE_FAILURE => "miscompare",
             Self::CONTROLLER_BUSY => "busy",
+            Self::AUTHENTICATION_REQUIRED => "unauthenticated",
             Self::TRANSIENT_TRANSPORT_ERROR => "digest",
             _ => "invalid",
         }

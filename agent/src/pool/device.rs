@@ -134,4 +134,9 @@ impl BlockDevice for FirstWrite {
         let noted = !write || self.written.load(Ordering::Acquire);
         noted.then(|| self.backing.direct(lba, length, write))?
     }
+
+    fn in_memory(&self) -> bool {
+        // The note of the first write is on a disk.
+        self.backing.in_memory() && self.written.load(Ordering::Acquire)
+    }
 }

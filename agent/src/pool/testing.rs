@@ -114,6 +114,19 @@ impl Mounted {
             .arg(self.dir()));
     }
 
+    /// Reads and writes that its block device has in hand.
+    pub fn in_flight(&self) -> u32 {
+        let mut findmnt = Command::new("findmnt");
+        findmnt.args(["-n", "-o", "SOURCE"]).arg(self.dir());
+        let said = String::from_utf8(findmnt.output().unwrap().stdout).unwrap();
+        let name = said.trim().strip_prefix("/dev/").unwrap();
+        let counts = std::fs::read_to_string(format!("/sys/block/{name}/inflight")).unwrap();
+        counts
+            .split_whitespace()
+            .map(|count| count.parse::<u32>().unwrap())
+            .sum()
+    }
+
     /// Makes every write to it wait until what is returned is dropped.
     pub fn freeze(&self) -> Frozen {
         run(Command::new("fsfreeze").arg("-f").arg(self.dir()));

@@ -118,13 +118,7 @@ fn a_successor_owns_the_pool_only_when_the_dead_one_s_last_write_has_landed() {
 
         let frozen = below.freeze();
         write(&mut host, 1, 2);
-        // Long enough for it to be in the kernel's hands; never answered.
-        host.set_read_timeout(Some(Duration::from_millis(500)))
-            .unwrap();
-        assert!(
-            host.read_exact(&mut [0]).is_err(),
-            "{engine:?}: the write waits"
-        );
+        until(|| disk.in_flight() > 0);
         victim.0.kill().unwrap();
         // Looked at by hand: an open pool would be written to, and that waits too.
         let lock = std::fs::File::open(dir.join("lock")).unwrap();

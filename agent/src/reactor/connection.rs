@@ -59,11 +59,12 @@ impl Connection {
     }
 
     /// Where the next bytes are to be received. None while what came before
-    /// fills all there is, and when the connection has ended. What is received
+    /// fills all there is, while the peer does not take what is sent, and when
+    /// the connection has ended. What is received
     /// there must be told by [`Self::received`] before this is asked again; the
     /// memory stays where it is until then.
     pub fn space(&mut self) -> Option<&mut [u8]> {
-        if self.end.is_some() {
+        if self.end.is_some() || self.link.is_clogged() {
             return None;
         }
         self.filling = self.link.fill.is_some();

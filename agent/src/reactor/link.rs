@@ -14,8 +14,13 @@ use crate::block::gate::Pass;
 
 /// Bytes of received data that wait to be consumed, at most.
 pub const INPUT: usize = 64 << 10;
-/// Small pieces are gathered in blocks of this size.
-const GATHER: usize = 16 << 10;
+/// Small pieces are gathered in blocks of this size at least.
+const GATHER: usize = 1 << 10;
+/// Such blocks that are kept for the next pieces.
+const GATHERS: usize = 64;
+/// Beyond so many bytes that wait to be sent, nothing more is received: a peer
+/// that asks and does not take would have memory grow without end.
+const BACKLOG: usize = 2 << 20;
 /// Bytes of buffers that one connection's commands may hold.
 const BUDGET: usize = 1 << 20;
 
@@ -47,6 +52,18 @@ pub struct Begun {
     pub operation: Operation,
     /// The gates' passes.
     pub passes: Passes,
+}
+
+impl Begun {
+    /// Whether it waits for nothing, so that no other thread need do it.
+    pub fn is_quick(&self) -> bool {
+        let quick = match &self.operation {
+            Operation::Read { .. } => true,
+            Operation::Write { fua, .. } => !fua,
+            Operation::Call(_) => false,
+        };
+        quick && self.device.in_memory()
+    }
 }
 
 /// What an operation holds until it has settled: passes of its gates.
@@ -105,11 +122,13 @@ pub struct Link {
     pub(super) fill: Option<Fill>,
     pub(super) output: VecDeque<Chunk>,
     pub(super) begun: VecDeque<Begun>,
+    /// Bytes of the output, as they were put into it.
+    queued: usize,
     pub(super) starved: bool,
     pub(super) spares: Spares,
     pub(super) now: Instant,
     budget: Arc<Budget>,
-    spare_gather: Option<Vec<u8>>,
+    spare_gathers: Vec<Vec<u8>>,
     waker: Waker,
 }
 
@@ -150,11 +169,12 @@ impl Link {
             fill: None,
             output: VecDeque::new(),
             begun: VecDeque::new(),
+            queued: 0,
             starved: false,
             spares: Spares::default(),
             now,
             budget: Budget::new(BUDGET),
-            spare_gather: None,
+            spare_gathers: Vec::new(),
             waker,
         }
     }
@@ -199,13 +219,14 @@ impl Link {
 
     /// Sends bytes, behind all that was sent before.
     pub fn send(&mut self, bytes: &[u8]) {
+        self.queued += bytes.len();
         if let Some(Chunk::Gathered(last)) = self.output.back_mut()
             && last.len() + bytes.len() <= last.capacity()
         {
             last.extend_from_slice(bytes);
             return;
         }
-        let mut chunk = self.spare_gather.take().unwrap_or_default();
+        let mut chunk = self.spare_gathers.pop().unwrap_or_default();
         chunk.clear();
         chunk.reserve(GATHER.max(bytes.len()));
         chunk.extend_from_slice(bytes);
@@ -214,6 +235,7 @@ impl Link {
 
     /// Sends a part of a buffer, behind all that was sent before.
     pub fn send_buffer(&mut self, buffer: Buffer, part: Range<usize>) {
+        self.queued += part.len();
         self.output.push_back(Chunk::Data(buffer, part));
     }
 
@@ -225,10 +247,19 @@ impl Link {
         fed
     }
 
+    /// Whether the peer has so much to take that nothing more is received.
+    pub(super) fn is_clogged(&self) -> bool {
+        self.queued > BACKLOG
+    }
+
     /// What was sent has gone out: its memory is free.
     pub(super) fn sent(&mut self, chunk: Chunk) {
+        self.queued -= chunk.bytes().len();
         match chunk {
-            Chunk::Gathered(bytes) => self.spare_gather = Some(bytes),
+            Chunk::Gathered(bytes) if self.spare_gathers.len() < GATHERS => {
+                self.spare_gathers.push(bytes);
+            }
+            Chunk::Gathered(_) => {}
             Chunk::Data(buffer, _) => self.recycle(buffer),
         }
     }

@@ -238,7 +238,13 @@ impl Serving {
             let Some(begun) = peer.connection.begun() else {
                 break;
             };
-            self.begin(key, begun);
+            if begun.is_quick() {
+                let outcome = begun.operation.perform(&*begun.device);
+                drop(begun.passes);
+                peer.connection.done(begun.tag, outcome, now);
+            } else {
+                self.begin(key, begun);
+            }
         }
         let Some(peer) = self.peers.get_mut(key.place as usize) else {
             return;

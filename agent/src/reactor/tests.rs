@@ -19,6 +19,7 @@ const READ: u8 = 1;
 const WRITE: u8 = 2;
 const FLUSH: u8 = 3;
 const BYE: u8 = 4;
+const ECHO: u8 = 5;
 const SIZE: u64 = 4 << 20;
 
 #[derive(Default)]
@@ -69,6 +70,10 @@ impl Protocol for Toy {
                 let flush: protocol::Call = Box::new(|device| Outcome::new(None, device.flush()));
                 let passes = [self.gate.enter(), None];
                 link.begin(Tag(0), &self.device, Operation::Call(flush), passes);
+            }
+            ECHO => {
+                link.consume(16);
+                link.send(&[0; 512]);
             }
             _ => {
                 link.send(b"bye");
@@ -264,6 +269,24 @@ fn many_requests_at_once_stay_within_the_budget_and_are_all_answered() {
         let mut rest = Vec::new();
         host.read_to_end(&mut rest).unwrap();
         assert_eq!(rest, b"bye");
+    }
+}
+
+#[test]
+fn a_peer_that_asks_and_does_not_take_is_not_listened_to() {
+    for engine in engines() {
+        let (_folder, device) = file();
+        let bench = Bench::new(engine, device);
+        let (mut host, ..) = bench.host(None);
+        host.set_write_timeout(Some(Duration::from_millis(500)))
+            .unwrap();
+        // What is never taken stops what is sent.
+        let chatter: Vec<u8> = (0..4096).flat_map(|_| request(ECHO, 0, 0)).collect();
+        let mut sent = 0;
+        while let Ok(some) = host.write(&chatter) {
+            sent += some;
+            assert!(sent < 256 << 20, "{engine:?}: it is heard without end");
+        }
     }
 }
 

@@ -140,8 +140,9 @@ impl Driver for Uring {
         if let Some(time) = &time {
             arguments = arguments.timespec(time);
         }
-        let wanted = usize::from(wait != Some(Duration::ZERO));
-        match self.ring.submitter().submit_with_args(wanted, &arguments) {
+        // One is wanted even where there is no time to wait: deferred task work,
+        // and with it every end, is done only by an enter that wants some.
+        match self.ring.submitter().submit_with_args(1, &arguments) {
             Ok(_) => {}
             // Time is over; a signal came; ends must be collected first.
             Err(error)

@@ -2,6 +2,7 @@
 # Real Linux initiators against the NVMe/TCP target, as the example nvme_target
 # serves it. One line per check; exits non-zero if any failed.
 # kernels: 6.1 6.12
+# timeout: 1800
 set -u
 
 target=$DROVER_BUILD/examples/nvme_target
@@ -125,6 +126,23 @@ verified() { # DEVICE MIB [more options of fio]
         --do_verify=1 --verify_fatal=1 --fsync=64 --randseed=7 --output-format=terse "${@:3}"
 }
 
+served_by() { # COMMAND...: the command's output is shown by the target's answer, not an error
+    "$@" > "$work/answer" 2>&1 && ! grep -qiE "NVMe status|error:|failed" "$work/answer" ||
+        { cat "$work/answer"; return 1; }
+}
+reports() { # DEVICE PATTERN: the reservation report has it
+    nvme resv-report "$1" -n 1 -e > "$work/report" 2>&1 && grep -qE "$2" "$work/report" ||
+        { cat "$work/report"; return 1; }
+}
+copied() { # DEVICE: two ranges are copied one behind the other
+    dd if="$work/pattern" of="$1" bs=4k seek=100 count=8 oflag=direct conv=notrunc status=none &&
+        nvme copy "$1" -n 1 -d 200 -s 104,100 -b 3,3 &&
+        cmp <(dd if="$1" bs=4k skip=200 count=4 iflag=direct status=none) \
+            <(dd if="$work/pattern" bs=4k skip=4 count=4 status=none) &&
+        cmp <(dd if="$1" bs=4k skip=204 count=4 iflag=direct status=none) \
+            <(dd if="$work/pattern" bs=4k count=4 status=none)
+}
+
 ip link set lo up
 modprobe nvme-tcp || exit 2
 modprobe xfs 2> /dev/null
@@ -135,7 +153,15 @@ truncate -s $size "$work/volume"
 
 # 1. What a host does in an ordinary life.
 one=nqn.2026-01.io.drover:vm:1
-serve $one 11111111-1111-4111-8111-111111111111
+serve $one 11111111-1111-4111-8111-111111111111 --discovery 127.0.0.1:8009 --reservations "$work/reservations"
+discovers() {
+    nvme discover -t tcp -a 127.0.0.1 -s "$1" -q "$2" -I $host_id > "$work/discovered" 2>&1 &&
+        grep -q "subnqn: *$one" "$work/discovered" || { cat "$work/discovered"; return 1; }
+}
+check "nvme discover on 8009" discovers 8009 $host
+check "what is discovered says where to connect" grep -q "trsvcid: *4420" "$work/discovered"
+check "nvme discover on the I/O port" discovers 4420 $host
+if discovers 8009 nqn.2026-01.io.drover:other > /dev/null; then bad "another host discovers nothing"; else ok "another host discovers nothing"; fi
 check "connect" connect $one
 must_have_disk $one
 ok "the disk is a multipath head"
@@ -164,6 +190,35 @@ check "nvme-cli: compare, equal" nvme compare "$dev" -s 0 -c 0 -z 4096 -d "$work
 dd if=/dev/zero of="$dev" bs=4k count=1 oflag=direct status=none
 check "nvme-cli: compare, different" bash -c "! nvme compare $dev -s 0 -c 0 -z 4096 -d $work/pattern"
 check "nvme-cli: an opcode that is not served is refused" bash -c "! nvme write-uncor $dev -s 0 -c 0"
+check "nvme-cli: copy" copied "$dev"
+check "nvme-cli: error log" served_by nvme error-log "$dev"
+check "nvme-cli: firmware log" served_by nvme fw-log "$dev"
+check "nvme-cli: changed namespaces log" served_by nvme changed-ns-list-log "$dev"
+check "nvme-cli: reservation notification log" served_by nvme resv-notif-log "$dev"
+check "nvme-cli: a log that is not kept is refused" bash -c "! nvme get-log $dev -i 0x0c -l 512"
+for feature in 6 7 0xb 0xf; do
+    check "nvme-cli: feature $feature" served_by nvme get-feature "$dev" -f $feature
+done
+check "nvme-cli: feature 0x16" served_by nvme get-feature "$dev" -f 0x16 -l 512
+check "nvme-cli: feature 0x81" served_by nvme get-feature "$dev" -f 0x81 -l 16 -c 1
+for feature in 0x82 0x83; do
+    check "nvme-cli: feature $feature" served_by nvme get-feature "$dev" -n 1 -f $feature
+done
+check "resv-register" nvme resv-register "$dev" -n 1 -k 0x10 -r 0 -p 3
+check "resv-report shows the registrant" reports "$dev" "regctl *: *1$"
+check "resv-acquire" nvme resv-acquire "$dev" -n 1 -c 0x10 -t 1 -a 0
+check "resv-report shows the type" reports "$dev" "rtype *: *1$"
+check "resv-acquire with another key is refused" bash -c "! nvme resv-acquire $dev -n 1 -c 0x11 -t 1 -a 0"
+check "the holder writes" dd if="$work/pattern" of="$dev" bs=4k count=1 oflag=direct status=none
+kill -9 $target_pid
+wait $target_pid 2> /dev/null
+serve $one 11111111-1111-4111-8111-111111111111 --reservations "$work/reservations"
+check "a reservation persists through kill -9" within 30 reports "$dev" "rtype *: *1$"
+check "resv-acquire, preempt and abort" nvme resv-acquire "$dev" -n 1 -c 0x10 -p 0x10 -t 2 -a 2
+check "resv-release" nvme resv-release "$dev" -n 1 -c 0x10 -t 2 -a 0
+check "resv-register, another key" nvme resv-register "$dev" -n 1 -c 0x10 -k 0x20 -r 2
+check "resv-release, clear" nvme resv-release "$dev" -n 1 -c 0x20 -a 1
+check "nobody is registered" reports "$dev" "regctl *: *0$"
 
 # 2. The volume grows.
 size=$((384 << 20))
@@ -195,6 +250,23 @@ must_have_disk $one
 check "write, read with digests" pattern "/dev/$(disk $one)"
 check "fio verify with digests" verified "/dev/$(disk $one)" 16
 disconnect $one
+for queues in 1 4; do
+    check "connect with $queues queues" connect $one "nr_io_queues=$queues"
+    must_have_disk $one
+    check "fio verify with $queues queues" verified "/dev/$(disk $one)" 8
+    disconnect $one
+    check "connect with $queues queues and digests" connect $one "nr_io_queues=$queues,hdr_digest,data_digest"
+    must_have_disk $one
+    check "fio verify with $queues queues and digests" verified "/dev/$(disk $one)" 8
+    disconnect $one
+done
+again() {
+    local round name
+    for round in 1 2 3 4 5 6 7 8; do
+        connect $one && within 20 have_disk $one && disconnect $one || { echo "round $round"; return 1; }
+    done
+}
+check "connect and disconnect eight times" again
 end_target
 
 # 5. Fence: under I/O, and nobody comes back.
@@ -203,11 +275,12 @@ serve $two 22222222-2222-4222-8222-222222222222
 connect $two
 must_have_disk $two
 dev=/dev/$(disk $two)
+touch "$work/before"
 fio --name=writer --filename="$dev" --rw=randwrite --bs=4k --size=64M --direct=1 --ioengine=libaio \
     --iodepth=8 --time_based --runtime=120 --output-format=terse > "$work/fio" 2>&1 &
 fio_pid=$!
 # A fio that has not opened the disk by the fence would make a file of its name.
-writing() { [ "$(awk '{ print $5 }' "/sys/block/${dev#/dev/}/stat")" -gt 0 ]; }
+writing() { [ "$work/volume" -nt "$work/before" ]; }
 check "the workload writes before the fence" within 60 writing
 tell fence
 check "fence" heard 15 "^fenced .*settled=Ok"
@@ -236,7 +309,36 @@ if connect $two 2> /dev/null; then bad "a closed identity is refused after a res
 if connect nqn.2026-01.io.drover:vm:none 2> /dev/null; then bad "an unknown identity is refused"; else ok "an unknown identity is refused"; fi
 end_target
 
-# 6. Read only.
+# 6. A host that must prove itself. Debian's 6.1 cannot.
+four=nqn.2026-01.io.drover:vm:4
+prove() { # HASH GROUP [the host's options]
+    local name # the disk's, not the check's
+    serve $four 44444444-4444-4444-8444-444444444444 --secret "$secret" --controller-secret "$proof" --hash "$1" --group "$2"
+    connect $four "${3:-dhchap_secret=$secret}" && within 30 have_disk $four &&
+        dd if="$work/pattern" of="/dev/$(disk $four)" bs=4k count=1 oflag=direct status=none
+    local result=$?
+    disconnect $four
+    end_target
+    return $result
+}
+case $kernel in
+    6.1.*) ;;
+    *)
+        secret=$(nvme gen-dhchap-key -m 1 -l 32 -n $host | tail -n 1)
+        proof=$(nvme gen-dhchap-key -m 0 -l 48 -n $four | tail -n 1)
+        check "DH-HMAC-CHAP, SHA-256" prove 1 0
+        check "DH-HMAC-CHAP, SHA-384, ffdhe2048" prove 2 1
+        check "DH-HMAC-CHAP, SHA-512, ffdhe3072, both ways" prove 3 2 "dhchap_secret=$secret,dhchap_ctrl_secret=$proof"
+        serve $four 44444444-4444-4444-8444-444444444444 --secret "$secret" --controller-secret "$proof"
+        if connect $four 2> /dev/null; then bad "a host without a secret is refused"; else ok "a host without a secret is refused"; fi
+        wrong=$(nvme gen-dhchap-key -m 1 -l 32 -n $host | tail -n 1)
+        if connect $four "dhchap_secret=$wrong" 2> /dev/null; then bad "a wrong secret is refused"; else ok "a wrong secret is refused"; fi
+        if connect $four "dhchap_secret=$secret,dhchap_ctrl_secret=$wrong" 2> /dev/null; then bad "a host refuses a wrong target"; else ok "a host refuses a wrong target"; fi
+        end_target
+        ;;
+esac
+
+# 7. Read only.
 three=nqn.2026-01.io.drover:vm:3
 serve $three 33333333-3333-4333-8333-333333333333 --read-only
 connect $three

@@ -52,6 +52,11 @@ const PACKAGES: &[&str] = &[
     "restic",
     "prometheus",
     "sg3-utils",
+    "libiscsi-bin",
+    "qemu-utils",
+    "qemu-block-extra",
+    // The iSCSI target that drover is measured beside.
+    "tgt",
 ];
 
 /// The VM's newer kernel: one package a version, the newest is wanted.

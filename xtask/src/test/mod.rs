@@ -17,7 +17,7 @@ use std::time::{Duration, Instant, SystemTime};
 use anyhow::{Context, Result};
 
 use crate::vm::Kernel;
-use crate::{build, deploy, lint, places, process, say, setup};
+use crate::{build, deploy, lint, places, process, say, setup, suite};
 use tally::Tally;
 
 /// All tests on the machine, without their compilation.
@@ -121,6 +121,7 @@ fn machine(tally: &mut Tally) -> Result<()> {
         println!("{text}");
     }
     tally.libtest("cargo test --workspace", &text, success);
+    tally.check("iscsi-test-cu", suite::libiscsi::check());
     Ok(())
 }
 

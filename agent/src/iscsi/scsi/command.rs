@@ -7,10 +7,10 @@ use crate::block::BLOCK;
 use crate::ids::Lba;
 
 /// The most blocks that one command may transfer, as the block limits page
-/// says: a connection's whole budget.
-pub const MAX_TRANSFER: u32 = 256;
+/// says: 16 MiB, of which only a part is in memory at a time.
+pub const MAX_TRANSFER: u32 = 4096;
 /// The most blocks of COMPARE AND WRITE, as the block limits page says.
-pub const MAX_COMPARE: u8 = 128;
+pub const MAX_COMPARE: u8 = 32;
 /// The most blocks of WRITE SAME, as the block limits page says: as many as
 /// are soon written, since a fence waits for them.
 pub const MAX_WRITE_SAME: u32 = 4096;
@@ -244,6 +244,28 @@ impl Command {
             Self::CompareAndWrite { range, .. } => 2 * range.bytes(),
             _ => 0,
         }
+    }
+
+    /// Whether its data, coming in, can be dealt with part by part.
+    pub fn in_parts(&self) -> bool {
+        matches!(
+            self,
+            Self::Write { .. } | Self::WriteAndVerify { .. } | Self::Verify { compare: true, .. }
+        )
+    }
+
+    /// The same command on the part of its blocks that begins at a byte of its
+    /// data and is so many bytes long.
+    #[must_use]
+    pub fn part(mut self, from: u32, length: u32) -> Self {
+        if let Self::Write { range, .. }
+        | Self::WriteAndVerify { range, .. }
+        | Self::Verify { range, .. } = &mut self
+        {
+            range.lba.0 += u64::from(from) / BLOCK;
+            range.blocks = u32::try_from(u64::from(length).div_ceil(BLOCK)).unwrap_or(u32::MAX);
+        }
+        self
     }
 
     /// Whether it changes what is stored, so that it is refused on what is

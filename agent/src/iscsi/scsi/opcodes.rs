@@ -96,6 +96,8 @@ const fn action(kind: Kind, action: u8, usage: &'static [u8]) -> Form {
 }
 
 const A: u8 = 0xff;
+/// A group number, which is taken and tells nothing (SBC-3, 4.22).
+const G: u8 = 0x1f;
 
 /// All commands. DPO and FUA (byte 1, 10h and 08h) are taken, as the mode
 /// parameter header's DPOFUA bit says; protection information is not.
@@ -112,14 +114,14 @@ pub const FORMS: &[Form] = &[
     plain(Kind::ModeSense,             &[0x1a, 0x08, A, A, A, 0]),
     plain(Kind::StartStopUnit,         &[0x1b, 0x01, 0, 0, 0x05, 0]),
     plain(Kind::ReadCapacity10,        &[0x25, 0, 0, 0, 0, 0, 0, 0, 0, 0]),
-    plain(Kind::Read,                  &[0x28, 0x18, A, A, A, A, 0, A, A, 0]),
-    plain(Kind::Write,                 &[0x2a, 0x18, A, A, A, A, 0, A, A, 0]),
-    plain(Kind::WriteAndVerify,        &[0x2e, 0x12, A, A, A, A, 0, A, A, 0]),
-    plain(Kind::Verify,                &[0x2f, 0x12, A, A, A, A, 0, A, A, 0]),
-    plain(Kind::PreFetch,              &[0x34, 0x02, A, A, A, A, 0, A, A, 0]),
-    plain(Kind::SynchronizeCache,      &[0x35, 0x02, A, A, A, A, 0, A, A, 0]),
-    plain(Kind::WriteSame,             &[0x41, 0x08, A, A, A, A, 0, A, A, 0]),
-    plain(Kind::Unmap,                 &[0x42, 0, 0, 0, 0, 0, 0, A, A, 0]),
+    plain(Kind::Read,                  &[0x28, 0x18, A, A, A, A, G, A, A, 0]),
+    plain(Kind::Write,                 &[0x2a, 0x18, A, A, A, A, G, A, A, 0]),
+    plain(Kind::WriteAndVerify,        &[0x2e, 0x12, A, A, A, A, G, A, A, 0]),
+    plain(Kind::Verify,                &[0x2f, 0x12, A, A, A, A, G, A, A, 0]),
+    plain(Kind::PreFetch,              &[0x34, 0x02, A, A, A, A, G, A, A, 0]),
+    plain(Kind::SynchronizeCache,      &[0x35, 0x02, A, A, A, A, G, A, A, 0]),
+    plain(Kind::WriteSame,             &[0x41, 0x08, A, A, A, A, G, A, A, 0]),
+    plain(Kind::Unmap,                 &[0x42, 0, 0, 0, 0, 0, G, A, A, 0]),
     plain(Kind::ModeSelect,            &[0x55, 0x11, 0, 0, 0, 0, 0, A, A, 0]),
     plain(Kind::ModeSense,             &[0x5a, 0x18, A, A, 0, 0, 0, A, A, 0]),
     action(Kind::PersistentReserveIn, 0,  &[0x5e, 0x1f, 0, 0, 0, 0, 0, A, A, 0]),
@@ -133,21 +135,21 @@ pub const FORMS: &[Form] = &[
     action(Kind::PersistentReserveOut, 4, &[0x5f, 0x1f, A, 0, 0, A, A, A, A, 0]),
     action(Kind::PersistentReserveOut, 5, &[0x5f, 0x1f, A, 0, 0, A, A, A, A, 0]),
     action(Kind::PersistentReserveOut, 6, &[0x5f, 0x1f, A, 0, 0, A, A, A, A, 0]),
-    plain(Kind::Read,                  &[0x88, 0x18, A, A, A, A, A, A, A, A, A, A, A, A, 0, 0]),
-    plain(Kind::CompareAndWrite,       &[0x89, 0x18, A, A, A, A, A, A, A, A, 0, 0, 0, A, 0, 0]),
-    plain(Kind::Write,                 &[0x8a, 0x18, A, A, A, A, A, A, A, A, A, A, A, A, 0, 0]),
-    plain(Kind::WriteAndVerify,        &[0x8e, 0x12, A, A, A, A, A, A, A, A, A, A, A, A, 0, 0]),
-    plain(Kind::Verify,                &[0x8f, 0x12, A, A, A, A, A, A, A, A, A, A, A, A, 0, 0]),
-    plain(Kind::PreFetch,              &[0x90, 0x02, A, A, A, A, A, A, A, A, A, A, A, A, 0, 0]),
-    plain(Kind::SynchronizeCache,      &[0x91, 0x02, A, A, A, A, A, A, A, A, A, A, A, A, 0, 0]),
-    plain(Kind::WriteSame,             &[0x93, 0x09, A, A, A, A, A, A, A, A, A, A, A, A, 0, 0]),
+    plain(Kind::Read,                  &[0x88, 0x18, A, A, A, A, A, A, A, A, A, A, A, A, G, 0]),
+    plain(Kind::CompareAndWrite,       &[0x89, 0x18, A, A, A, A, A, A, A, A, 0, 0, 0, A, G, 0]),
+    plain(Kind::Write,                 &[0x8a, 0x18, A, A, A, A, A, A, A, A, A, A, A, A, G, 0]),
+    plain(Kind::WriteAndVerify,        &[0x8e, 0x12, A, A, A, A, A, A, A, A, A, A, A, A, G, 0]),
+    plain(Kind::Verify,                &[0x8f, 0x12, A, A, A, A, A, A, A, A, A, A, A, A, G, 0]),
+    plain(Kind::PreFetch,              &[0x90, 0x02, A, A, A, A, A, A, A, A, A, A, A, A, G, 0]),
+    plain(Kind::SynchronizeCache,      &[0x91, 0x02, A, A, A, A, A, A, A, A, A, A, A, A, G, 0]),
+    plain(Kind::WriteSame,             &[0x93, 0x09, A, A, A, A, A, A, A, A, A, A, A, A, G, 0]),
     action(Kind::ReadCapacity16, 0x10, &[0x9e, 0x1f, 0, 0, 0, 0, 0, 0, 0, 0, A, A, A, A, 0, 0]),
     plain(Kind::ReportLuns,            &[0xa0, 0, A, 0, 0, 0, A, A, A, A, 0, 0]),
     action(Kind::ReportSupportedOpcodes, 0x0c, &[0xa3, 0x1f, 0x87, A, A, A, A, A, A, A, 0, 0]),
-    plain(Kind::Read,                  &[0xa8, 0x18, A, A, A, A, A, A, A, A, 0, 0]),
-    plain(Kind::Write,                 &[0xaa, 0x18, A, A, A, A, A, A, A, A, 0, 0]),
-    plain(Kind::WriteAndVerify,        &[0xae, 0x12, A, A, A, A, A, A, A, A, 0, 0]),
-    plain(Kind::Verify,                &[0xaf, 0x12, A, A, A, A, A, A, A, A, 0, 0]),
+    plain(Kind::Read,                  &[0xa8, 0x18, A, A, A, A, A, A, A, A, G, 0]),
+    plain(Kind::Write,                 &[0xaa, 0x18, A, A, A, A, A, A, A, A, G, 0]),
+    plain(Kind::WriteAndVerify,        &[0xae, 0x12, A, A, A, A, A, A, A, A, G, 0]),
+    plain(Kind::Verify,                &[0xaf, 0x12, A, A, A, A, A, A, A, A, G, 0]),
 ];
 
 /// The form of a command.

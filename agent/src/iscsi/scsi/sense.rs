@@ -62,6 +62,10 @@ impl Sense {
     pub const SPACE_ALLOCATION: Self = Self::new(0x7, 0x27, 0x07);
     /// The data to be written was longer than the command said that it would be.
     pub const DATA_LENGTH: Self = Self::new(0x5, 0x0e, 0x03);
+    /// Data came that nobody had asked for.
+    pub const UNEXPECTED_DATA: Self = Self::new(0xb, 0x0c, 0x0c);
+    /// Data was missing, or out of order.
+    pub const INCORRECT_DATA: Self = Self::new(0xb, 0x0c, 0x0d);
     /// There is no such command.
     pub const OPCODE: Self = Self::new(0x5, 0x20, 0x00);
     /// Blocks beyond the end.

@@ -1,0 +1,199 @@
+//! The admin, fabrics and reservation commands of a connection: how their data
+//! goes, and what their answers come to.
+
+use std::sync::Arc;
+
+use super::admin::{self, Job, Reply};
+use super::auth;
+use super::command::{Entry, FABRICS, MAX_TRANSFER, Place};
+use super::queue::{Index, Work};
+use super::reserve;
+use super::serving::{Serving, recycle};
+use super::status::Status;
+use crate::reactor::{Buffer, Link, Operation, Outcome, Tag};
+
+impl Serving {
+    /// An admin or fabrics command.
+    pub(super) fn other(
+        &mut self,
+        index: Index,
+        entry: Entry,
+        capsule: Option<Buffer>,
+        link: &mut Link,
+    ) -> Result<(), Status> {
+        match transfer_of(&entry) {
+            Some((_, length)) if length > MAX_TRANSFER => Err(Status::INVALID_FIELD),
+            Some((_, length)) => self.in_turn(index, Work::Other(entry), length, capsule, link),
+            None => self.administer(index, &entry, capsule, link),
+        }
+    }
+
+    /// Does an admin or fabrics command; the buffer has what the host sent
+    /// with it, or takes what it gets.
+    pub(super) fn administer(
+        &mut self,
+        index: Index,
+        entry: &Entry,
+        buffer: Option<Buffer>,
+        link: &mut Link,
+    ) -> Result<(), Status> {
+        let data = buffer.as_deref().unwrap_or_default();
+        let queue = self.queue.shape().id;
+        let reply = if let Some(auth) = self.auth.as_ref().filter(|_| is_auth(entry)) {
+            let reply = auth.handle(entry, data);
+            self.prove();
+            reply
+        } else if queue != 0 && reserve::is_one(entry.opcode()) {
+            reserve::handle(&self.subsystem, entry, data)
+        } else {
+            admin::handle(&self.controller, queue, entry, data)
+        };
+        let reply = match reply {
+            Ok(reply) => reply,
+            Err(status) => {
+                recycle(buffer, link);
+                return Err(status);
+            }
+        };
+        match (reply, buffer) {
+            (Reply::Data(data), Some(mut buffer)) if data.len() == buffer.len() => {
+                buffer.copy_from_slice(&data);
+                self.queue.answer_data(index, buffer, link);
+                self.metrics.command(true, entry.opcode(), Status::SUCCESS);
+                // Reading a log may let the next event be told.
+                self.deliver(link);
+                return Ok(());
+            }
+            (Reply::Data(_), buffer) => {
+                recycle(buffer, link);
+                return Err(Status::DATA_SGL_LENGTH_INVALID);
+            }
+            (Reply::Done(result), buffer) => {
+                recycle(buffer, link);
+                self.queue.answer(index, result, Status::SUCCESS, link);
+            }
+            (Reply::Abort(command), buffer) => {
+                recycle(buffer, link);
+                let aborted = self.queue.find(command);
+                if let Some(event) = aborted {
+                    self.queue
+                        .answer(event, 0, Status::COMMAND_ABORT_REQUESTED, link);
+                }
+                let not_aborted = u64::from(aborted.is_none());
+                self.queue.answer(index, not_aborted, Status::SUCCESS, link);
+            }
+            (Reply::Later, buffer) => {
+                recycle(buffer, link);
+                let _ = self.queue.inside(index, Work::Other(*entry));
+            }
+            (Reply::Job(job), buffer) => {
+                recycle(buffer, link);
+                return self.wait_for(index, entry, job, link);
+            }
+            (Reply::ShutDown, buffer) => {
+                recycle(buffer, link);
+                self.queue.answer(index, 0, Status::SUCCESS, link);
+                self.shut_down(link);
+            }
+        }
+        self.deliver(link);
+        Ok(())
+    }
+
+    /// Has work done on a thread that may wait. How it ended comes back in a
+    /// small buffer: eight bytes of the result, two of the status.
+    fn wait_for(
+        &mut self,
+        index: Index,
+        entry: &Entry,
+        job: Job,
+        link: &mut Link,
+    ) -> Result<(), Status> {
+        let passes = if self.queue.shape().id == 0 {
+            [None, None]
+        } else {
+            match self.enter()? {
+                Some(passes) => passes,
+                None => return Ok(()),
+            }
+        };
+        let tag = self.queue.inside(index, Work::Other(*entry));
+        let mut answer = link.unsolicited(10);
+        let call = Operation::Call(Box::new(move |_| {
+            let (result, status) = match job.run() {
+                Ok(result) => (result, Status::SUCCESS),
+                Err(status) => (0, status),
+            };
+            answer[..8].copy_from_slice(&result.to_le_bytes());
+            answer[8..].copy_from_slice(&status.0.to_le_bytes());
+            Outcome::new(Some(answer), Ok(()))
+        }));
+        link.begin(tag, self.subsystem.device(), call, passes);
+        Ok(())
+    }
+
+    /// Flushes, and then says that the shutdown is complete.
+    fn shut_down(&mut self, link: &mut Link) {
+        // A flush that fails latches the device; the shutdown is over all the same.
+        // After a fence there is nothing to flush, and nothing was late either.
+        let fenced = self.subsystem.gate().is_closed();
+        let passes = if fenced {
+            None
+        } else {
+            self.enter().ok().flatten()
+        };
+        let controller = Arc::clone(&self.controller);
+        let Some(passes) = passes else {
+            controller.shutdown_complete();
+            return;
+        };
+        let flush = move |device: &dyn crate::block::BlockDevice| {
+            let outcome = Outcome::new(None, device.flush());
+            controller.shutdown_complete();
+            outcome
+        };
+        let call = Operation::Call(Box::new(flush));
+        link.begin(Tag(u64::MAX), self.subsystem.device(), call, passes);
+    }
+
+    /// Looks whether the host has proved itself, or not any more.
+    pub(super) fn prove(&mut self) {
+        let Some(auth) = &self.auth else { return };
+        match (auth.done(), self.unproved) {
+            (true, _) => self.unproved = None,
+            // Who fails to prove itself anew is a stranger from now on.
+            (false, None) if auth.failed() => self.controller.end(),
+            (false, _) => {}
+        }
+    }
+
+    pub(super) fn deliver(&mut self, link: &mut Link) {
+        while let Some((command, result)) = self.controller.take_event() {
+            if let Some(index) = self.queue.find(command) {
+                self.queue
+                    .answer(index, result.into(), Status::SUCCESS, link);
+            }
+        }
+    }
+}
+
+/// Whether it is a command that authenticates.
+pub fn is_auth(entry: &Entry) -> bool {
+    entry.opcode() == FABRICS && matches!(entry.fabrics_type(), auth::SEND | auth::RECEIVE)
+}
+
+/// What an admin or fabrics command moves between the host's memory and this
+/// side: whether it comes from the host, and how long it is. The low bits of
+/// an opcode, or of a fabrics command's type, say which way data goes.
+pub fn transfer_of(entry: &Entry) -> Option<(bool, u32)> {
+    let code = match entry.opcode() {
+        FABRICS => entry.fabrics_type(),
+        opcode => opcode,
+    };
+    match entry.descriptor() {
+        Ok((Place::Host, length)) if length > 0 && matches!(code & 3, 1 | 2) => {
+            Some((code & 3 == 1, length))
+        }
+        _ => None,
+    }
+}

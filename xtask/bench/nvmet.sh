@@ -1,0 +1,108 @@
+#!/bin/bash
+# drover's NVMe/TCP target and the kernel's own under the kernel's initiator and
+# fio, in turn, on the same file in memory. Each value is a line
+#
+#   value FIGURE SIDE IOPS
+#
+# The sides: drover; nvmet on a loop device over the file, which is what it is
+# mostly given; nvmet-file, the file itself.
+# It is told: TARGET (drover's example), RUNS, SECONDS_EACH, FIGURES (name:depth ...).
+set -euo pipefail
+
+work=$(mktemp -d /dev/shm/nvmet.XXXXXX)
+file=$work/volume
+host=nqn.2014-08.org.nvmexpress:uuid:00000000-0000-4000-8000-00000000000a
+host_id=00000000-0000-4000-8000-00000000000a
+nqn=nqn.2026-01.io.drover:bench
+config=/sys/kernel/config/nvmet
+
+wrong() {
+    echo "$*"
+    [ ! -e "$work/log" ] || tail -n 20 "$work/log"
+    dmesg | tail -n 20
+    exit 1
+}
+
+# within SECONDS COMMAND...: the command succeeds before they are over
+within() {
+    local end=$((SECONDS + $1))
+    shift
+    until "$@"; do
+        [ $SECONDS -lt $end ] || return 1
+        sleep 0.1
+    done
+}
+
+# export SIDE PATH NUMBER: has the kernel's target serve PATH
+export_nvmet() {
+    local subsystem=$config/subsystems/$nqn-$1
+    mkdir "$subsystem"
+    echo 1 > "$subsystem/attr_allow_any_host"
+    mkdir "$subsystem/namespaces/1"
+    echo -n "$2" > "$subsystem/namespaces/1/device_path"
+    echo 1 > "$subsystem/namespaces/1/enable"
+    ln -s "$subsystem" "$config/ports/1/subsystems/"
+}
+
+# connect SIDE PORT: two I/O queues, as many as processors
+connect() {
+    timeout 60 bash -c "echo transport=tcp,traddr=127.0.0.1,trsvcid=$2,nqn=$nqn-$1,hostnqn=$host,hostid=$host_id,nr_io_queues=2 > /dev/nvme-fabrics" ||
+        wrong "$1 cannot be connected"
+    within 20 disk "$1" > /dev/null || wrong "no disk of $1 appears"
+}
+
+# disk SIDE: the device of its namespace
+disk() {
+    local folder name
+    for folder in /sys/class/nvme-subsystem/*; do
+        [ "$(cat "$folder/subsysnqn" 2> /dev/null)" = "$nqn-$1" ] || continue
+        name=$(ls "$folder" | grep -E '^nvme[0-9]+n1$') && [ -b "/dev/$name" ] && echo "/dev/$name"
+        return
+    done
+    return 1
+}
+
+# measure FIGURE SIDE DEPTH
+measure() {
+    local device iops
+    device=$(disk "$2") || wrong "the disk of $2 is gone"
+    # The eighth field of the terse output is the reads' IOPS (fio's HOWTO, version 3).
+    iops=$(timeout 120 fio --name=read --filename="$device" --readonly --rw=randread --bs=4k \
+        --direct=1 --ioengine=libaio --iodepth="$3" --norandommap --time_based --ramp_time=1 \
+        --runtime="$SECONDS_EACH" --output-format=terse --terse-version=3 | cut -d';' -f8) ||
+        wrong "fio on $2 failed"
+    echo "value $1 $2 $iops"
+}
+
+modprobe -a loop nvme-tcp nvmet nvmet-tcp
+mountpoint -q /sys/kernel/config || mount -t configfs configfs /sys/kernel/config
+head -c 256M /dev/urandom > "$file"
+
+loop=$(losetup --find --show --sector-size 4096 --direct-io=on "$file" 2> /dev/null) ||
+    loop=$(losetup --find --show --sector-size 4096 "$file")
+mkdir "$config/ports/1"
+echo tcp > "$config/ports/1/addr_trtype"
+echo ipv4 > "$config/ports/1/addr_adrfam"
+echo 127.0.0.1 > "$config/ports/1/addr_traddr"
+echo 4421 > "$config/ports/1/addr_trsvcid"
+export_nvmet nvmet "$loop"
+export_nvmet nvmet-file "$file"
+
+mkfifo "$work/input"
+"$TARGET" --file "$file" --listen 127.0.0.1:4422 --subsystem "$nqn-drover" \
+    --namespace 11111111-1111-4111-8111-111111111111 --host $host --host-id $host_id \
+    < "$work/input" > "$work/said" 2> "$work/log" &
+exec 9> "$work/input"
+within 30 grep -q serving "$work/said" || wrong "drover's target does not serve"
+
+connect nvmet 4421
+connect nvmet-file 4421
+connect drover 4422
+for number in $(seq "$RUNS"); do
+    for figure in $FIGURES; do
+        for side in drover nvmet nvmet-file; do
+            measure "${figure%:*}" $side "${figure#*:}"
+        done
+    done
+done
+echo stop >&9
