@@ -95,7 +95,7 @@ async fn a_backup_is_whole_for_the_stock_tool_and_for_our_restore() {
 
 #[tokio::test]
 async fn an_interrupted_backup_resumes_and_uploads_nothing_twice() {
-    let bench = Bench::new(10 * SEGMENT);
+    let bench = Bench::new(20 * SEGMENT);
     let mut uploaded = 0;
     let mut spec = bench.spec();
     spec.repo.limit_upload = Some(8 * MIB);
