@@ -28,6 +28,7 @@ const PACKAGES: &[&str] = &[
     "g++",
     "libc6-dev",
     "protobuf-compiler",
+    "libprotobuf-dev",
     "git",
     // The VM, and its older kernel (6.1).
     "qemu-system-x86",
