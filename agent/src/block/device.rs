@@ -47,6 +47,15 @@ pub struct Direct {
     pub offset: u64,
 }
 
+/// Blocks in a row that are alike.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Extent {
+    /// How many.
+    pub blocks: u64,
+    /// Whether they may hold something. Otherwise they read as zeroes.
+    pub mapped: bool,
+}
+
 /// Blocks that can be read and written, and made durable. Each call waits for
 /// the device, so it is made on a thread that may wait.
 ///
@@ -71,6 +80,16 @@ pub trait BlockDevice: Send + Sync + 'static {
 
     /// Gives back the space of blocks, which read as zeroes afterwards.
     fn deallocate(&self, lba: Lba, blocks: u64) -> Result<(), DeviceError>;
+
+    /// Whether the block at `lba` is mapped, and how many from there on are
+    /// alike, `blocks` of them at most. Where that is not known they are mapped.
+    ///
+    /// What a write put there that ended before this began is never called
+    /// unmapped; a block that is being written meanwhile may be told as either.
+    fn mapping(&self, _lba: Lba, blocks: u64) -> Result<Extent, DeviceError> {
+        let mapped = true;
+        Ok(Extent { blocks, mapped })
+    }
 
     /// How a ring may read, or write without `fua`, `length` bytes from `lba`
     /// on by itself. None: it may not, and [`read`](BlockDevice::read) or

@@ -20,8 +20,9 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 use bytemuck::{Pod, Zeroable};
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, FcntlArg, OFlag, fallocate, fcntl};
+use nix::unistd::{Whence, lseek};
 
-use super::device::{BLOCK, BlockDevice, DeviceError, Direct};
+use super::device::{BLOCK, BlockDevice, DeviceError, Direct, Extent};
 use crate::ids::{Bytes, Lba};
 
 /// Zeroes written at once where the file system cannot make them itself.
@@ -184,6 +185,22 @@ impl BlockDevice for FileDevice {
         self.write_zeroes(lba, blocks, true)
     }
 
+    fn mapping(&self, lba: Lba, blocks: u64) -> Result<Extent, DeviceError> {
+        let (start, length) = self.range(lba, blocks)?;
+        self.file.usable()?;
+        let end = start + length;
+        let (next, mapped) = match self.file.data_from(start, end)? {
+            // A block is mapped as soon as a part of it is.
+            data if data < start + BLOCK => {
+                let hole = self.file.hole_from(data, end)?;
+                (hole.max(start + 1).next_multiple_of(BLOCK), true)
+            }
+            data => (data - data % BLOCK, false),
+        };
+        let blocks = (next.min(end) - start) / BLOCK;
+        Ok(Extent { blocks, mapped })
+    }
+
     fn direct(&self, lba: Lba, length: usize, _write: bool) -> Option<Direct> {
         let blocks = self.file.whole_blocks(length).ok()?;
         let (offset, _) = self.range(lba, blocks).ok()?;
@@ -290,6 +307,36 @@ impl OpenFile {
                 Err(errno) => return Err(self.latch("fdatasync", errno)),
             }
         }
+    }
+
+    /// Where the next data is, from `start` on; `end`, if there is none before.
+    ///
+    /// What a file system has only reserved is no data to it (lseek(2)): such
+    /// an extent becomes data when a write into it ends, ahead of its caller
+    /// being told (fs/xfs/xfs_file.c, xfs_dio_write_end_io; fs/ext4/file.c,
+    /// ext4_dio_write_end_io), so no acknowledged write is taken for a hole.
+    fn data_from(&self, start: u64, end: u64) -> Result<u64, DeviceError> {
+        match lseek(&self.file, offset(start), Whence::SeekData) {
+            Ok(at) => Ok(at.cast_unsigned().min(end)),
+            // Nothing up to the file's end, which must not come too early.
+            Err(Errno::ENXIO) if self.length()? >= end => Ok(end),
+            Err(errno) => Err(self.error("lseek SEEK_DATA", errno)),
+        }
+    }
+
+    /// Where the data that begins at `start` ends; at `end` at the latest.
+    fn hole_from(&self, start: u64, end: u64) -> Result<u64, DeviceError> {
+        match lseek(&self.file, offset(start), Whence::SeekHole) {
+            Ok(at) => Ok(at.cast_unsigned().min(end)),
+            Err(errno) => Err(self.error("lseek SEEK_HOLE", errno)),
+        }
+    }
+
+    fn length(&self) -> Result<u64, DeviceError> {
+        let errno = |error: std::io::Error| Errno::from_raw(error.raw_os_error().unwrap_or(0));
+        let metadata = self.file.metadata();
+        let metadata = metadata.map_err(|error| self.error("fstat", errno(error)))?;
+        Ok(metadata.len())
     }
 
     fn punch(&self, start: u64, length: u64) -> Result<(), DeviceError> {

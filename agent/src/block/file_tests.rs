@@ -155,3 +155,86 @@ fn a_size_of_part_blocks_is_refused() {
     let file = tempfile::tempfile().unwrap();
     assert!(FileDevice::new(file, Path::new("x"), Bytes(BLOCK + 1)).is_err());
 }
+
+/// Which blocks are mapped, as runs from the first one on.
+fn mapping(device: &FileDevice) -> Vec<(u64, bool)> {
+    let (mut runs, mut next) = (Vec::new(), 0);
+    let end = device.size().0 / BLOCK;
+    while next < end {
+        let run = device.mapping(Lba(next), end - next).unwrap();
+        assert!(run.blocks > 0 && next + run.blocks <= end);
+        runs.push((run.blocks, run.mapped));
+        next += run.blocks;
+    }
+    runs
+}
+
+fn tells_what_is_mapped(folder: &Path) {
+    let (device, path) = open(folder);
+    assert_eq!(mapping(&device), [(16, false)]);
+    let data = vec![7; 3 * BLOCK as usize];
+    device.write(Lba(4), &data, false).unwrap();
+    device
+        .write(Lba(15), &data[..BLOCK as usize], false)
+        .unwrap();
+    let told = [(4, false), (3, true), (8, false), (1, true)];
+    assert_eq!(mapping(&device), told);
+    device.deallocate(Lba(5), 1).unwrap();
+    assert_eq!(mapping(&device)[1..4], [(1, true), (1, false), (1, true)]);
+    // Space that is kept and reads as zeroes, and what is written there again.
+    device.write_zeroes(Lba(8), 4, false).unwrap();
+    assert_eq!(block(&device, 9), vec![0; BLOCK as usize]);
+    device
+        .write(Lba(9), &data[..BLOCK as usize], false)
+        .unwrap();
+    assert!(device.mapping(Lba(9), 1).unwrap().mapped);
+    let asked = device.mapping(Lba(0), 2).unwrap();
+    assert_eq!(
+        (asked.blocks, asked.mapped),
+        (2, false),
+        "no more than was asked about"
+    );
+    assert!(device.mapping(Lba(16), 1).is_err());
+    // What was lost is not called unmapped.
+    File::options()
+        .write(true)
+        .open(&path)
+        .unwrap()
+        .set_len(8 * BLOCK)
+        .unwrap();
+    assert!(device.mapping(Lba(7), 9).is_err());
+}
+
+#[test]
+fn what_is_mapped_is_told() {
+    tells_what_is_mapped(tempfile::tempdir().unwrap().path());
+}
+
+#[test]
+fn what_is_mapped_is_told_in_memory_as_well() {
+    tells_what_is_mapped(tempfile::tempdir_in("/dev/shm").unwrap().path());
+}
+
+/// Writers never see a block that they were told is written called unmapped,
+/// whatever is written and given back beside them.
+#[test]
+fn no_written_block_is_called_unmapped_while_others_come_and_go() {
+    let folder = tempfile::tempdir().unwrap();
+    let (device, _) = open(folder.path());
+    let data = vec![1; BLOCK as usize];
+    std::thread::scope(|scope| {
+        for lba in 0..4_u64 {
+            let (device, data) = (&device, &data);
+            scope.spawn(move || {
+                for _ in 0..300 {
+                    device.write(Lba(3 * lba), data, false).unwrap();
+                    assert!(device.mapping(Lba(3 * lba), 1).unwrap().mapped);
+                    let around = device.mapping(Lba(3 * lba), 16 - 3 * lba).unwrap();
+                    assert!(around.mapped);
+                    device.deallocate(Lba(3 * lba), 1).unwrap();
+                    assert!(!device.mapping(Lba(3 * lba), 1).unwrap().mapped);
+                }
+            });
+        }
+    });
+}

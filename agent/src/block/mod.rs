@@ -10,4 +10,4 @@ pub mod device;
 pub mod file;
 pub mod gate;
 
-pub use device::{BLOCK, BlockDevice, DeviceError, Direct};
+pub use device::{BLOCK, BlockDevice, DeviceError, Direct, Extent};

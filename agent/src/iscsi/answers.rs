@@ -16,6 +16,7 @@ use crate::block::DeviceError;
 use crate::reactor::{Failed, Link};
 
 /// How a command ends.
+#[derive(Debug, Clone)]
 pub enum Ending {
     /// It did what it was to do.
     Good,
@@ -56,13 +57,17 @@ pub struct Answered {
 
 impl Answered {
     /// Of a command that was not taken in.
-    pub fn unstarted(tag: u32, kind: Option<Kind>, request: &ScsiCommand) -> Self {
+    pub fn unstarted(
+        tag: u32,
+        (kind, natural): (Option<Kind>, u64),
+        request: &ScsiCommand,
+    ) -> Self {
         Self {
             tag,
             kind,
             reads: request.reads,
             expected: request.length,
-            natural: 0,
+            natural,
             moved: 0,
             sent: 0,
         }
@@ -87,16 +92,16 @@ pub fn is_the_unit(lun: u64) -> bool {
     lun == 0 || lun == 0x4000 << 48
 }
 
+/// Why a command may not be carried out: how it ends, what it is, if that is
+/// known, and the bytes that it would transfer.
+pub type Unjudged = (Ending, (Option<Kind>, u64));
+
 /// Whether a command may be carried out, in the order that SAM-5 and SPC-4
 /// say: a unit attention before a reservation, and before what the CDB says.
-pub fn judge(
-    session: &Arc<Session>,
-    lun: u64,
-    request: &ScsiCommand,
-) -> Result<Judged, (Option<Kind>, Ending)> {
+pub fn judge(session: &Arc<Session>, lun: u64, request: &ScsiCommand) -> Result<Judged, Unjudged> {
     let form = opcodes::form(&request.cdb);
     let kind = form.as_ref().ok().map(|form| form.kind);
-    let ends = |ending: Ending| Err((kind, ending));
+    let ends = |ending: Ending| Err((ending, (kind, 0)));
     let unit = session.target().unit();
     let heedless = matches!(
         kind,
@@ -126,7 +131,11 @@ pub fn judge(
         Ok(decoded) => decoded,
         Err(sense) => return ends(sense.into()),
     };
-    let ends = |ending: Ending| Err((Some(kind), ending));
+    let natural = match command {
+        Command::Read { range, .. } => range.bytes(),
+        other => other.data_out(),
+    };
+    let ends = |ending: Ending| Err((ending, (Some(kind), natural)));
     if !unit.reservations.allow(session, &command) {
         return ends(Ending::Refused(Refused::Conflict));
     }
@@ -135,10 +144,6 @@ pub fn judge(
     {
         return ends(sense.into());
     }
-    let natural = match command {
-        Command::Read { range, .. } => range.bytes(),
-        other => other.data_out(),
-    };
     let there = match command {
         Command::Read { .. } => request.reads,
         _ => request.writes,
@@ -154,6 +159,7 @@ pub fn judge(
             return ends(Sense::DATA_LENGTH.into());
         }
         Command::Write { range, .. }
+        | Command::OrWrite { range, .. }
         | Command::WriteAndVerify { range, .. }
         | Command::Verify {
             range,
@@ -202,7 +208,34 @@ pub fn sense_of(failed: &Failed, writes: bool) -> Sense {
     }
 }
 
+/// The name of a device call's failure in the log's limits.
+fn reason_of(failed: &Failed) -> &'static str {
+    match failed {
+        Failed::Miscompare { .. } => "miscompare",
+        Failed::Other(_) => "not-kept",
+        Failed::Device(DeviceError::FlushFailed(_)) => "flush-failed",
+        Failed::Device(DeviceError::OutOfRange { .. }) => "out-of-range",
+        Failed::Device(DeviceError::NoSpace) => "no-space",
+        Failed::Device(DeviceError::Io { .. }) => "io",
+    }
+}
+
 impl Serving {
+    /// Logs that a device call failed. Data that differs is no failure.
+    pub(super) fn log_failure(&self, kind: Kind, failed: &Failed) {
+        let Some(session) = &self.session else {
+            return;
+        };
+        let (peer, unit) = (self.peer.ip(), session.target().unit().identity().uuid);
+        let differs = matches!(failed, Failed::Miscompare { .. });
+        if !differs && (self.shared.metrics).may_log(peer, reason_of(failed), Some(unit)) {
+            tracing::warn!(
+                %peer, target = session.target().name(), command = kind.name(), %failed,
+                "a command failed"
+            );
+        }
+    }
+
     /// Answers a command, whose room was given back before.
     pub(super) fn answer(&mut self, answered: &Answered, ending: Ending, link: &mut Link) {
         let (status, sense) = match ending {

@@ -163,8 +163,17 @@ impl Iscsi {
         if self.shared.metrics.malformed(self.peer.ip(), flaw) {
             tracing::warn!(peer = %self.peer, reason = %flaw, "a PDU was rejected");
         }
-        if let Phase::Serving(serving) = &mut self.phase {
-            serving.say_reject(flaw, header, link);
+        match &mut self.phase {
+            // Nothing in a header that was damaged says what to answer to (RFC 7143, 7.8).
+            Phase::Serving(_) if flaw == Flaw::HeaderDigest => {}
+            Phase::Serving(serving) => serving.say_reject(flaw, header, link),
+            _ => {
+                let status = match flaw {
+                    Flaw::Phase => Status::INVALID_DURING_LOGIN,
+                    _ => Status::INITIATOR_ERROR,
+                };
+                self.refuse_login(&LoginRequest::decode(header), status, link);
+            }
         }
     }
 
@@ -175,7 +184,7 @@ impl Iscsi {
             Refusal::Task(flaw, slot) => {
                 self.say_reject(flaw, header, link);
                 match &mut self.phase {
-                    Phase::Serving(serving) => serving.give_up(slot, flaw, link),
+                    Phase::Serving(serving) => serving.give_up(header, slot, flaw, link),
                     _ => Ok(()),
                 }
             }
@@ -208,11 +217,7 @@ impl Iscsi {
         let goes = match &mut self.phase {
             Phase::Serving(serving) => serving.header(&header, &frame, link),
             _ if header.opcode() == Ok(Opcode::Login) => Ok(Into::Whole),
-            _ => {
-                let request = LoginRequest::decode(&header);
-                self.refuse_login(&request, Status::INVALID_DURING_LOGIN, link);
-                Err(Refusal::Flaw(Flaw::Phase))
-            }
+            _ => Err(Refusal::Flaw(Flaw::Phase)),
         };
         let goes = match goes {
             Ok(goes) => goes,
@@ -386,15 +391,19 @@ impl Iscsi {
         let answer = Answer::login(&reply.answer, voice.counted());
         voice.say(link, answer, &reply.text);
         if let Some(session) = &session {
-            tracing::info!(
-                peer = %self.peer, target = session.target().name(),
-                initiator = agreed.nexus.initiator, tsih = session.tsih(), "session"
-            );
+            let unit = session.target().unit().identity().uuid;
+            let metrics = &self.shared.metrics;
+            if metrics.may_log(self.peer.ip(), "session", Some(unit)) {
+                tracing::info!(
+                    peer = %self.peer, target = session.target().name(),
+                    initiator = agreed.nexus.initiator, tsih = session.tsih(), "session"
+                );
+            }
         }
         self.place = None;
         let shared = Arc::clone(&self.shared);
-        let now = link.now();
-        let serving = Serving::new(shared, voice, &agreed, session, self.portal, now);
+        let place = (self.peer, self.portal);
+        let serving = Serving::new(shared, voice, &agreed, session, place, link.now());
         self.phase = Phase::Serving(Box::new(serving));
         Ok(())
     }
@@ -484,7 +493,3 @@ impl Protocol for Iscsi {
         self.phase = Phase::Ended;
     }
 }
-
-#[cfg(test)]
-#[path = "connection_tests.rs"]
-mod tests;

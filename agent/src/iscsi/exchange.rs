@@ -18,6 +18,8 @@ pub struct Exchange {
     answer: Vec<u8>,
     /// Names the exchange while it goes on.
     tag: u32,
+    /// Whether it goes on.
+    open: bool,
 }
 
 /// Who asks, and where.
@@ -36,59 +38,73 @@ pub struct Asker<'a> {
 pub struct Part {
     /// The text.
     pub text: Vec<u8>,
-    /// What the initiator asks for more with; [`NO_TAG`] when this is the last.
+    /// Whether the text goes on in the next part (the C bit).
+    pub goes_on: bool,
+    /// What the initiator comes again with; [`NO_TAG`] when this is the end of
+    /// the exchange (the F bit).
     pub tag: u32,
 }
 
+/// How a request comes.
+#[derive(Debug, Clone, Copy)]
+pub struct Request<'a> {
+    /// Its target transfer tag.
+    pub tag: u32,
+    /// Whether its text goes on in the next request (the C bit).
+    pub goes_on: bool,
+    /// Whether the initiator has no more to say (the F bit).
+    pub is_final: bool,
+    /// Its text, or a part of it.
+    pub data: &'a [u8],
+}
+
 impl Exchange {
-    /// Takes a request in. `tag` is its target transfer tag; an answer's part
-    /// is at most `most` bytes long.
+    /// Takes a request in.
     ///
     /// # Errors
-    /// A tag that was not given out; text that is none.
+    /// A tag that was not given out; a last request that goes on; text that is
+    /// none.
     pub fn take(
         &mut self,
-        tag: u32,
-        goes_on: bool,
-        data: &[u8],
+        request: &Request<'_>,
         asker: &Asker<'_>,
         parameters: &mut Parameters,
     ) -> Result<Part, Flaw> {
         let most = parameters.max_send;
-        if tag == NO_TAG {
+        if request.tag == NO_TAG {
+            // An exchange that was under way is over (RFC 7143, 11.10.4).
             self.request.clear();
             self.answer.clear();
-        } else if tag != self.tag || self.request.is_empty() && self.answer.is_empty() {
+        } else if request.tag != self.tag || !self.open {
+            return Err(Flaw::Field);
+        }
+        if request.goes_on && request.is_final {
             return Err(Flaw::Field);
         }
         if self.answer.is_empty() {
-            if self.request.len() + data.len() > text::LONGEST {
+            if self.request.len() + request.data.len() > text::LONGEST {
                 return Err(Flaw::Text);
             }
-            self.request.extend_from_slice(data);
-            if goes_on {
-                self.next_tag();
-                return Ok(Part {
-                    text: Vec::new(),
-                    tag: self.tag,
-                });
+            self.request.extend_from_slice(request.data);
+            if request.goes_on {
+                return Ok(self.part(Vec::new(), false, true));
             }
-            let request = std::mem::take(&mut self.request);
-            self.answer = answer(&text::parse(&request)?, asker, parameters);
+            let gathered = std::mem::take(&mut self.request);
+            self.answer = answer(&text::parse(&gathered)?, asker, parameters);
         }
         let rest = self.answer.split_off(self.answer.len().min(most));
         let text = std::mem::replace(&mut self.answer, rest);
-        let tag = if self.answer.is_empty() {
-            NO_TAG
-        } else {
-            self.next_tag();
-            self.tag
-        };
-        Ok(Part { text, tag })
+        let goes_on = !self.answer.is_empty();
+        Ok(self.part(text, goes_on, goes_on || !request.is_final))
     }
 
-    fn next_tag(&mut self) {
-        self.tag = (self.tag + 1) % (NO_TAG - 1);
+    fn part(&mut self, text: Vec<u8>, goes_on: bool, open: bool) -> Part {
+        self.open = open;
+        if open {
+            self.tag = (self.tag + 1) % (NO_TAG - 1);
+        }
+        let tag = if open { self.tag } else { NO_TAG };
+        Part { text, goes_on, tag }
     }
 }
 
@@ -109,11 +125,16 @@ fn answer(pairs: &[(&str, &str)], asker: &Asker<'_>, parameters: &mut Parameters
     out
 }
 
-/// All targets that the initiator may use, one by name, or its own.
+/// All targets that the initiator may use, one by name, or its own. Where there
+/// is none the answer is empty; a value that is no name is rejected.
 fn send_targets(wanted: &str, asker: &Asker<'_>, out: &mut Vec<u8>) {
+    const FORMATS: [&str; 3] = ["iqn.", "eui.", "naa."];
+    let is_name = FORMATS.iter().any(|format| wanted.starts_with(format));
     let wanted = match wanted {
         "" => asker.target.unwrap_or_default(),
-        other => other,
+        "All" => wanted,
+        _ if is_name => wanted,
+        _ => return text::put(out, "SendTargets", "Reject"),
     };
     let address = format!("{},{PORTAL_GROUP}", asker.portal);
     for name in asker.directory.visible(asker.initiator) {
@@ -130,6 +151,16 @@ mod tests {
     use super::*;
 
     fn ask(exchange: &mut Exchange, tag: u32, text: &str, most: usize) -> Result<Part, Flaw> {
+        let request = Request {
+            tag,
+            goes_on: false,
+            is_final: true,
+            data: text.as_bytes(),
+        };
+        send(exchange, &request, most)
+    }
+
+    fn send(exchange: &mut Exchange, request: &Request<'_>, most: usize) -> Result<Part, Flaw> {
         let directory = OneTarget(target(MemoryDevice::new(8), None, None, 1));
         let asker = Asker {
             directory: &directory,
@@ -141,7 +172,7 @@ mod tests {
             max_send: most,
             ..Parameters::default()
         };
-        exchange.take(tag, false, text.as_bytes(), &asker, &mut parameters)
+        exchange.take(request, &asker, &mut parameters)
     }
 
     fn whole() -> String {
@@ -155,6 +186,7 @@ mod tests {
             (TARGET.to_owned(), whole()),
             ("iqn.other".to_owned(), String::new()),
             (String::new(), String::new()),
+            ("Alle".to_owned(), "SendTargets=Reject\0".to_owned()),
         ] {
             let part = ask(
                 &mut Exchange::default(),
@@ -172,12 +204,47 @@ mod tests {
     fn a_long_answer_comes_in_parts() {
         let mut exchange = Exchange::default();
         let first = ask(&mut exchange, NO_TAG, "SendTargets=All\0", 40).unwrap();
-        assert_eq!(first.text.len(), 40);
+        assert_eq!((first.text.len(), first.goes_on), (40, true));
         assert!(ask(&mut exchange, first.tag + 1, "", 40).is_err());
         let second = ask(&mut exchange, first.tag, "", 400).unwrap();
-        assert_eq!(second.tag, NO_TAG);
+        assert_eq!((second.tag, second.goes_on), (NO_TAG, false));
         let text = [first.text, second.text].concat();
         assert_eq!(String::from_utf8(text).unwrap(), whole());
         assert!(ask(&mut exchange, first.tag, "", 40).is_err(), "it is over");
+    }
+
+    #[test]
+    fn an_exchange_is_open_until_the_initiator_has_no_more_to_say() {
+        let (mut exchange, most) = (Exchange::default(), 512);
+        let begun = Request {
+            tag: NO_TAG,
+            goes_on: true,
+            is_final: false,
+            data: b"SendTar",
+        };
+        let part = send(&mut exchange, &begun, most).unwrap();
+        assert!(part.text.is_empty() && !part.goes_on && part.tag != NO_TAG);
+        let whole_text = Request {
+            tag: part.tag,
+            goes_on: false,
+            data: b"gets=All\0",
+            ..begun
+        };
+        let part = send(&mut exchange, &whole_text, most).unwrap();
+        assert_eq!(String::from_utf8(part.text).unwrap(), whole());
+        assert!(
+            !part.goes_on && part.tag != NO_TAG,
+            "F 0 is answered by F 0"
+        );
+        let end = ask(&mut exchange, part.tag, "", most).unwrap();
+        assert_eq!((end.text.len(), end.tag), (0, NO_TAG));
+        let both = Request {
+            is_final: true,
+            ..begun
+        };
+        assert_eq!(
+            send(&mut exchange, &both, most).map(|_| ()),
+            Err(Flaw::Field)
+        );
     }
 }

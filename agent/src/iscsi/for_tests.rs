@@ -8,7 +8,7 @@ use super::chap::Credentials;
 use super::scsi::inquiry::Identity;
 use super::target::{Access, Directory, Found, Spec, Target};
 use super::unit::Unit;
-use crate::block::{BLOCK, BlockDevice, DeviceError};
+use crate::block::{BLOCK, BlockDevice, DeviceError, Extent};
 use crate::ids::{Bytes, Lba};
 
 /// The target's name.
@@ -83,6 +83,20 @@ impl BlockDevice for MemoryDevice {
         )
     }
 
+    /// What is zero counts as unmapped.
+    fn mapping(&self, lba: Lba, blocks: u64) -> Result<Extent, DeviceError> {
+        self.fails()?;
+        let at = self.at(lba, usize::try_from(blocks * BLOCK).unwrap())?;
+        let bytes = self.bytes.lock().unwrap();
+        let each = bytes[at].chunks(BLOCK as usize);
+        let mut each = each
+            .map(|block| block.iter().any(|byte| *byte != 0))
+            .peekable();
+        let mapped = each.peek().copied().unwrap_or_default();
+        let blocks = each.take_while(|one| *one == mapped).count() as u64;
+        Ok(Extent { blocks, mapped })
+    }
+
     fn deallocate(&self, lba: Lba, blocks: u64) -> Result<(), DeviceError> {
         self.write_zeroes(lba, blocks, true)
     }
@@ -116,15 +130,30 @@ pub fn target(
     outgoing: Option<(&str, &str)>,
     max_sessions: usize,
 ) -> Arc<Target> {
-    let credentials = |(name, secret): (&str, &str)| Credentials {
-        name: name.to_owned(),
-        secret: secret.to_owned(),
-    };
+    let unit = unit(device, false);
+    target_of(unit, incoming, outgoing, max_sessions)
+}
+
+/// A unit on this device.
+pub fn unit(device: Arc<dyn BlockDevice>, read_only: bool) -> Arc<Unit> {
     let identity = Identity {
         uuid: Uuid::from_u128(7),
         target: TARGET.to_owned(),
     };
-    let unit = Unit::new(device, identity, false, None).unwrap();
+    Unit::new(device, identity, read_only, None).unwrap()
+}
+
+/// A target for [`INITIATOR`] that serves this unit.
+pub fn target_of(
+    unit: Arc<Unit>,
+    incoming: Option<(&str, &str)>,
+    outgoing: Option<(&str, &str)>,
+    max_sessions: usize,
+) -> Arc<Target> {
+    let credentials = |(name, secret): (&str, &str)| Credentials {
+        name: name.to_owned(),
+        secret: secret.to_owned(),
+    };
     let spec = Spec {
         name: TARGET.to_owned(),
         access: vec![Access {

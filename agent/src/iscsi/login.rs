@@ -13,7 +13,7 @@
 use std::sync::Arc;
 
 use super::chap::{self, Algorithm, CHALLENGE};
-use super::negotiate::{MAX_RECEIVE, Parameters};
+use super::negotiate::{MAX_RECEIVE, Negotiated, Parameters};
 use super::session::Nexus;
 use super::target::{Access, Directory, Found, Target};
 use super::text;
@@ -104,6 +104,8 @@ pub enum Purpose {
 pub struct Agreed {
     /// The initiator port.
     pub nexus: Nexus,
+    /// The connection's id in its session.
+    pub connection: u16,
     /// What the session is for.
     pub purpose: Purpose,
     /// What was agreed on.
@@ -134,6 +136,7 @@ pub struct Login {
     who: Option<Who>,
     proof: Proof,
     parameters: Parameters,
+    negotiated: Negotiated,
     declared: bool,
 }
 
@@ -166,6 +169,7 @@ impl Login {
             who: None,
             proof: Proof::Open,
             parameters: Parameters::default(),
+            negotiated: Negotiated::default(),
             declared: false,
         }
     }
@@ -199,7 +203,7 @@ impl Login {
             self.who = Some(who);
         }
         self.prove(&pairs, request, &mut out)?;
-        self.negotiate(&pairs, &mut out);
+        self.negotiate(&pairs, &mut out)?;
         let leaves = request.transit && matches!(self.proof, Proof::Done);
         Ok(self.reply(request, leaves, out))
     }
@@ -213,7 +217,9 @@ impl Login {
             self.stage = request.current;
             *request
         });
-        let same = first.isid == request.isid
+        let same = first.max_version == request.max_version
+            && first.min_version == request.min_version
+            && first.isid == request.isid
             && first.tsih == request.tsih
             && first.task == request.task
             && first.connection == request.connection;
@@ -315,13 +321,16 @@ impl Login {
         }
     }
 
-    /// Takes all other keys in.
-    fn negotiate(&mut self, pairs: &[(&str, &str)], out: &mut Vec<u8>) {
+    /// Takes all other keys in, each of them once (RFC 7143, 6.3).
+    fn negotiate(&mut self, pairs: &[(&str, &str)], out: &mut Vec<u8>) -> Result<(), Status> {
         for (key, offer) in pairs {
             match *key {
                 "InitiatorName" | "InitiatorAlias" | "TargetName" | "SessionType"
                 | "AuthMethod" | "CHAP_A" | "CHAP_I" | "CHAP_C" | "CHAP_N" | "CHAP_R" => {}
                 _ => {
+                    if !self.negotiated.first_time(key) {
+                        return Err(Status::INITIATOR_ERROR);
+                    }
                     if let Some(answer) = self.parameters.take(key, offer) {
                         text::put(out, key, &answer);
                     }
@@ -333,6 +342,7 @@ impl Login {
             self.parameters.max_receive = MAX_RECEIVE;
             text::put(out, "MaxRecvDataSegmentLength", &MAX_RECEIVE.to_string());
         }
+        Ok(())
     }
 
     fn reply(&mut self, request: &LoginRequest, leaves: bool, text: Vec<u8>) -> Reply {
@@ -348,6 +358,7 @@ impl Login {
                         initiator: who.initiator.clone(),
                         isid: request.isid,
                     },
+                    connection: request.connection,
                     purpose: who.purpose.clone(),
                     parameters: self.parameters,
                 })

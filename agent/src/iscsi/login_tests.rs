@@ -187,7 +187,9 @@ fn what_breaks_the_order_of_things_is_refused() {
     };
     assert_eq!(Attempt::open().refused(&newer, &WHO), Status::VERSION);
     type Change = fn(&mut LoginRequest);
-    let changes: [Change; 5] = [
+    let changes: [Change; 7] = [
+        |r| r.max_version ^= 1,
+        |r| (r.max_version, r.min_version) = (1, 0),
         |r| r.isid[0] ^= 1,
         |r| r.task ^= 1,
         |r| r.connection ^= 1,
@@ -201,6 +203,18 @@ fn what_breaks_the_order_of_things_is_refused() {
         change(&mut second);
         assert_eq!(attempt.refused(&second, &[]), Status::INITIATOR_ERROR);
     }
+}
+
+#[test]
+fn a_key_is_negotiated_once() {
+    let mut attempt = Attempt::open();
+    let first = [&WHO[..], &[("MaxBurstLength", "8192"), ("X-a", "1")]].concat();
+    attempt.step(&request(1, None), &first).unwrap();
+    // Who it is may be said again, and what is not understood.
+    let again = [&WHO[..], &[("X-a", "2"), ("HeaderDigest", "None")]].concat();
+    attempt.step(&request(1, None), &again).unwrap();
+    let twice = attempt.refused(&request(1, Some(3)), &[("MaxBurstLength", "4096")]);
+    assert_eq!(twice, Status::INITIATOR_ERROR);
 }
 
 #[test]

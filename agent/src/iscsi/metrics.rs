@@ -10,16 +10,19 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::{Registry, Unit};
+use uuid::Uuid;
 
 use super::scsi::opcodes::Kind;
 use super::scsi::sense::Status;
 use super::wire::Flaw;
 
 type Labels<const N: usize> = [(&'static str, &'static str); N];
+/// What a line in the log is about: a peer, a reason and a unit, or none.
+type Line = (IpAddr, &'static str, Uuid);
 
-/// The same complaint about the same peer is logged again after this.
+/// The same line about the same peer is logged again after this.
 const QUIET: Duration = Duration::from_secs(60);
-/// Complaints that are remembered; while they are so many, others are not logged.
+/// Lines that are remembered; while they are so many, others are not logged.
 const REMEMBERED: usize = 1024;
 
 /// Counters and gauges; clones share them.
@@ -33,7 +36,7 @@ pub struct Metrics {
     refused: Family<Labels<1>, Counter>,
     evicted: Counter,
     late: Counter<u64, AtomicU64>,
-    complaints: Arc<Mutex<HashMap<(IpAddr, &'static str), Instant>>>,
+    said: Arc<Mutex<HashMap<Line, Instant>>>,
 }
 
 /// One more, until it is dropped.
@@ -149,30 +152,30 @@ impl Metrics {
     pub fn malformed(&self, peer: IpAddr, flaw: Flaw) -> bool {
         let labels = [("reason", flaw.name())];
         self.malformed.get_or_create(&labels).inc();
-        self.complain(peer, flaw.name())
+        self.may_log(peer, flaw.name(), None)
     }
 
     /// Counts a login that was refused; whether it is to be logged.
     pub fn refused(&self, peer: IpAddr, reason: &'static str) -> bool {
         self.refused.get_or_create(&[("reason", reason)]).inc();
-        self.complain(peer, reason)
+        self.may_log(peer, reason, None)
     }
 
-    fn complain(&self, peer: IpAddr, reason: &'static str) -> bool {
+    /// Whether a line is to be logged that a peer has caused, for this reason
+    /// and on this unit: it may cause it as often as it likes.
+    pub fn may_log(&self, peer: IpAddr, reason: &'static str, unit: Option<Uuid>) -> bool {
         let now = Instant::now();
-        let mut complaints = self
-            .complaints
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        if complaints.len() >= REMEMBERED {
-            complaints.retain(|_, at| now.duration_since(*at) < QUIET);
+        let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
+        if said.len() >= REMEMBERED {
+            said.retain(|_, at| now.duration_since(*at) < QUIET);
         }
-        let fresh = complaints
-            .get(&(peer, reason))
+        let line = (peer, reason, unit.unwrap_or_default());
+        let fresh = said
+            .get(&line)
             .is_none_or(|at| now.duration_since(*at) >= QUIET);
-        let logged = fresh && complaints.len() < REMEMBERED;
+        let logged = fresh && said.len() < REMEMBERED;
         if logged {
-            complaints.insert((peer, reason), now);
+            said.insert(line, now);
         }
         logged
     }
@@ -193,13 +196,27 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_complaint_is_logged_once_per_peer_and_reason() {
+    fn a_line_is_logged_once_per_peer_reason_and_unit() {
         let (metrics, one, other) = (Metrics::default(), [127, 0, 0, 1], [127, 0, 0, 2]);
         assert!(metrics.malformed(one.into(), Flaw::Order));
         assert!(!metrics.malformed(one.into(), Flaw::Order));
         assert!(metrics.malformed(one.into(), Flaw::Field));
         assert!(metrics.malformed(other.into(), Flaw::Order));
+        let unit = |number| Some(Uuid::from_u128(number));
+        assert!(metrics.may_log(one.into(), "io", unit(1)));
+        assert!(!metrics.may_log(one.into(), "io", unit(1)));
+        assert!(metrics.may_log(one.into(), "io", unit(2)));
         let labels = [("reason", "order")];
         assert_eq!(metrics.malformed.get_or_create(&labels).get(), 3);
+    }
+
+    #[test]
+    fn what_is_remembered_of_the_log_has_an_end() {
+        let metrics = Metrics::default();
+        let peer = |number: u32| IpAddr::from(number.to_be_bytes());
+        let most = u32::try_from(REMEMBERED).unwrap();
+        assert!((0..most).all(|number| metrics.may_log(peer(number), "io", None)));
+        assert!(!metrics.may_log(peer(most), "io", None));
+        assert_eq!(metrics.said.lock().unwrap().len(), REMEMBERED);
     }
 }

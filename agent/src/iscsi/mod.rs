@@ -31,6 +31,8 @@ mod serving;
 pub mod session;
 pub mod target;
 mod task;
+#[cfg(test)]
+mod tests;
 pub mod text;
 mod transfer;
 pub mod unit;

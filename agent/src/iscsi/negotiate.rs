@@ -45,6 +45,40 @@ pub struct Parameters {
     pub first_burst: u32,
 }
 
+/// The operational keys, each of which a login may negotiate once.
+const KEYS: [&str; 18] = [
+    "HeaderDigest",
+    "DataDigest",
+    "InitialR2T",
+    "ImmediateData",
+    "DataPDUInOrder",
+    "DataSequenceInOrder",
+    "IFMarker",
+    "OFMarker",
+    "MaxRecvDataSegmentLength",
+    "MaxBurstLength",
+    "FirstBurstLength",
+    "MaxConnections",
+    "MaxOutstandingR2T",
+    "DefaultTime2Wait",
+    "DefaultTime2Retain",
+    "ErrorRecoveryLevel",
+    "iSCSIProtocolLevel",
+    "TaskReporting",
+];
+
+/// Which of the operational keys have come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Negotiated([bool; KEYS.len()]);
+
+impl Negotiated {
+    /// Whether a key comes for the first time, or is none of those.
+    pub fn first_time(&mut self, key: &str) -> bool {
+        let place = KEYS.iter().position(|known| *known == key);
+        place.is_none_or(|place| !std::mem::replace(&mut self.0[place], true))
+    }
+}
+
 impl Default for Parameters {
     /// What holds where nothing is said.
     fn default() -> Self {
@@ -188,6 +222,16 @@ mod tests {
                 "{key}={offer}"
             );
         }
+    }
+
+    #[test]
+    fn every_key_that_is_known_is_negotiated_once() {
+        let mut negotiated = Negotiated::default();
+        for key in KEYS {
+            assert_ne!(taken(key, "").0.as_deref(), Some("NotUnderstood"), "{key}");
+            assert!(negotiated.first_time(key) && !negotiated.first_time(key));
+        }
+        assert!(negotiated.first_time("X-other") && negotiated.first_time("X-other"));
     }
 
     #[test]

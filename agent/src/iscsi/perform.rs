@@ -1,14 +1,16 @@
 //! What a command has done to the unit, beyond plain reads and writes.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::answers::Ending;
 use super::reservations::Failure;
 use super::scsi::command::{Command, Range};
 use super::scsi::reservation::{Order, Refused};
 use super::scsi::sense::Sense;
-use super::scsi::{inquiry, mode, opcodes, reservation_report, unmap};
+use super::scsi::{inquiry, lba_status, mode, opcodes, reservation_report, unmap};
 use super::session::Session;
+use super::task::Verdict;
 use super::unit::{Claim, Unit};
 use crate::block::{BLOCK, BlockDevice, DeviceError};
 use crate::ids::Lba;
@@ -29,9 +31,9 @@ pub enum Step {
     Good,
     /// It is refused.
     Refused(Refused),
-    /// The device is called. Where something is in the second part then, the
-    /// command is refused.
-    Call(Call, Option<Arc<OnceLock<Refused>>>),
+    /// The device is called. Where something is in the second part then, it is
+    /// how the command ends.
+    Call(Call, Option<Verdict>),
 }
 
 impl From<Result<Vec<u8>, Sense>> for Step {
@@ -47,6 +49,14 @@ impl Step {
     fn at_most(self, allocation: u32) -> Self {
         match self {
             Self::Data(data, _) => Self::Data(data, allocation),
+            other => other,
+        }
+    }
+
+    /// The same call, which says in `verdict` how the command ends.
+    fn judged(self, verdict: Verdict) -> Self {
+        match self {
+            Self::Call(call, _) => Self::Call(call, Some(verdict)),
             other => other,
         }
     }
@@ -107,14 +117,8 @@ pub fn step(
         Command::ModeSelect { ten, .. } => match mode::select(list, ten, unit.settings()) {
             Err(sense) => Step::Refused(sense.into()),
             Ok(settings) => {
-                let by = Arc::clone(session);
-                call(session, data, move |device, _| {
-                    if !settings.write_cache {
-                        device.flush()?;
-                    }
-                    by.target().unit().change(settings, &by);
-                    Ok(())
-                })
+                unit.change(settings, session);
+                Step::Good
             }
         },
         Command::Reserve if unit.reservations.reserve(session) => Step::Good,
@@ -128,7 +132,6 @@ pub fn step(
             action,
             scope,
             kind,
-            ..
         } => {
             let kept = unit.reservations.persistent();
             match Order::decode(action, scope, kind, list, kept) {
@@ -138,11 +141,9 @@ pub fn step(
         }
         Command::Unmap { .. } => match unmap::ranges(list, unit.blocks()) {
             Ok(ranges) => call(session, data, move |device, _| {
-                unit.beside(|| {
-                    let mut all = ranges.iter();
-                    all.try_for_each(|range| device.deallocate(range.lba, range.blocks.into()))
-                })?;
-                durable(device, &unit)
+                let mut all = ranges.iter();
+                let mut unmap = |range: &Range| device.deallocate(range.lba, range.blocks.into());
+                Ok(unit.beside(|| all.try_for_each(&mut unmap))?)
             }),
             Err(sense) => Step::Refused(sense.into()),
         },
@@ -152,13 +153,28 @@ pub fn step(
             no_data,
         } => call(session, data, move |device, data| {
             let block = if no_data { &[][..] } else { data };
-            unit.beside(|| write_same(device, range, block, unmap))?;
-            durable(device, &unit)
+            Ok(unit.beside(|| write_same(device, range, block, unmap))?)
         }),
+        Command::GetLbaStatus { lba, allocation } => {
+            let verdict = Verdict::default();
+            let said = Arc::clone(&verdict);
+            let step = call(session, data, move |device, _| {
+                let look = |lba, most| device.mapping(lba, most);
+                let list = lba_status::report(lba, unit.blocks(), allocation, look)?;
+                said.get_or_init(|| Ending::Data(list, allocation));
+                Ok(())
+            });
+            step.judged(verdict)
+        }
+        Command::OrWrite { range, fua } => {
+            let claim = unit.claim();
+            call(session, data, move |device, data| {
+                Ok(claim.alone(|| or_write(device, range, data, fua))?)
+            })
+        }
         Command::CompareAndWrite { range, fua } => {
             let claim = unit.claim();
             call(session, data, move |device, data| {
-                let fua = fua || !unit.settings().write_cache;
                 claim.alone(|| {
                     let (compare, write) = data.split_at(data.len() / 2);
                     differs(device, range.lba, compare)?;
@@ -189,7 +205,6 @@ pub fn step(
             call(session, data, move |device, _| readable(device, range))
         }
         Command::Write { range, fua } => {
-            let fua = fua || !unit.settings().write_cache;
             let claim = (!is_whole(list)).then(|| unit.claim());
             call(session, data, move |device, data| {
                 Ok(write(device, &unit, claim, range.lba, data, fua)?)
@@ -247,7 +262,7 @@ fn call(
 }
 
 fn carry_out(session: &Arc<Session>, order: Order, data: Option<Buffer>) -> Step {
-    let verdict = Arc::new(OnceLock::new());
+    let verdict = Verdict::default();
     let (said, by) = (Arc::clone(&verdict), Arc::clone(session));
     let step = call(session, data, move |_, _| {
         let unit = by.target().unit();
@@ -255,7 +270,7 @@ fn carry_out(session: &Arc<Session>, order: Order, data: Option<Buffer>) -> Step
             Ok(effects) => effects,
             Err(Failure::NotKept(why)) => return Err(Failed::Other(why)),
             Err(Failure::Refused(refused)) => {
-                said.get_or_init(|| refused);
+                said.get_or_init(|| Ending::Refused(refused));
                 return Ok(());
             }
         };
@@ -282,18 +297,23 @@ fn carry_out(session: &Arc<Session>, order: Order, data: Option<Buffer>) -> Step
         }
         Ok(())
     });
-    match step {
-        Step::Call(call, _) => Step::Call(call, Some(verdict)),
-        other => other,
-    }
+    step.judged(verdict)
 }
 
-/// Without a write cache, what is done is durable when it is answered.
-fn durable(device: &dyn BlockDevice, unit: &Unit) -> Result<(), Failed> {
-    if !unit.settings().write_cache {
-        device.flush()?;
+/// Sets the bits of `data` in what is stored. Of a block that it ends within
+/// the rest stays as it is.
+fn or_write(
+    device: &dyn BlockDevice,
+    range: Range,
+    data: &[u8],
+    fua: bool,
+) -> Result<(), DeviceError> {
+    let mut stored = Buffer::zeroed(length(range.blocks));
+    device.read(range.lba, &mut stored)?;
+    for (stored, set) in stored.iter_mut().zip(data) {
+        *stored |= set;
     }
-    Ok(())
+    device.write(range.lba, &stored, fua)
 }
 
 fn write_same(

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::connection::Shared;
-use super::exchange::{Asker, Exchange};
+use super::exchange::{Asker, Exchange, Request};
 use super::login::Agreed;
 use super::management::Pending;
 use super::metrics::{Counting, Hot};
@@ -81,6 +81,11 @@ pub struct Serving {
     /// When to look again whether aborted commands have settled.
     pub(super) look: Option<Instant>,
     initiator: String,
+    /// Its id in the session, which has no other.
+    connection: u16,
+    /// Where the initiator is.
+    pub(super) peer: SocketAddr,
+    /// Where it connected to.
     portal: SocketAddr,
     exchange: Exchange,
     heard: Instant,
@@ -90,13 +95,14 @@ pub struct Serving {
 }
 
 impl Serving {
-    /// A session that was agreed on and, if it is a normal one, admitted.
+    /// A session that was agreed on and, if it is a normal one, admitted. The
+    /// initiator, at the first address, connected to the second.
     pub fn new(
         shared: Arc<Shared>,
         mut voice: Voice,
         agreed: &Agreed,
         session: Option<Arc<Session>>,
-        portal: SocketAddr,
+        (peer, portal): (SocketAddr, SocketAddr),
         now: Instant,
     ) -> Self {
         voice.digests = agreed.parameters.digests;
@@ -117,6 +123,8 @@ impl Serving {
             data_due: None,
             look: None,
             initiator: agreed.nexus.initiator.clone(),
+            connection: agreed.connection,
+            peer,
             portal,
             exchange: Exchange::default(),
             heard: now,
@@ -211,22 +219,28 @@ impl Serving {
             target: self.session.as_ref().map(|session| session.target().name()),
             portal: self.portal,
         };
-        let goes_on = header.flags() & 0x40 != 0;
-        let tag = header.word(20);
-        let part = self
-            .exchange
-            .take(tag, goes_on, data, &asker, &mut self.parameters)?;
+        let request = Request {
+            tag: header.word(20),
+            goes_on: header.flags() & 0x40 != 0,
+            is_final: header.is_final(),
+            data,
+        };
+        let part = self.exchange.take(&request, &asker, &mut self.parameters)?;
         self.voice.max_send = self.parameters.max_send;
         let numbers = self.voice.counted();
-        let answer = Answer::text(header.task(), part.tag, header.lun(), numbers);
+        let answer = Answer::text(header.task(), part.tag, part.goes_on, header.lun(), numbers);
         self.voice.say(link, answer, &part.text);
         Ok(())
     }
 
     fn logout(&mut self, header: &Header, link: &mut Link) -> Result<(), Refusal> {
+        let [high, low, ..] = header.word(20).to_be_bytes();
+        let mine = u16::from_be_bytes([high, low]) == self.connection;
         // 2 would be to recover the connection, which level 0 does not.
         let (response, ends) = match header.flags() & 0x7f {
-            0 | 1 => (0, true),
+            0 => (0, true),
+            1 if mine => (0, true),
+            1 => (1, false),
             2 => (2, false),
             _ => return Err(Flaw::Field.into()),
         };

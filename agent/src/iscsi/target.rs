@@ -203,9 +203,12 @@ impl Target {
             return Err(Refusal::Full);
         }
         let session = Session::new(self.next_tsih(&sessions), nexus, Arc::clone(self), waker);
-        if again {
-            session.attention(Sense::NEXUS_LOST);
-        }
+        // Whom the unit does not know has not heard that it began anew, if it did.
+        session.attention(if again {
+            Sense::NEXUS_LOST
+        } else {
+            Sense::POWER_ON
+        });
         sessions.push(Arc::clone(&session));
         Ok(session)
     }

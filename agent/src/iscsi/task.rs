@@ -14,11 +14,15 @@
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
+use super::answers::Ending;
 use super::scsi::command::Command;
 use super::scsi::opcodes::Kind;
-use super::scsi::reservation::Refused;
+use super::scsi::sense::Sense;
 use crate::block::BLOCK;
 use crate::reactor::{Buffer, Tag};
+
+/// How a device call ends its command, where that is not plainly good.
+pub type Verdict = Arc<OnceLock<Ending>>;
 
 /// Commands that an initiator may have outstanding by their numbers.
 pub const WINDOW: u32 = 64;
@@ -94,14 +98,16 @@ pub struct Task {
     pub sent: u32,
     /// When data was asked for.
     pub asked: Instant,
+    /// How it ends when the sequence that broke the rules is over.
+    pub given_up: Option<Sense>,
     /// It is to end without an answer.
     pub aborted: bool,
     /// It was answered before the device had settled it.
     pub answered: bool,
     /// The device's write is one that is counted.
     pub plain_write: bool,
-    /// Why the device call was none, if something is in it.
-    pub verdict: Option<Arc<OnceLock<Refused>>>,
+    /// What the device call has come to; good, if nothing is in it.
+    pub verdict: Option<Verdict>,
 }
 
 /// Data goes to the device, and comes from it, in parts of at most this length.

@@ -1,13 +1,16 @@
 //! Keys and values, as they travel in login and text PDUs (RFC 7143, 6.1).
 
-use super::wire::Flaw;
+use super::wire::{DEFAULT_MAX_DATA, Flaw};
 
 /// The longest text that is gathered over several PDUs, in bytes.
 pub const LONGEST: usize = 16 << 10;
 /// The longest key (RFC 7143, 6.1).
 const LONGEST_KEY: usize = 63;
-/// The most pairs in one text: there are some thirty keys.
-const MOST_PAIRS: usize = 128;
+/// The most pairs in one text: there are some thirty keys. If none of them is
+/// understood, the answer still fits one PDU of a login.
+const MOST_PAIRS: usize = 96;
+const _: () =
+    assert!(MOST_PAIRS * (LONGEST_KEY + "=NotUnderstood0".len()) < DEFAULT_MAX_DATA - 512);
 
 /// Takes a text apart. Each pair ends with a zero byte; more of those may follow.
 ///

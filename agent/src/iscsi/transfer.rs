@@ -46,11 +46,11 @@ impl Serving {
         let judged = super::answers::judge(&session, header.lun(), &request);
         let judged = match judged {
             Ok(judged) => judged,
-            Err((kind, ending)) => {
+            Err((ending, command)) => {
                 if numbered {
                     self.voice.room();
                 }
-                let answered = Answered::unstarted(header.task(), kind, &request);
+                let answered = Answered::unstarted(header.task(), command, &request);
                 self.answer(&answered, ending, link);
                 return Ok(Into::Nowhere);
             }
@@ -86,6 +86,7 @@ impl Serving {
             },
             sent: 0,
             asked: link.now(),
+            given_up: None,
             aborted: false,
             answered: false,
             plain_write: false,
@@ -171,6 +172,13 @@ impl Serving {
                 wrong(Flaw::UnexpectedData)
             };
         }
+        if let Some(sense) = task.given_up {
+            if data.is_final {
+                self.finish(slot, sense.into(), link)
+                    .map_err(Refusal::End)?;
+            }
+            return Ok(Into::Nowhere);
+        }
         let sequence = &mut task.sequence;
         if data.number != sequence.number || data.offset != sequence.next {
             return wrong(Flaw::Order);
@@ -190,14 +198,27 @@ impl Serving {
         Ok(self.place(slot, data.offset, length, link))
     }
 
-    /// A command whose data broke the rules ends: the Reject says which, this
-    /// ends the task (RFC 7143, 11.17.1 and 11.4.7.2).
-    pub fn give_up(&mut self, slot: Slot, flaw: Flaw, link: &mut Link) -> Result<(), End> {
+    /// A command whose data broke the rules ends: the Reject says which, and
+    /// behind the last PDU of the sequence this ends the task (RFC 7143, 11.17.1
+    /// and 11.4.7.2).
+    pub fn give_up(
+        &mut self,
+        header: &Header,
+        slot: Slot,
+        flaw: Flaw,
+        link: &mut Link,
+    ) -> Result<(), End> {
         let sense = match flaw {
             Flaw::UnexpectedData => Sense::UNEXPECTED_DATA,
             _ => Sense::INCORRECT_DATA,
         };
-        self.finish(slot, sense.into(), link)
+        if header.is_final() {
+            return self.finish(slot, sense.into(), link);
+        }
+        if let Some(task) = self.tasks.get(slot) {
+            task.given_up = Some(sense);
+        }
+        Ok(())
     }
 
     /// A part of a task's data is there. `beside`: it is not in its place yet.

@@ -37,9 +37,8 @@ pub struct Unit {
     last_write: AtomicU64,
 }
 
-const WRITE_CACHE: u8 = 1;
-const DESCRIPTOR_SENSE: u8 = 2;
-const WRITE_PROTECT: u8 = 4;
+const DESCRIPTOR_SENSE: u8 = 1;
+const WRITE_PROTECT: u8 = 2;
 
 impl Unit {
     /// A unit on `device`. Reservations are kept by `keeper`, if there is one.
@@ -52,7 +51,7 @@ impl Unit {
         read_only: bool,
         keeper: Option<Box<dyn Keeper>>,
     ) -> Result<Arc<Self>, String> {
-        let unit = Self {
+        Ok(Arc::new(Self {
             device,
             identity,
             read_only,
@@ -62,9 +61,7 @@ impl Unit {
             writing: RwLock::default(),
             exclusive: AtomicU32::new(0),
             last_write: AtomicU64::new(0),
-        };
-        unit.set(Settings::default());
-        Ok(Arc::new(unit))
+        }))
     }
 
     /// What is read and written.
@@ -91,7 +88,6 @@ impl Unit {
     pub fn settings(&self) -> Settings {
         let bits = self.settings.load(Ordering::Acquire);
         Settings {
-            write_cache: bits & WRITE_CACHE != 0,
             descriptor_sense: bits & DESCRIPTOR_SENSE != 0,
             write_protect: bits & WRITE_PROTECT != 0,
         }
@@ -99,8 +95,7 @@ impl Unit {
 
     fn set(&self, settings: Settings) {
         let bit = |set: bool, bit: u8| if set { bit } else { 0 };
-        let bits = bit(settings.write_cache, WRITE_CACHE)
-            | bit(settings.descriptor_sense, DESCRIPTOR_SENSE)
+        let bits = bit(settings.descriptor_sense, DESCRIPTOR_SENSE)
             | bit(settings.write_protect, WRITE_PROTECT);
         self.settings.store(bits, Ordering::Release);
     }

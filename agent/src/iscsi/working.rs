@@ -59,7 +59,6 @@ impl Serving {
                 let Command::Write { range, fua } = part else {
                     return self.finish(slot, Ending::Good, link);
                 };
-                let fua = fua || !unit.settings().write_cache;
                 let Some(buffer) = task.data.take() else {
                     return self.finish(slot, Ending::Good, link);
                 };
@@ -129,13 +128,8 @@ impl Serving {
                 Failed::Miscompare { at } => &Failed::Miscompare { at: at + dealt },
                 other => other,
             };
-            if !matches!(failed, Failed::Miscompare { .. }) {
-                tracing::warn!(
-                    target = self.session.as_ref().map(|session| session.target().name()),
-                    command = task.kind.name(), %failed, "a command failed"
-                );
-            }
-            let sense = sense_of(failed, task.command.writes());
+            let (kind, sense) = (task.kind, sense_of(failed, task.command.writes()));
+            self.log_failure(kind, failed);
             outcome
                 .buffer
                 .into_iter()
@@ -145,7 +139,7 @@ impl Serving {
         let verdict = task
             .verdict
             .take()
-            .and_then(|verdict| verdict.get().copied());
+            .and_then(|verdict| verdict.get().cloned());
         match (task.command, outcome.buffer) {
             (Command::Read { .. }, Some(buffer)) => self.send_segment(slot, buffer, link),
             (_, buffer) => {
@@ -155,7 +149,7 @@ impl Serving {
                     task.on_budget = false;
                     return self.advance(slot, link);
                 }
-                let ending = verdict.map_or(Ending::Good, Ending::Refused);
+                let ending = verdict.unwrap_or(Ending::Good);
                 self.finish(slot, ending, link)
             }
         }

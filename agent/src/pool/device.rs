@@ -15,7 +15,7 @@ use super::lock::PoolLock;
 use super::volume::Volume;
 use super::{Pool, VOLUMES};
 use crate::block::file::FileDevice;
-use crate::block::{BlockDevice, DeviceError, Direct};
+use crate::block::{BlockDevice, DeviceError, Direct, Extent};
 use crate::ids::{Bytes, Lba, VolumeId};
 
 /// A device over a file of the pool's, which can grow.
@@ -128,6 +128,10 @@ impl BlockDevice for FirstWrite {
 
     fn deallocate(&self, lba: Lba, blocks: u64) -> Result<(), DeviceError> {
         self.backing.deallocate(lba, blocks)
+    }
+
+    fn mapping(&self, lba: Lba, blocks: u64) -> Result<Extent, DeviceError> {
+        self.backing.mapping(lba, blocks)
     }
 
     fn direct(&self, lba: Lba, length: usize, write: bool) -> Option<Direct> {

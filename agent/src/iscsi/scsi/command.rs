@@ -1,7 +1,7 @@
 //! A command descriptor block, decoded and checked (SPC-4, 6; SBC-3, 5).
 
 use super::opcodes::{Form, Kind};
-use super::reservation::Use;
+use super::reservation::{PARAMETERS, Use};
 use super::sense::Sense;
 use crate::block::BLOCK;
 use crate::ids::Lba;
@@ -96,9 +96,18 @@ pub enum Command {
     Unmap {
         length: u32,
     },
+    OrWrite {
+        range: Range,
+        fua: bool,
+    },
     CompareAndWrite {
         range: Range,
         fua: bool,
+    },
+    GetLbaStatus {
+        /// The first block that is asked about.
+        lba: Lba,
+        allocation: u32,
     },
     PersistentReserveIn {
         action: u8,
@@ -108,7 +117,6 @@ pub enum Command {
         action: u8,
         scope: u8,
         kind: u8,
-        length: u32,
     },
     ReportLuns {
         select: u8,
@@ -201,6 +209,20 @@ impl Command {
                 }
             }
             Kind::Unmap => Self::Unmap { length: short(7) },
+            Kind::OrWrite => Self::OrWrite {
+                range: range(cdb, blocks, MAX_TRANSFER)?,
+                fua,
+            },
+            Kind::GetLbaStatus => {
+                let lba = long_lba(cdb);
+                if lba >= blocks {
+                    return Err(Sense::LBA_RANGE);
+                }
+                Self::GetLbaStatus {
+                    lba: Lba(lba),
+                    allocation: long(10),
+                }
+            }
             Kind::CompareAndWrite => Self::CompareAndWrite {
                 range: range(cdb, blocks, MAX_COMPARE.into())?,
                 fua,
@@ -209,11 +231,14 @@ impl Command {
                 action: cdb[1] & 0x1f,
                 allocation: short(7),
             },
+            // Ahead of the data: a list may be no longer, whatever its length says.
+            Kind::PersistentReserveOut if long(5) != PARAMETERS => {
+                return Err(Sense::LIST_LENGTH);
+            }
             Kind::PersistentReserveOut => Self::PersistentReserveOut {
                 action: cdb[1] & 0x1f,
                 scope: cdb[2] >> 4,
                 kind: cdb[2] & 0x0f,
-                length: long(5),
             },
             Kind::ReportLuns => match cdb[2] {
                 select @ 0..=2 => Self::ReportLuns {
@@ -231,10 +256,10 @@ impl Command {
     /// Bytes of data that it takes from the initiator.
     pub fn data_out(&self) -> u64 {
         match self {
-            Self::ModeSelect { length, .. }
-            | Self::Unmap { length }
-            | Self::PersistentReserveOut { length, .. } => (*length).into(),
+            Self::ModeSelect { length, .. } | Self::Unmap { length } => (*length).into(),
+            Self::PersistentReserveOut { .. } => PARAMETERS.into(),
             Self::Write { range, .. }
+            | Self::OrWrite { range, .. }
             | Self::WriteAndVerify { range, .. }
             | Self::Verify {
                 range,
@@ -250,7 +275,10 @@ impl Command {
     pub fn in_parts(&self) -> bool {
         matches!(
             self,
-            Self::Write { .. } | Self::WriteAndVerify { .. } | Self::Verify { compare: true, .. }
+            Self::Write { .. }
+                | Self::OrWrite { .. }
+                | Self::WriteAndVerify { .. }
+                | Self::Verify { compare: true, .. }
         )
     }
 
@@ -259,6 +287,7 @@ impl Command {
     #[must_use]
     pub fn part(mut self, from: u32, length: u32) -> Self {
         if let Self::Write { range, .. }
+        | Self::OrWrite { range, .. }
         | Self::WriteAndVerify { range, .. }
         | Self::Verify { range, .. } = &mut self
         {
@@ -274,6 +303,7 @@ impl Command {
         matches!(
             self,
             Self::Write { .. }
+                | Self::OrWrite { .. }
                 | Self::WriteAndVerify { .. }
                 | Self::WriteSame { .. }
                 | Self::Unmap { .. }
@@ -284,7 +314,11 @@ impl Command {
     /// What it is to a persistent reservation.
     pub fn usage(&self) -> Use {
         match self {
-            Self::Read { .. } | Self::Verify { .. } | Self::PreFetch { .. } => Use::Read,
+            Self::Read { .. }
+            | Self::Verify { .. }
+            | Self::PreFetch { .. }
+            | Self::GetLbaStatus { .. }
+            | Self::ReportSupportedOpcodes { .. } => Use::Read,
             Self::SynchronizeCache | Self::ModeSense { .. } | Self::ModeSelect { .. } => Use::Write,
             command if command.writes() => Use::Write,
             _ => Use::Nothing,
@@ -305,6 +339,10 @@ fn word(cdb: &[u8; 16], at: usize) -> u32 {
     u32::from_be_bytes([cdb[at], cdb[at + 1], cdb[at + 2], cdb[at + 3]])
 }
 
+fn long_lba(cdb: &[u8; 16]) -> u64 {
+    u64::from(word(cdb, 2)) << 32 | u64::from(word(cdb, 6))
+}
+
 /// The byte where a block command's count of blocks begins.
 fn length_at(cdb: &[u8; 16]) -> u16 {
     match cdb[0] >> 5 {
@@ -318,15 +356,14 @@ fn length_at(cdb: &[u8; 16]) -> u16 {
 
 /// A block command's blocks, all of which there are.
 fn range(cdb: &[u8; 16], end: u64, most: u32) -> Result<Range, Sense> {
-    let long_lba = || u64::from(word(cdb, 2)) << 32 | u64::from(word(cdb, 6));
     let (lba, blocks) = match cdb[0] >> 5 {
         0 => {
             let lba = word(cdb, 0) & 0x1f_ffff;
             let blocks = if cdb[4] == 0 { 256 } else { cdb[4].into() };
             (lba.into(), blocks)
         }
-        4 if cdb[0] == 0x89 => (long_lba(), cdb[13].into()),
-        4 => (long_lba(), word(cdb, 10)),
+        4 if cdb[0] == 0x89 => (long_lba(cdb), cdb[13].into()),
+        4 => (long_lba(cdb), word(cdb, 10)),
         5 => (word(cdb, 2).into(), word(cdb, 6)),
         _ => {
             let blocks = u16::from_be_bytes([cdb[7], cdb[8]]);

@@ -1,28 +1,20 @@
 //! Mode parameters: what can be asked and set (SPC-4, 6.11 to 6.14 and 7.5;
 //! SBC-3, 6.5). Two pages: caching and control.
+//!
+//! The write cache is on and stays on. Settings end with a reset and are not
+//! kept over a restart, and Linux does not read them again then: a host that
+//! had switched the cache off would never flush what is in one again.
 
 use super::sense::Sense;
 use crate::block::BLOCK;
 
 /// The settings that MODE SELECT changes. They are not kept over a restart.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Settings {
-    /// Whether a write may end before it is durable (WCE).
-    pub write_cache: bool,
     /// Whether sense data comes in descriptor format (D_SENSE).
     pub descriptor_sense: bool,
     /// Whether writes are refused (SWP).
     pub write_protect: bool,
-}
-
-impl Default for Settings {
-    fn default() -> Self {
-        Self {
-            write_cache: true,
-            descriptor_sense: false,
-            write_protect: false,
-        }
-    }
 }
 
 /// What MODE SENSE asks for.
@@ -117,7 +109,6 @@ pub fn sense(
 }
 
 const CHANGEABLE: Settings = Settings {
-    write_cache: true,
     descriptor_sense: true,
     write_protect: true,
 };
@@ -128,7 +119,8 @@ fn page_of(page: u8, settings: Settings, mask: bool) -> Vec<u8> {
     if page == CACHING {
         let mut data = vec![0; CACHING_LENGTH];
         data[..2].copy_from_slice(&[CACHING, 18]);
-        data[2] = bit(settings.write_cache, 0x04);
+        // WCE.
+        data[2] = if mask { 0 } else { 0x04 };
         return data;
     }
     let mut data = vec![0; CONTROL_LENGTH];
@@ -195,9 +187,7 @@ pub fn select(list: &[u8], ten: bool, settings: Settings) -> Result<Settings, Se
                 return Err(wrong(at + byte));
             }
         }
-        if page == CACHING {
-            next.write_cache = given[2] & 0x04 != 0;
-        } else {
+        if page == CONTROL {
             next.descriptor_sense = given[2] & 0x04 != 0;
             next.write_protect = given[4] & 0x08 != 0;
         }
@@ -284,19 +274,20 @@ mod tests {
                 select(&list, ten, Settings::default()),
                 Ok(Settings::default())
             );
-            list[pages + 2] = 0;
             list[pages + 20 + 2] |= 0x04;
             list[pages + 20 + 4] |= 0x08;
             let wanted = Settings {
-                write_cache: false,
                 descriptor_sense: true,
                 write_protect: true,
             };
             assert_eq!(select(&list, ten, Settings::default()), Ok(wanted));
             list[pages + 20 + 3] ^= 0x10;
-            let at = u16::try_from(pages + 23).unwrap();
             let refused = select(&list, ten, Settings::default());
-            assert_eq!(refused, Err(Sense::parameter(at)));
+            let at = |byte: usize| Sense::parameter(u16::try_from(byte).unwrap());
+            assert_eq!(refused, Err(at(pages + 23)));
+            list[pages + 2] = 0;
+            let refused = select(&list, ten, Settings::default());
+            assert_eq!(refused, Err(at(pages + 2)), "the cache stays on");
         }
     }
 

@@ -30,7 +30,9 @@ pub enum Kind {
     Unmap,
     PersistentReserveIn,
     PersistentReserveOut,
+    OrWrite,
     CompareAndWrite,
+    GetLbaStatus,
     ReportLuns,
     ReportSupportedOpcodes,
 }
@@ -61,7 +63,9 @@ impl Kind {
             Self::Unmap => "unmap",
             Self::PersistentReserveIn => "persistent-reserve-in",
             Self::PersistentReserveOut => "persistent-reserve-out",
+            Self::OrWrite => "orwrite",
             Self::CompareAndWrite => "compare-and-write",
+            Self::GetLbaStatus => "get-lba-status",
             Self::ReportLuns => "report-luns",
             Self::ReportSupportedOpcodes => "report-supported-opcodes",
         }
@@ -138,12 +142,14 @@ pub const FORMS: &[Form] = &[
     plain(Kind::Read,                  &[0x88, 0x18, A, A, A, A, A, A, A, A, A, A, A, A, G, 0]),
     plain(Kind::CompareAndWrite,       &[0x89, 0x18, A, A, A, A, A, A, A, A, 0, 0, 0, A, G, 0]),
     plain(Kind::Write,                 &[0x8a, 0x18, A, A, A, A, A, A, A, A, A, A, A, A, G, 0]),
+    plain(Kind::OrWrite,               &[0x8b, 0x18, A, A, A, A, A, A, A, A, A, A, A, A, G, 0]),
     plain(Kind::WriteAndVerify,        &[0x8e, 0x12, A, A, A, A, A, A, A, A, A, A, A, A, G, 0]),
     plain(Kind::Verify,                &[0x8f, 0x12, A, A, A, A, A, A, A, A, A, A, A, A, G, 0]),
     plain(Kind::PreFetch,              &[0x90, 0x02, A, A, A, A, A, A, A, A, A, A, A, A, G, 0]),
     plain(Kind::SynchronizeCache,      &[0x91, 0x02, A, A, A, A, A, A, A, A, A, A, A, A, G, 0]),
     plain(Kind::WriteSame,             &[0x93, 0x09, A, A, A, A, A, A, A, A, A, A, A, A, G, 0]),
     action(Kind::ReadCapacity16, 0x10, &[0x9e, 0x1f, 0, 0, 0, 0, 0, 0, 0, 0, A, A, A, A, 0, 0]),
+    action(Kind::GetLbaStatus, 0x12,   &[0x9e, 0x1f, A, A, A, A, A, A, A, A, A, A, A, A, 0, 0]),
     plain(Kind::ReportLuns,            &[0xa0, 0, A, 0, 0, 0, A, A, A, A, 0, 0]),
     action(Kind::ReportSupportedOpcodes, 0x0c, &[0xa3, 0x1f, 0x87, A, A, A, A, A, A, A, 0, 0]),
     plain(Kind::Read,                  &[0xa8, 0x18, A, A, A, A, A, A, A, A, G, 0]),
@@ -287,7 +293,7 @@ mod tests {
     #[test]
     fn unknown_opcodes_and_service_actions_differ() {
         assert_eq!(form(&cdb(&[0x83])).unwrap_err(), Sense::OPCODE);
-        assert_eq!(form(&cdb(&[0x9e, 0x12])).unwrap_err(), Sense::cdb(1));
+        assert_eq!(form(&cdb(&[0x9e, 0x13])).unwrap_err(), Sense::cdb(1));
     }
 
     #[test]
@@ -306,7 +312,8 @@ mod tests {
         assert_eq!(ask(1, 0x9e, 0x10), Err(Sense::cdb(2)));
         assert_eq!(ask(2, 0x28, 0), Err(Sense::cdb(2)));
         assert_eq!(ask(2, 0x9e, 0x10).unwrap()[..6], [0, 3, 0, 16, 0x9e, 0x10]);
-        assert_eq!(ask(2, 0x9e, 0x12).unwrap(), [0, 1, 0, 0]);
+        assert_eq!(ask(2, 0x9e, 0x12).unwrap()[..6], [0, 3, 0, 16, 0x9e, 0x12]);
+        assert_eq!(ask(2, 0x9e, 0x13).unwrap(), [0, 1, 0, 0]);
         assert_eq!(ask(1, 0x83, 0).unwrap(), [0, 1, 0, 0]);
         assert_eq!(ask(3, 0x28, 0).unwrap()[1], 3);
         assert_eq!(ask(3, 0x28, 1).unwrap()[1], 1);

@@ -18,7 +18,7 @@ use crate::iscsi::session::Nexus;
 /// Registrations at once; each is an initiator port.
 pub const MOST_REGISTRANTS: usize = 64;
 /// Bytes of the parameter list.
-pub const PARAMETERS: usize = 24;
+pub const PARAMETERS: u32 = 24;
 
 /// Who may do what while a reservation is held (SPC-4, table 51).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -169,7 +169,7 @@ impl Order {
         list: &[u8],
         persistent: bool,
     ) -> Result<Self, Sense> {
-        let list: &[u8; PARAMETERS] = list.try_into().map_err(|_| Sense::LIST_LENGTH)?;
+        let list: &[u8; PARAMETERS as usize] = list.try_into().map_err(|_| Sense::LIST_LENGTH)?;
         let key = |at: usize| {
             list[at..at + 8]
                 .iter()

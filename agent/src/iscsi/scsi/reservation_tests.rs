@@ -193,7 +193,7 @@ fn a_holder_may_preempt_itself_to_change_the_type() {
 #[test]
 fn parameter_lists_are_checked() {
     let list = |flags: u8| {
-        let mut list = [0; PARAMETERS];
+        let mut list = [0; PARAMETERS as usize];
         list[7] = 1;
         list[15] = 2;
         list[20] = flags;

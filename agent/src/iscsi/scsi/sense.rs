@@ -86,6 +86,8 @@ impl Sense {
     pub const WRITE_PROTECTED: Self = Self::new(0x7, 0x27, 0x01);
     /// The control mode page's SWP bit is set.
     pub const SOFTWARE_WRITE_PROTECTED: Self = Self::new(0x7, 0x27, 0x02);
+    /// Unit attention: the unit began anew; it knows nothing of before.
+    pub const POWER_ON: Self = Self::new(0x6, 0x29, 0x00);
     /// Unit attention: a logical unit reset.
     pub const RESET: Self = Self::new(0x6, 0x29, 0x03);
     /// Unit attention: the session before was lost.

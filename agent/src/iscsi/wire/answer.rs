@@ -212,11 +212,12 @@ impl Answer {
         this
     }
 
-    /// Text; `transfer` is [`NO_TAG`] when it is the last of its answer.
-    pub fn text(task: u32, transfer: u32, lun: u64, numbers: Numbers) -> Self {
-        let last = transfer == NO_TAG;
+    /// Text, which may go on in the next answer; `transfer` is [`NO_TAG`] when
+    /// the exchange ends with it.
+    pub fn text(task: u32, transfer: u32, goes_on: bool, lun: u64, numbers: Numbers) -> Self {
+        let last = if transfer == NO_TAG { 0x80 } else { 0 };
         Self::new(0x24)
-            .flags(if last { 0x80 } else { 0x40 })
+            .flags(last | if goes_on { 0x40 } else { 0 })
             .lun(lun)
             .put(16, task)
             .put(20, transfer)
