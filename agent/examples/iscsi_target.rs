@@ -5,6 +5,9 @@
 //! commands were refused since the fence, `metrics` prints the counters,
 //! `stop` (or end of file) ends it.
 
+#[path = "trial/mod.rs"]
+mod trial;
+
 use std::fs;
 use std::io::BufRead;
 use std::net::{SocketAddr, TcpListener};
@@ -66,6 +69,12 @@ struct Arguments {
     /// Use epoll and threads that wait, not io_uring.
     #[arg(long)]
     no_uring: bool,
+    /// The target was served and never will be again: every login is refused.
+    #[arg(long)]
+    closed: bool,
+    /// How it is put to the test.
+    #[command(flatten)]
+    trial: trial::Trial,
 }
 
 /// Keeps reservations in a file.
@@ -121,6 +130,7 @@ fn main() -> anyhow::Result<()> {
         .with_writer(std::io::stderr)
         .init();
     let arguments = Arguments::parse();
+    let mut held = arguments.trial.begin()?;
     let file = fs::File::options()
         .read(true)
         .write(true)
@@ -128,10 +138,10 @@ fn main() -> anyhow::Result<()> {
     let file = file.with_context(|| format!("open {}", arguments.file.display()))?;
     let size = Bytes(file.metadata()?.len());
     let device = Arc::new(FileDevice::new(file, &arguments.file, size)?);
-    let target = target(&arguments, Arc::clone(&device) as Arc<dyn BlockDevice>)?;
+    let target = target(&arguments, arguments.trial.device(&device))?;
     let one = Arc::new(One {
         target: Arc::clone(&target),
-        closed: AtomicBool::new(false),
+        closed: AtomicBool::new(arguments.closed),
     });
     let metrics = Metrics::default();
     let mut registry = prometheus_client::registry::Registry::default();
@@ -140,7 +150,7 @@ fn main() -> anyhow::Result<()> {
     let reactors = Reactors::start(Settings {
         threads: arguments.threads,
         engine: arguments.no_uring.then_some(Engine::Threads),
-        held: Vec::new(),
+        held: std::mem::take(&mut held.by_rings),
     })?;
     for address in &arguments.listen {
         let listener =

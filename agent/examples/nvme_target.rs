@@ -4,6 +4,9 @@
 //! and prints what it came to, `grow BYTES` expands it, `late` prints how many
 //! commands were refused since the fence, `stop` (or end of file) ends it.
 
+#[path = "trial/mod.rs"]
+mod trial;
+
 use std::io::BufRead;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -73,6 +76,9 @@ struct Arguments {
     /// An identity that was closed before; may be repeated.
     #[arg(long)]
     closed: Vec<String>,
+    /// How it is put to the test.
+    #[command(flatten)]
+    trial: trial::Trial,
 }
 
 /// Keeps reservations in a file.
@@ -106,6 +112,7 @@ async fn main() -> anyhow::Result<()> {
         .with_writer(std::io::stderr)
         .init();
     let arguments = Arguments::parse();
+    let mut held = arguments.trial.begin()?;
     let volume: VolumeId = "vm-test".parse()?;
     let file = std::fs::File::options()
         .read(true)
@@ -117,7 +124,7 @@ async fn main() -> anyhow::Result<()> {
     let reactors = Reactors::start(Settings {
         threads: arguments.threads,
         engine: arguments.engine,
-        held: Vec::new(),
+        held: std::mem::take(&mut held.by_rings),
     })?;
     let exports = Exports::new(reactors);
     for closed in &arguments.closed {
@@ -135,7 +142,7 @@ async fn main() -> anyhow::Result<()> {
         secret: secrets(&arguments)?,
     };
     if !arguments.closed.contains(&arguments.subsystem) {
-        let served = Arc::clone(&device) as Arc<dyn BlockDevice>;
+        let served = arguments.trial.device(&device);
         match &arguments.reservations {
             Some(path) => {
                 let kept = std::fs::read(path).ok();

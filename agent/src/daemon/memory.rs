@@ -12,7 +12,7 @@ const OOM_SCORE: i32 = -997;
 
 /// Asks the kernel for both; what it refuses is logged, since drover works
 /// without it as long as there is memory.
-pub(super) fn keep() {
+pub fn keep() {
     // Pages that are used stay; those of stacks that never were used take nothing.
     let flags = libc::MCL_CURRENT | libc::MCL_FUTURE | libc::MCL_ONFAULT;
     // SAFETY: the call takes flags only.

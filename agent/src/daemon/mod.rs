@@ -4,7 +4,7 @@
 mod agent;
 mod controller;
 mod identity;
-mod memory;
+pub mod memory;
 mod streams;
 mod workload;
 

@@ -35,6 +35,8 @@ const PACKAGES: &[&str] = &[
     "linux-image-amd64",
     "python3",
     "python3-venv",
+    // The first program in it: virtme-ng packs it into an initramfs.
+    "busybox-static",
     // Volumes on a node, as kubelet handles them.
     "xfsprogs",
     "e2fsprogs",

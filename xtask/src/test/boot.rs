@@ -20,6 +20,8 @@ use crate::{places, say};
 
 const DRIVER: &str = include_str!("driver.sh");
 const MEMORY_MIB: u32 = 4096;
+/// Asks for longer campaigns (docs/testing.md).
+const LONG: &str = "DROVER_VM_LONG";
 
 /// Runs the programs in one VM of that kernel and counts them; `library` is the
 /// library's test binary, which scripts may use too.
@@ -77,6 +79,10 @@ fn spec(kernel: &Kernel, programs: &[Program], library: &str, folder: &Path) -> 
         ("DROVER_TESTS".into(), library.to_owned()),
         ("DROVER_RECORD".into(), path_text(folder)?),
     ];
+    // Scripts that can go on for longer do so when they see it.
+    if let Ok(long) = std::env::var(LONG) {
+        spec.environment.push((LONG.into(), long));
+    }
     Ok(spec)
 }
 

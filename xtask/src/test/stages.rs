@@ -34,7 +34,10 @@ const SCRIPTS: &str = "agent/tests/vm";
 const TIMEOUT: Duration = Duration::from_secs(600);
 
 /// (modules of the library's tests, kernels).
-const LIBRARY: &[(&str, &[Kernel])] = &[("evidence::", &[Kernel::V6_1, Kernel::V6_12])];
+const LIBRARY: &[(&str, &[Kernel])] = &[
+    ("evidence::", &[Kernel::V6_1, Kernel::V6_12]),
+    ("reactor::tests::barrier", &[Kernel::V6_1, Kernel::V6_12]),
+];
 
 /// A program that a VM runs.
 #[derive(Debug, PartialEq, Eq)]
