@@ -6,7 +6,7 @@
 //! `stop` (or end of file) ends it.
 
 use std::fs;
-use std::io::BufRead;
+use std::io::{BufRead, Seek, SeekFrom};
 use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -126,7 +126,8 @@ fn main() -> anyhow::Result<()> {
         .write(true)
         .open(&arguments.file);
     let file = file.with_context(|| format!("open {}", arguments.file.display()))?;
-    let size = Bytes(file.metadata()?.len());
+    // A block device has no length of a file.
+    let size = Bytes((&file).seek(SeekFrom::End(0))?);
     let device = Arc::new(FileDevice::new(file, &arguments.file, size)?);
     let target = target(&arguments, Arc::clone(&device) as Arc<dyn BlockDevice>)?;
     let one = Arc::new(One {

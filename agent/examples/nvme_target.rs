@@ -4,7 +4,7 @@
 //! and prints what it came to, `grow BYTES` expands it, `late` prints how many
 //! commands were refused since the fence, `stop` (or end of file) ends it.
 
-use std::io::BufRead;
+use std::io::{BufRead, Seek, SeekFrom};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -112,7 +112,8 @@ async fn main() -> anyhow::Result<()> {
         .write(true)
         .open(&arguments.file);
     let file = file.with_context(|| format!("open {}", arguments.file.display()))?;
-    let size = Bytes(file.metadata()?.len());
+    // A block device has no length of a file.
+    let size = Bytes((&file).seek(SeekFrom::End(0))?);
     let device = Arc::new(FileDevice::new(file, &arguments.file, size)?);
     let reactors = Reactors::start(Settings {
         threads: arguments.threads,
