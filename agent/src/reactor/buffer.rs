@@ -52,8 +52,11 @@ impl Pages {
                 0,
             )
         };
-        match NonNull::new(start.cast()) {
-            Some(start) if start.as_ptr().cast() != libc::MAP_FAILED => Self { start, count },
+        match NonNull::new(start) {
+            Some(memory) if start != libc::MAP_FAILED => Self {
+                start: memory.cast(),
+                count,
+            },
             _ => std::alloc::handle_alloc_error(layout),
         }
     }
