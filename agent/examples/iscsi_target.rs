@@ -9,7 +9,7 @@
 mod trial;
 
 use std::fs;
-use std::io::BufRead;
+use std::io::{BufRead, Seek, SeekFrom};
 use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -136,7 +136,8 @@ fn main() -> anyhow::Result<()> {
         .write(true)
         .open(&arguments.file);
     let file = file.with_context(|| format!("open {}", arguments.file.display()))?;
-    let size = Bytes(file.metadata()?.len());
+    // A block device has no length of a file.
+    let size = Bytes((&file).seek(SeekFrom::End(0))?);
     let device = Arc::new(FileDevice::new(file, &arguments.file, size)?);
     let target = target(&arguments, arguments.trial.device(&device))?;
     let one = Arc::new(One {

@@ -7,7 +7,7 @@
 #[path = "trial/mod.rs"]
 mod trial;
 
-use std::io::BufRead;
+use std::io::{BufRead, Seek, SeekFrom};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -119,7 +119,8 @@ async fn main() -> anyhow::Result<()> {
         .write(true)
         .open(&arguments.file);
     let file = file.with_context(|| format!("open {}", arguments.file.display()))?;
-    let size = Bytes(file.metadata()?.len());
+    // A block device has no length of a file.
+    let size = Bytes((&file).seek(SeekFrom::End(0))?);
     let device = Arc::new(FileDevice::new(file, &arguments.file, size)?);
     let reactors = Reactors::start(Settings {
         threads: arguments.threads,

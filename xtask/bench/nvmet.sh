@@ -1,11 +1,11 @@
 #!/bin/bash
 # drover's NVMe/TCP target and the kernel's own under the kernel's initiator and
-# fio, in turn, on the same file in memory. Each value is a line
+# fio, in turn, on the same block device in memory (brd) and on the same file in
+# memory. Each value is a line
 #
 #   value FIGURE SIDE IOPS
 #
-# The sides: drover; nvmet on a loop device over the file, which is what it is
-# mostly given; nvmet-file, the file itself.
+# The sides: drover and nvmet on the device, drover-file and nvmet-file on the file.
 # It is told: TARGET (drover's example), RUNS, SECONDS_EACH, FIGURES (name:depth ...).
 set -euo pipefail
 
@@ -74,35 +74,42 @@ measure() {
     echo "value $1 $2 $iops"
 }
 
-modprobe -a loop nvme-tcp nvmet nvmet-tcp
+# serve SIDE PATH PORT: has drover serve PATH
+serve() {
+    mkfifo "$work/input-$1"
+    "$TARGET" --file "$2" --listen "127.0.0.1:$3" --subsystem "$nqn-$1" \
+        --namespace "11111111-1111-4111-8111-11111111$3" --host $host --host-id $host_id \
+        < "$work/input-$1" > "$work/said-$1" 2>> "$work/log" &
+    # Held open for as long as this script runs: the target ends with its input.
+    exec {input}> "$work/input-$1"
+    within 30 grep -q serving "$work/said-$1" || wrong "$1 does not serve"
+}
+
+modprobe -a nvme-tcp nvmet nvmet-tcp
+modprobe brd rd_nr=1 rd_size=262144
 mountpoint -q /sys/kernel/config || mount -t configfs configfs /sys/kernel/config
 head -c 256M /dev/urandom > "$file"
-
-loop=$(losetup --find --show --sector-size 4096 --direct-io=on "$file" 2> /dev/null) ||
-    loop=$(losetup --find --show --sector-size 4096 "$file")
+# Pages that were never written read faster than others.
+dd if="$file" of=/dev/ram0 bs=1M oflag=direct status=none
 mkdir "$config/ports/1"
 echo tcp > "$config/ports/1/addr_trtype"
 echo ipv4 > "$config/ports/1/addr_adrfam"
 echo 127.0.0.1 > "$config/ports/1/addr_traddr"
 echo 4421 > "$config/ports/1/addr_trsvcid"
-export_nvmet nvmet "$loop"
+export_nvmet nvmet /dev/ram0
 export_nvmet nvmet-file "$file"
 
-mkfifo "$work/input"
-"$TARGET" --file "$file" --listen 127.0.0.1:4422 --subsystem "$nqn-drover" \
-    --namespace 11111111-1111-4111-8111-111111111111 --host $host --host-id $host_id \
-    < "$work/input" > "$work/said" 2> "$work/log" &
-exec 9> "$work/input"
-within 30 grep -q serving "$work/said" || wrong "drover's target does not serve"
+serve drover /dev/ram0 4422
+serve drover-file "$file" 4423
 
 connect nvmet 4421
 connect nvmet-file 4421
 connect drover 4422
+connect drover-file 4423
 for number in $(seq "$RUNS"); do
     for figure in $FIGURES; do
-        for side in drover nvmet nvmet-file; do
+        for side in drover nvmet drover-file nvmet-file; do
             measure "${figure%:*}" $side "${figure#*:}"
         done
     done
 done
-echo stop >&9

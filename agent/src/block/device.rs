@@ -91,12 +91,20 @@ pub trait BlockDevice: Send + Sync + 'static {
         Ok(Extent { blocks, mapped })
     }
 
-    /// How a ring may read, or write without `fua`, `length` bytes from `lba`
-    /// on by itself. None: it may not, and [`read`](BlockDevice::read) or
-    /// [`write`](BlockDevice::write) must be called, now or when the ring's
-    /// own transfer did not move all of it. Those say what is wrong.
+    /// How a ring may read, or write, `length` bytes from `lba` on by itself;
+    /// with RWF_DSYNC what is written with `fua`. None: it may not, and
+    /// [`read`](BlockDevice::read) or [`write`](BlockDevice::write) must be
+    /// called, now or when the ring's own transfer did not move all of it. Those
+    /// say what is wrong, save for [`durable_write_failed`](BlockDevice::durable_write_failed).
     fn direct(&self, _lba: Lba, _length: usize, _write: bool) -> Option<Direct> {
         None
+    }
+
+    /// A ring's write with RWF_DSYNC has failed: what [`write`](BlockDevice::write)
+    /// with `fua` would have said and done. It must not be tried again instead,
+    /// since the failure of a flush is told once.
+    fn durable_write_failed(&self, errno: nix::errno::Errno) -> DeviceError {
+        DeviceError::FlushFailed(format!("write with RWF_DSYNC: {errno}"))
     }
 
     /// Whether the bytes are in memory, so that reading and writing them waits

@@ -211,6 +211,10 @@ impl BlockDevice for FileDevice {
         })
     }
 
+    fn durable_write_failed(&self, errno: Errno) -> DeviceError {
+        self.file.durable_write_failed(errno)
+    }
+
     fn in_memory(&self) -> bool {
         self.in_memory
     }
@@ -271,15 +275,20 @@ impl OpenFile {
                 Ok(0) => return Err(self.error("write (nothing was taken) to", Errno::EIO)),
                 Ok(written) => done += written,
                 Err(Errno::EINTR) => {}
-                Err(errno @ (Errno::ENOSPC | Errno::EDQUOT)) => {
-                    return Err(self.error("write", errno));
-                }
-                // Which half failed, the write or the flush, is not told.
-                Err(errno) if durable => return Err(self.latch("write with RWF_DSYNC", errno)),
+                Err(errno) if durable => return Err(self.durable_write_failed(errno)),
                 Err(errno) => return Err(self.error("write", errno)),
             }
         }
         Ok(())
+    }
+
+    /// Which half failed, the write or the flush, is not told. Without room
+    /// nothing was written, so nothing had to be flushed.
+    fn durable_write_failed(&self, errno: Errno) -> DeviceError {
+        match self.error("write with RWF_DSYNC", errno) {
+            DeviceError::NoSpace => DeviceError::NoSpace,
+            _ => self.latch("write with RWF_DSYNC", errno),
+        }
     }
 
     fn write_some(&self, at: u64, data: &[u8], durable: bool) -> Result<usize, Errno> {

@@ -139,6 +139,10 @@ impl BlockDevice for FirstWrite {
         noted.then(|| self.backing.direct(lba, length, write))?
     }
 
+    fn durable_write_failed(&self, errno: Errno) -> DeviceError {
+        self.backing.durable_write_failed(errno)
+    }
+
     fn in_memory(&self) -> bool {
         // The note of the first write is on a disk.
         self.backing.in_memory() && self.written.load(Ordering::Acquire)

@@ -38,6 +38,17 @@ pub struct Memory {
     pub length: usize,
 }
 
+/// What a transfer does to the file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Way {
+    /// Fills the memory.
+    Read,
+    /// Writes the memory.
+    Write,
+    /// Writes the memory, and it is durable at the end (RWF_DSYNC).
+    WriteDurably,
+}
+
 /// Starts what the kernel is to do, and reports its ends.
 ///
 /// # Safety of its calls
@@ -61,7 +72,7 @@ pub trait Driver {
     ///
     /// # Safety
     /// As the trait says; the file must stay open as well.
-    unsafe fn transfer(&mut self, number: u32, at: Direct, memory: Memory, write: bool) -> bool;
+    unsafe fn transfer(&mut self, number: u32, at: Direct, memory: Memory, way: Way) -> bool;
 
     /// Starts what was asked for, waits until something has ended, the
     /// thread's bell was rung, or the time is over, and adds what has ended.

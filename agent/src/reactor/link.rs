@@ -14,6 +14,8 @@ use crate::block::gate::Pass;
 
 /// Bytes of received data that wait to be consumed, at most.
 pub const INPUT: usize = 64 << 10;
+/// As many at the beginning.
+const FIRST_INPUT: usize = 4 << 10;
 /// Small pieces are gathered in blocks of this size at least.
 const GATHER: usize = 1 << 10;
 /// Such blocks that are kept for the next pieces.
@@ -57,12 +59,12 @@ pub struct Begun {
 impl Begun {
     /// Whether it waits for nothing, so that no other thread need do it.
     pub fn is_quick(&self) -> bool {
-        let quick = match &self.operation {
-            Operation::Read { .. } => true,
-            Operation::Write { fua, .. } => !fua,
-            Operation::Call(_) => false,
-        };
-        quick && self.device.in_memory()
+        !matches!(self.operation, Operation::Call(_)) && self.device.in_memory()
+    }
+
+    /// Whether what it writes must be durable when it is done.
+    pub fn is_durable(&self) -> bool {
+        matches!(self.operation, Operation::Write { fua: true, .. })
     }
 }
 
@@ -71,8 +73,11 @@ pub type Passes = [Option<Pass>; 2];
 
 /// Bytes that came: `bytes[head..tail]` are not consumed yet. What lies beyond
 /// `tail` may be in a driver's hands, so only [`Input::space`] moves anything.
+///
+/// It begins small, and doubles when all its room was used at once: a connection
+/// that sends little at a time keeps little.
 pub(super) struct Input {
-    bytes: Box<[u8]>,
+    bytes: Vec<u8>,
     head: usize,
     tail: usize,
 }
@@ -80,7 +85,7 @@ pub(super) struct Input {
 impl Input {
     fn new() -> Self {
         Self {
-            bytes: bytemuck::zeroed_slice_box(INPUT),
+            bytes: vec![0; FIRST_INPUT],
             head: 0,
             tail: 0,
         }
@@ -96,6 +101,9 @@ impl Input {
 
     /// Room for more, empty when there is none. Nobody may hold an earlier one.
     pub fn space(&mut self) -> &mut [u8] {
+        if self.tail == self.bytes.len() && self.bytes.len() < INPUT {
+            self.bytes.resize(2 * self.bytes.len(), 0);
+        }
         if self.head > 0 {
             self.bytes.copy_within(self.head..self.tail, 0);
             self.tail -= self.head;

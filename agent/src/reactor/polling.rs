@@ -10,7 +10,7 @@ use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 
 use super::bell::Bell;
-use super::driver::{Driver, Event, Key, Memory};
+use super::driver::{Driver, Event, Key, Memory, Way};
 use crate::block::Direct;
 
 /// The bell's name among the sockets, which are named by their descriptors.
@@ -112,7 +112,7 @@ impl Driver for Polling {
         self.socket(socket).send = Some((key, message));
     }
 
-    unsafe fn transfer(&mut self, _: u32, _: Direct, _: Memory, _: bool) -> bool {
+    unsafe fn transfer(&mut self, _: u32, _: Direct, _: Memory, _: Way) -> bool {
         false
     }
 

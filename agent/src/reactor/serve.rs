@@ -11,7 +11,7 @@ use slab::Slab;
 
 use super::bell::{Handle, Inbox, Message};
 use super::connection::Connection;
-use super::driver::{Driver, Event, Key, Memory};
+use super::driver::{Driver, Event, Key, Memory, Way};
 use super::link::Begun;
 use super::protocol::{End, Operation, Outcome, Protocol};
 use super::workers::Workers;
@@ -28,6 +28,8 @@ pub struct Serving {
     workers: Arc<Workers>,
     peers: Slab<Box<Peer>>,
     transfers: Slab<Transfer>,
+    /// Connections to which something happened in this turn.
+    touched: Vec<Key>,
     turns: u32,
     /// When to look at all connections' deadlines.
     look: Option<Instant>,
@@ -42,6 +44,8 @@ struct Peer {
     outbound: Outbound,
     receiving: bool,
     sending: bool,
+    /// Whether it is among those that something happened to.
+    touched: bool,
     ending: Option<Ending>,
     /// What is received after the end goes here.
     scratch: [u8; 512],
@@ -81,6 +85,7 @@ impl Serving {
             workers,
             peers: Slab::new(),
             transfers: Slab::new(),
+            touched: Vec::new(),
             turns: 0,
             look: None,
             stopping: false,
@@ -90,15 +95,16 @@ impl Serving {
     /// Serves until told to stop, and until nothing is under way any more.
     pub fn run(mut self) {
         let (mut events, mut messages) = (Vec::new(), VecDeque::new());
+        let mut now = Instant::now();
         loop {
             self.inbox.take(&mut messages);
-            let now = Instant::now();
             while let Some(message) = messages.pop_front() {
                 self.told(message, now);
             }
             if self.look.is_some_and(|at| at <= now) {
                 self.look_at_all(now);
             }
+            self.attend_to_all(now);
             if self.stopping && self.peers.is_empty() && self.transfers.is_empty() {
                 return;
             }
@@ -109,7 +115,7 @@ impl Serving {
                 tracing::error!(%error, "the data path's driver failed");
                 std::process::abort();
             }
-            let now = Instant::now();
+            now = Instant::now();
             for event in events.drain(..) {
                 self.happened(event, now);
             }
@@ -124,13 +130,13 @@ impl Serving {
                     && let Some(peer) = self.peer(*key)
                 {
                     peer.connection.woken(now);
-                    self.attend(*key, now);
+                    self.touch(*key);
                 }
             }
             Message::Done(key, tag, outcome) => {
                 if let Some(peer) = self.peer(key) {
                     peer.connection.done(tag, outcome, now);
-                    self.attend(key, now);
+                    self.touch(key);
                 }
             }
             Message::Stop => {
@@ -139,7 +145,7 @@ impl Serving {
                 for key in keys {
                     if let Some(peer) = self.peer(key) {
                         peer.connection.finish(End::Protocol("drover stops"));
-                        self.attend(key, now);
+                        self.touch(key);
                     }
                 }
             }
@@ -168,6 +174,7 @@ impl Serving {
             outbound: Outbound::new(),
             receiving: false,
             sending: false,
+            touched: false,
             ending: None,
             scratch: [0; 512],
             _handle: handle,
@@ -177,7 +184,7 @@ impl Serving {
         {
             peer.connection.finish(End::Protocol("drover stops"));
         }
-        self.attend(key, now);
+        self.touch(key);
     }
 
     fn peer(&mut self, key: Key) -> Option<&mut Peer> {
@@ -191,29 +198,33 @@ impl Serving {
                 let Some(peer) = self.peer(key) else { return };
                 peer.receiving = false;
                 peer.received(result, now);
-                self.attend(key, now);
+                self.touch(key);
             }
             Event::Sent(key, result) => {
                 let Some(peer) = self.peer(key) else { return };
                 peer.sending = false;
                 peer.sent(result, now);
-                self.attend(key, now);
+                self.touch(key);
             }
             Event::Moved(number, result) => self.moved(number, result, now),
         }
     }
 
     /// A transfer has ended. One that did not move all of it is done again by a
-    /// thread that may wait: it says what is wrong.
+    /// thread that may wait: it says what is wrong. But a durable write that
+    /// failed is not: its flush may have failed, and that is told once.
     fn moved(&mut self, number: u32, result: Result<usize, Errno>, now: Instant) {
         let Some(transfer) = self.transfers.try_remove(number as usize) else {
             return;
         };
         let Transfer { key, begun, length } = transfer;
-        if result != Ok(length) {
-            self.hand_over(key, begun);
-            return;
-        }
+        let result = match result {
+            Ok(moved) if moved == length => Ok(()),
+            Err(errno) if begun.is_durable() && errno != Errno::EINTR => {
+                Err(begun.device.durable_write_failed(errno))
+            }
+            Ok(_) | Err(_) => return self.hand_over(key, begun),
+        };
         let Begun {
             tag,
             operation,
@@ -225,10 +236,30 @@ impl Serving {
             return;
         };
         if let Some(peer) = self.peer(key) {
-            let outcome = Outcome::new(Some(buffer), Ok(()));
+            let outcome = Outcome::new(Some(buffer), result);
             peer.connection.done(tag, outcome, now);
-            self.attend(key, now);
+            self.touch(key);
         }
+    }
+
+    /// Something happened to a connection: it is attended to in this turn, once.
+    fn touch(&mut self, key: Key) {
+        if let Some(peer) = self.peer(key)
+            && !std::mem::replace(&mut peer.touched, true)
+        {
+            self.touched.push(key);
+        }
+    }
+
+    fn attend_to_all(&mut self, now: Instant) {
+        let mut touched = std::mem::take(&mut self.touched);
+        for key in touched.drain(..) {
+            if let Some(peer) = self.peer(key) {
+                peer.touched = false;
+                self.attend(key, now);
+            }
+        }
+        self.touched = touched;
     }
 
     /// Does what a connection asks for now.
@@ -236,6 +267,10 @@ impl Serving {
         loop {
             let Some(peer) = self.peer(key) else { return };
             let Some(begun) = peer.connection.begun() else {
+                // What goes out now may have made room for more to begin.
+                if peer.send(now) {
+                    continue;
+                }
                 break;
             };
             if begun.is_quick() {
@@ -276,19 +311,15 @@ impl Serving {
 
     /// Begins an operation: by the kernel if it can, else by a thread that may wait.
     fn begin(&mut self, key: Key, mut begun: Begun) {
-        let (lba, buffer, write) = match &mut begun.operation {
-            Operation::Read { lba, buffer } => (*lba, buffer, false),
-            Operation::Write {
-                lba,
-                buffer,
-                fua: false,
-            } => (*lba, buffer, true),
-            Operation::Write { fua: true, .. } | Operation::Call(_) => {
-                return self.hand_over(key, begun);
-            }
+        let durable = begun.is_durable();
+        let (lba, buffer, way) = match &mut begun.operation {
+            Operation::Read { lba, buffer } => (*lba, buffer, Way::Read),
+            Operation::Write { lba, buffer, .. } if durable => (*lba, buffer, Way::WriteDurably),
+            Operation::Write { lba, buffer, .. } => (*lba, buffer, Way::Write),
+            Operation::Call(_) => return self.hand_over(key, begun),
         };
         let length = buffer.len();
-        let Some(direct) = begun.device.direct(lba, length, write) else {
+        let Some(direct) = begun.device.direct(lba, length, way != Way::Read) else {
             return self.hand_over(key, begun);
         };
         let memory = Memory {
@@ -302,7 +333,7 @@ impl Serving {
         // SAFETY: the buffer's memory is on the heap and stays there with the
         // transfer, and so does the device that holds the file open, until the
         // event of its end removes it.
-        if unsafe { self.driver.transfer(number, direct, memory, write) } {
+        if unsafe { self.driver.transfer(number, direct, memory, way) } {
             entry.insert(Transfer { key, begun, length });
         } else {
             self.hand_over(key, begun);
@@ -330,7 +361,7 @@ impl Serving {
         for key in keys {
             if let Some(peer) = self.peer(key) {
                 peer.connection.woken(now);
-                self.attend(key, now);
+                self.touch(key);
             }
         }
     }
@@ -378,6 +409,23 @@ impl Peer {
             start: space.as_mut_ptr(),
             length: space.len(),
         })
+    }
+
+    /// Sends what the socket takes without waiting; whether it took any.
+    fn send(&mut self, now: Instant) -> bool {
+        let Some(message) = self.message() else {
+            return false;
+        };
+        let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+        // SAFETY: the message and all it points to stay where they are until `sent` is called.
+        let sent = unsafe { libc::sendmsg(self.socket.as_raw_fd(), message, flags) };
+        match Errno::result(sent).map(isize::cast_unsigned) {
+            Err(Errno::EAGAIN | Errno::EINTR) => false,
+            result => {
+                self.sent(result, now);
+                result.is_ok()
+            }
+        }
     }
 
     /// What is to be sent, if any is to be sent now.

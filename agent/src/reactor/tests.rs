@@ -20,6 +20,7 @@ const WRITE: u8 = 2;
 const FLUSH: u8 = 3;
 const BYE: u8 = 4;
 const ECHO: u8 = 5;
+const WRITE_DURABLY: u8 = 6;
 const SIZE: u64 = 4 << 20;
 
 #[derive(Default)]
@@ -33,8 +34,8 @@ struct Toy {
     gate: Arc<Gate>,
     seen: Arc<Seen>,
     deadline: Option<Instant>,
-    /// What the fill under way is for.
-    writing: Lba,
+    /// What the fill under way is for: where it goes, and whether it is to be durable.
+    writing: (Lba, bool),
 }
 
 impl Protocol for Toy {
@@ -47,13 +48,13 @@ impl Protocol for Toy {
         let blocks = u32::from_le_bytes(request[8..12].try_into().unwrap());
         let length = blocks as usize * BLOCK as usize;
         match what {
-            READ | WRITE => {
+            READ | WRITE | WRITE_DURABLY => {
                 let Some(buffer) = link.buffer(length) else {
                     return Ok(());
                 };
                 link.consume(16);
-                if what == WRITE {
-                    self.writing = lba;
+                if what != READ {
+                    self.writing = (lba, what == WRITE_DURABLY);
                     link.fill(buffer, 0..length);
                 } else {
                     let passes = [self.gate.enter(), None];
@@ -84,12 +85,8 @@ impl Protocol for Toy {
     }
 
     fn filled(&mut self, buffer: Buffer, link: &mut Link) -> Result<(), End> {
-        let lba = self.writing;
-        let write = Operation::Write {
-            lba,
-            buffer,
-            fua: false,
-        };
+        let (lba, fua) = self.writing;
+        let write = Operation::Write { lba, buffer, fua };
         link.begin(Tag(0), &self.device, write, [self.gate.enter(), None]);
         Ok(())
     }
@@ -170,7 +167,7 @@ impl Bench {
             gate: Arc::clone(&self.gate),
             seen: Arc::clone(&seen),
             deadline: deadline.map(|after| Instant::now() + after),
-            writing: Lba(0),
+            writing: (Lba(0), false),
         };
         let waker = self.reactors.serve(socket, Box::new(toy)).unwrap();
         (seen, waker)
@@ -249,6 +246,48 @@ fn what_is_written_is_read_back() {
         drop(host);
         until(|| *seen.ended.lock().unwrap() == [End::Closed]);
         assert_eq!(bench.gate.inside(), 0);
+    }
+}
+
+#[test]
+fn a_durable_write_that_fails_latches_the_device_and_a_plain_one_does_not() {
+    for engine in engines() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("volume");
+        std::fs::write(&path, [3; 2 * BLOCK as usize]).unwrap();
+        // Open for reading only: each write fails (EBADF).
+        let file = std::fs::File::open(&path).unwrap();
+        let device = FileDevice::new(file, &path, Bytes(2 * BLOCK)).unwrap();
+        let bench = Bench::new(engine, Arc::new(device));
+        let (mut host, ..) = bench.host(None);
+        let mut write_and_read = |what| {
+            host.write_all(&request(what, 0, 1)).unwrap();
+            host.write_all(&[4; BLOCK as usize]).unwrap();
+            assert_eq!(answer(&mut host, 1), [0], "{engine:?}");
+            host.write_all(&request(READ, 0, 1)).unwrap();
+            let read = answer(&mut host, 1) == [1];
+            read.then(|| answer(&mut host, BLOCK as usize))
+        };
+        assert_eq!(write_and_read(WRITE), Some(vec![3; BLOCK as usize]));
+        assert_eq!(write_and_read(WRITE_DURABLY), None, "{engine:?}");
+        assert_eq!(bench.gate.inside(), 0);
+    }
+}
+
+#[test]
+fn what_is_written_durably_is_read_back() {
+    for engine in engines() {
+        let (_folder, device) = file();
+        let bench = Bench::new(engine, device);
+        let (mut host, ..) = bench.host(None);
+        host.write_all(&request(WRITE_DURABLY, 2, 1)).unwrap();
+        host.write_all(&[5; BLOCK as usize]).unwrap();
+        assert_eq!(answer(&mut host, 1), [1]);
+        host.write_all(&request(READ, 2, 1)).unwrap();
+        assert_eq!(
+            answer(&mut host, 1 + BLOCK as usize)[1..],
+            [5; BLOCK as usize]
+        );
     }
 }
 

@@ -1,6 +1,9 @@
 //! The driver over io_uring: sockets and files in one ring, started and
 //! collected in batches.
 //!
+//! Files, sockets and buffers are not registered with the ring, and receives are
+//! not multishot: docs/benchmarks.md has what was measured of each.
+//!
 //! A write that a ring has begun outlives its process: after kill -9 it still
 //! lands. So the ring registers the descriptors that must stay open until then
 //! ([`Uring::new`]'s `held`): registered files live as long as the ring's last
@@ -11,17 +14,24 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::time::Duration;
 
 use io_uring::types::{Fd, SubmitArgs, Timespec};
-use io_uring::{IoUring, opcode, squeue};
+use io_uring::{IoUring, cqueue, opcode, squeue};
 use nix::errno::Errno;
 
 use super::bell::Bell;
-use super::driver::{Driver, Event, Key, Memory};
+use super::driver::{Driver, Event, Key, Memory, Way};
 use crate::block::Direct;
 
 /// Requests that are started at once, at most; more wait in the next batch.
 const ENTRIES: u32 = 1024;
 /// Ends that the ring keeps ahead of their being collected.
 const ENDS: u32 = 4 * ENTRIES;
+
+/// Transfers that are started together, at most. A disk begins with the first
+/// while the next are made ready; all at once, it would wait for the last.
+const TOGETHER: u32 = 4;
+
+/// IORING_RECVSEND_POLL_FIRST (linux/io_uring.h): the socket is waited for before it is read.
+const POLL_FIRST: u16 = 1;
 
 const RECEIVE: u64 = 1;
 const SEND: u64 = 2;
@@ -35,6 +45,11 @@ pub struct Uring {
     /// Where the bell's count is read to.
     rung: Box<u64>,
     listening: bool,
+    /// Transfers that are not started yet.
+    unstarted: u32,
+    /// Whether the socket at each place had nothing left when it was last read.
+    /// It is a hint: to look before one waits would be in vain.
+    drained: Vec<bool>,
 }
 
 impl Uring {
@@ -69,6 +84,8 @@ impl Uring {
             bell,
             rung: Box::default(),
             listening: false,
+            unstarted: 0,
+            drained: Vec::new(),
         })
     }
 
@@ -100,7 +117,9 @@ impl Uring {
 
 impl Driver for Uring {
     unsafe fn receive(&mut self, key: Key, socket: RawFd, memory: Memory) {
+        let drained = self.drained.get(key.place as usize) == Some(&true);
         let entry = opcode::Recv::new(Fd(socket), memory.start, length(memory))
+            .ioprio(if drained { POLL_FIRST } else { 0 })
             .build()
             .user_data(of(RECEIVE, key));
         // SAFETY: the caller's promise.
@@ -116,25 +135,36 @@ impl Driver for Uring {
         unsafe { self.push(&entry) };
     }
 
-    unsafe fn transfer(&mut self, number: u32, at: Direct, memory: Memory, write: bool) -> bool {
+    unsafe fn transfer(&mut self, number: u32, at: Direct, memory: Memory, way: Way) -> bool {
         let (file, length) = (Fd(at.file), length(memory));
-        let entry = if write {
+        let write = |flags| {
             opcode::Write::new(file, memory.start, length)
                 .offset(at.offset)
+                .rw_flags(flags)
                 .build()
-        } else {
-            opcode::Read::new(file, memory.start, length)
+        };
+        let entry = match way {
+            Way::Read => opcode::Read::new(file, memory.start, length)
                 .offset(at.offset)
-                .build()
+                .build(),
+            Way::Write => write(0),
+            Way::WriteDurably => write(libc::RWF_DSYNC),
         };
         let entry = entry.user_data(TRANSFER << 56 | u64::from(number));
         // SAFETY: the caller's promise.
         unsafe { self.push(&entry) };
+        self.unstarted += 1;
+        if self.unstarted == TOGETHER {
+            self.unstarted = 0;
+            // What it does not take now is started at the next turn, where a failure shows.
+            let _ = self.ring.submit();
+        }
         true
     }
 
     fn turn(&mut self, wait: Option<Duration>, ended: &mut Vec<Event>) -> io::Result<()> {
         self.listen();
+        self.unstarted = 0;
         let time = wait.map(Timespec::from);
         let mut arguments = SubmitArgs::new();
         if let Some(time) = &time {
@@ -163,7 +193,14 @@ impl Driver for Uring {
                 moved => Ok(usize::try_from(moved).unwrap_or_default()),
             };
             match data >> 56 {
-                RECEIVE => ended.push(Event::Received(key, result)),
+                RECEIVE => {
+                    let place = key.place as usize;
+                    if self.drained.len() <= place {
+                        self.drained.resize(place + 1, false);
+                    }
+                    self.drained[place] = !cqueue::sock_nonempty(end.flags());
+                    ended.push(Event::Received(key, result));
+                }
                 SEND => ended.push(Event::Sent(key, result)),
                 TRANSFER => ended.push(Event::Moved(key.turn, result)),
                 _ => self.listening = false,

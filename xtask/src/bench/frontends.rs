@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail};
 
 use super::client::{self, Report};
 use super::nvmet;
-use super::plan::{IN_VM, Load, MEMORY, Medium, ROWS, Row, Side};
+use super::plan::{self, IN_VM, Load, MEMORY, Medium, ROWS, Row, Side};
 use super::report::{Figure, median};
 use super::servers::{Backing, Server, Stand};
 use crate::{build, places, say, setup};
@@ -28,6 +28,9 @@ pub struct Arguments {
     /// Seconds of each run
     #[arg(long, default_value_t = 3.0, value_parser = seconds)]
     seconds: f64,
+    /// Every mix, size and depth instead, by one session and by eight
+    #[arg(long)]
+    sweep: bool,
     /// Only figures whose names contain this; may be repeated
     #[arg(long, value_name = "NAME")]
     only: Vec<String>,
@@ -57,12 +60,17 @@ pub fn command(arguments: &Arguments) -> Result<ExitCode> {
     {
         bail!("tgtd needs root; run `cargo xtask bench frontends` as root");
     }
-    let rows: Vec<&Row> = ROWS
+    let all = if arguments.sweep {
+        plan::sweep()
+    } else {
+        ROWS.to_vec()
+    };
+    let rows: Vec<&Row> = all
         .iter()
         .filter(|row| row.peers.iter().any(|(_, name)| arguments.wants(name)))
         .collect();
-    let memory = arguments.wants(MEMORY);
-    let in_vm = IN_VM.iter().any(|(name, _)| arguments.wants(name));
+    let memory = !arguments.sweep && arguments.wants(MEMORY);
+    let in_vm = !arguments.sweep && IN_VM.iter().any(|(name, _)| arguments.wants(name));
     if rows.is_empty() && !memory && !in_vm {
         bail!("no figure's name contains {}", arguments.only.join(" or "));
     }
@@ -318,6 +326,7 @@ mod tests {
             json: false,
             runs: 1,
             seconds: 1.0,
+            sweep: false,
             only: Vec::new(),
         };
         assert!(arguments.wants("iscsi_4k_qd1_read"));

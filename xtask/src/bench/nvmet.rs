@@ -19,15 +19,15 @@ const VALUE: &str = "value ";
 const MARGIN: Duration = Duration::from_secs(300);
 const EACH: Duration = Duration::from_secs(20);
 const MEMORY_MIB: u32 = 3072;
-/// The kernel's target on the file itself, beside that on a loop device.
-const ON_FILE: &str = "nvmet-file";
+/// On a file, beside those on a block device: drover's target and the kernel's.
+const ON_FILE: [&str; 2] = ["drover-file", "nvmet-file"];
 
 /// Runs the script in a VM and adds its figures.
 ///
 /// # Errors
 /// When the VM or the script failed, or a figure is missing.
 pub fn run(build: &Path, runs: u16, seconds: f64, figures: &mut Vec<Figure>) -> Result<()> {
-    let measurements = u32::from(runs) * 3 * u32::try_from(IN_VM.len())?;
+    let measurements = u32::from(runs) * 4 * u32::try_from(IN_VM.len())?;
     let each = EACH + Duration::from_secs_f64(seconds);
     let mut spec = VmSpec::new(
         Kernel::V6_12,
@@ -56,11 +56,17 @@ pub fn run(build: &Path, runs: u16, seconds: f64, figures: &mut Vec<Figure>) -> 
     })?;
     for (figure, _) in IN_VM {
         let of = |side: &str| values.of(figure, side);
-        let ours = of("drover");
-        let on_file = format!("{figure}_vs_nvmet_file");
+        let on_file = format!("{figure}_on_file");
+        let [drover_file, nvmet_file] = ON_FILE;
         let found = [
-            Figure::of(figure, "IOPS", &ours, "nvmet", &of("nvmet")),
-            Figure::of(&on_file, "IOPS", &ours, ON_FILE, &of(ON_FILE)),
+            Figure::of(figure, "IOPS", &of("drover"), "nvmet", &of("nvmet")),
+            Figure::of(
+                &on_file,
+                "IOPS",
+                &of(drover_file),
+                nvmet_file,
+                &of(nvmet_file),
+            ),
         ];
         if found.iter().any(Option::is_none) {
             bail!("no values for {figure}: {}", outcome.describe());

@@ -265,12 +265,18 @@ pub const ROWS: &[Row] = &[
     on_disk(iscsi(
         load("read", 4 * KIB, 32, 1),
         Iops,
-        &[(Tgt, "iscsi_4k_qd32_read_disk")],
+        &[
+            (Tgt, "iscsi_4k_qd32_read_disk"),
+            (Limit, "iscsi_4k_qd32_read_vs_limit_disk"),
+        ],
     )),
     on_disk(iscsi(
         load("write", 4 * KIB, 32, 1),
         Iops,
-        &[(Tgt, "iscsi_4k_qd32_write_disk")],
+        &[
+            (Tgt, "iscsi_4k_qd32_write_disk"),
+            (Limit, "iscsi_4k_qd32_write_vs_limit_disk"),
+        ],
     )),
     on_disk(iscsi(
         load("read", 4 * KIB, 1, 1),
@@ -292,6 +298,45 @@ pub const ROWS: &[Row] = &[
     )),
 ];
 
+/// Every mix, size and depth, by one session and by eight: iSCSI beside tgt, and
+/// NVMe/TCP beside the limit, on a file in memory.
+pub fn sweep() -> Vec<Row> {
+    let mut rows = Vec::new();
+    for mix in ["read", "write", "mixed"] {
+        for size in [4, 64, 128, 1024] {
+            for depth in [1, 8, 32, 128] {
+                for sessions in [1, 8] {
+                    let load = load(mix, size * KIB, depth, sessions);
+                    rows.push(iscsi(load, unit(size), named("iscsi", load, Tgt)));
+                    rows.push(nvme(load, unit(size), named("nvme", load, Limit)));
+                }
+            }
+        }
+    }
+    rows
+}
+
+/// What is counted for commands of so many KiB.
+const fn unit(kib: u32) -> Unit {
+    if kib > 4 { MibPerSecond } else { Iops }
+}
+
+/// A cell's only peer. There are as many names as cells, and each is made once.
+fn named(wire: &str, load: Load, peer: Side) -> &'static [(Side, &'static str)] {
+    let Load {
+        mix,
+        size,
+        depth,
+        sessions,
+    } = load;
+    let size = match size / KIB {
+        1024 => "1m".to_owned(),
+        kib => format!("{kib}k"),
+    };
+    let name = format!("sweep_{wire}_{size}_qd{depth}_{mix}_{sessions}");
+    vec![(peer, &*name.leak())].leak()
+}
+
 /// The figure of memory: what each session beyond the first adds to what a
 /// target has resident.
 pub const MEMORY: &str = "rss_per_session_kib";
@@ -304,6 +349,14 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
+
+    #[test]
+    fn the_sweep_has_each_cell_once() {
+        let names: BTreeSet<&str> = sweep().iter().map(|row| row.peers[0].1).collect();
+        assert_eq!(names.len(), 2 * 3 * 4 * 4 * 2);
+        assert!(names.contains("sweep_iscsi_1m_qd128_mixed_8"));
+        assert!(names.contains("sweep_nvme_4k_qd1_read_1"));
+    }
 
     #[test]
     fn no_two_figures_share_a_name_and_a_disks_are_marked() {
