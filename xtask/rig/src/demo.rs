@@ -74,7 +74,8 @@ async fn story(cluster: &mut Cluster) -> anyhow::Result<Value> {
         .to_owned();
     let emulated = fs::read_to_string("/proc/cpuinfo")?.contains("QEMU TCG");
     let line = Timeline::begin(&format!(
-        "drover: a volume moves from a to b, on Linux {kernel}"
+        "drover: a volume moves from a to b over {}, on Linux {kernel}",
+        cluster.protocol().name()
     ));
     let mut verdicts = BTreeMap::new();
 
@@ -168,6 +169,7 @@ async fn story(cluster: &mut Cluster) -> anyhow::Result<Value> {
     let figures = json!({
         "ok": ok,
         "kernel": kernel,
+        "protocol": cluster.protocol().name(),
         "emulated": emulated,
         "unpublish_ms": unpublish,
         "publish_ms": publish,
@@ -194,7 +196,13 @@ async fn story(cluster: &mut Cluster) -> anyhow::Result<Value> {
 async fn attach_on_a(cluster: &Cluster, line: &Timeline) -> anyhow::Result<OnA> {
     let (controller, node) = (cluster.controller()?, cluster.node("a")?);
     let created = controller
-        .create("pvc-demo", VOLUME_BYTES, FS, "a", None)
+        .create(
+            "pvc-demo",
+            VOLUME_BYTES,
+            FS,
+            ("a", cluster.protocol().name()),
+            None,
+        )
         .await;
     let (created, took) = created.ok("CreateVolume")?;
     let volume = created
