@@ -15,7 +15,7 @@ use clap::Parser;
 use drover::attach::ports::{HostIdentity, Protocol};
 use drover::block::BlockDevice;
 use drover::block::file::FileDevice;
-use drover::export::{ExportSpec, Exports, Keeper, Kept};
+use drover::export::{ExportSpec, Exports, Keeper, Kept, Proof};
 use drover::ids::{Bytes, Epoch, VolumeId};
 use drover::nvme_tcp::auth::Secrets;
 use drover::nvme_tcp::dhchap::{Group, Hash, Secret};
@@ -126,12 +126,11 @@ async fn main() -> anyhow::Result<()> {
         volume: volume.clone(),
         epoch: Epoch(1),
         protocol: Protocol::NvmeTcp,
-        chap: None,
         name: arguments.subsystem.clone(),
         unit: arguments.namespace,
         host: HostIdentity::of(arguments.host.clone(), arguments.host_id),
         read_only: arguments.read_only,
-        secret: secrets(&arguments)?,
+        proof: secrets(&arguments)?.map(Proof::DhHmacChap),
     };
     if !arguments.closed.contains(&arguments.subsystem) {
         let served = Arc::clone(&device) as Arc<dyn BlockDevice>;

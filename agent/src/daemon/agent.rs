@@ -13,7 +13,7 @@ use super::limits;
 use super::memory;
 use super::streams::Reporter;
 use super::workload::Workload;
-use crate::attach::ports::{Protocol, Staging};
+use crate::attach::ports::{HostIdentity, Protocol, Staging};
 use crate::attach::record::Registration;
 use crate::backup::Streams;
 use crate::backup::keeper::Keeper;
@@ -87,7 +87,10 @@ pub(super) async fn start(process: &mut Process) -> anyhow::Result<Arc<dyn Stagi
     let mut registration = Registration {
         node: config.node.clone(),
         incarnation: identity::boot()?,
-        host,
+        host: HostIdentity {
+            proves: initiator.proves().await,
+            ..host
+        },
         agent: config.agent_advertise,
         has_pool,
         attached: Vec::new(),

@@ -98,7 +98,7 @@ async fn ten_thousand_half_open_connections_keep_no_nvme_host_out() {
     let spec = ExportSpec {
         protocol: Protocol::NvmeTcp,
         name: "nqn.2026-01.io.drover:test:a".to_owned(),
-        chap: None,
+        proof: None,
         host: host.clone(),
         ..super::iscsi_tests::spec("a")
     };

@@ -14,6 +14,8 @@ use crate::iscsi::text;
 /// Nothing in these tests takes longer than this.
 const PATIENCE: Duration = Duration::from_secs(20);
 const BHS: usize = 48;
+/// Data in one PDU, of a target that has declared nothing else.
+const MOST_DATA: usize = 8192;
 /// Challenges of the initiator's; any bytes will do in a test.
 const CHALLENGE: [u8; 16] = [0x5a; 16];
 const IDENTIFIER: u8 = 7;
@@ -102,9 +104,9 @@ impl TestInitiator {
         let answer = self.step(&[("CHAP_A", "7,5")], false).await?;
         let pairs = answer.pairs();
         assert_eq!(text::value(&pairs, "CHAP_A"), Some("7"));
-        let identifier = text::value(&pairs, "CHAP_I").unwrap().parse().unwrap();
+        let identifier: u8 = text::value(&pairs, "CHAP_I").unwrap().parse().unwrap();
         let challenge = chap::decode(text::value(&pairs, "CHAP_C").unwrap()).unwrap();
-        let respond = |identifier, secret: &str, challenge: &[u8]| {
+        let respond = |identifier: u8, secret: &str, challenge: &[u8]| {
             let response = Algorithm::Sha256.response(identifier, secret.as_bytes(), challenge);
             chap::encode(&response)
         };
@@ -197,15 +199,21 @@ impl TestInitiator {
     /// Sends the data that an R2T asks for, all of it.
     pub async fn send_data(&mut self, r2t: &Pdu, data: &[u8]) {
         assert_eq!(r2t.opcode(), 0x31, "{r2t:?}");
-        let mut header = [0; BHS];
-        header[0] = 0x05;
-        header[1] = 0x80;
-        header[20..24].copy_from_slice(&r2t.header[20..24]);
-        header[40..44].copy_from_slice(&r2t.header[40..44]);
-        let tag = r2t.tag();
-        let number = std::mem::take(&mut self.number);
-        self.send(header, tag, data).await;
-        self.number = number;
+        // These PDUs have no number of commands.
+        let command_number = std::mem::take(&mut self.number);
+        let begins = u32::from_be_bytes(r2t.header[40..44].try_into().unwrap());
+        for (number, part) in (0_u32..).zip(data.chunks(MOST_DATA)) {
+            let mut header = [0; BHS];
+            let offset = number * u32::try_from(MOST_DATA).unwrap();
+            let last = usize::try_from(offset).unwrap() + part.len() == data.len();
+            header[0] = 0x05;
+            header[1] = if last { 0x80 } else { 0 };
+            header[20..24].copy_from_slice(&r2t.header[20..24]);
+            header[36..40].copy_from_slice(&number.to_be_bytes());
+            header[40..44].copy_from_slice(&(begins + offset).to_be_bytes());
+            self.send(header, r2t.tag(), part).await;
+        }
+        self.number = command_number;
     }
 
     /// The end of the command with this tag: its data and its status.

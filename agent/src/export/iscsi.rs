@@ -7,7 +7,7 @@ use std::time::{Duration, Instant, SystemTime};
 use super::kept::Kept;
 use super::listener::Front;
 use super::served::{Farewell, Served, Side};
-use super::{ExportSpec, OpenError, Table, read};
+use super::{ExportSpec, OpenError, Proof, Table, read};
 use crate::attach::ports;
 use crate::block::BlockDevice;
 use crate::block::gate::Gate;
@@ -40,7 +40,7 @@ pub(super) fn unit(
     device: Arc<dyn BlockDevice>,
     kept: Option<Kept>,
 ) -> Result<Arc<Target>, OpenError> {
-    let Some(chap) = &spec.chap else {
+    let Some(Proof::Chap(chap)) = &spec.proof else {
         return Err(OpenError::NoSecrets(spec.name.clone()));
     };
     let unreadable = |why| OpenError::Reservations {

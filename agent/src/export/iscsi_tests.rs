@@ -32,12 +32,19 @@ pub fn spec(name: &str) -> ExportSpec {
         volume: "vol-1".parse().unwrap(),
         epoch: Epoch(1),
         protocol: Protocol::Iscsi,
-        chap: Some(Chap::fresh(INITIATOR, &name)),
+        proof: Some(Proof::Chap(Chap::fresh(INITIATOR, &name))),
         name,
         unit: Uuid::from_u128(7),
         host,
         read_only: false,
-        secret: None,
+    }
+}
+
+/// What both sides of an export prove.
+fn chap(spec: &ExportSpec) -> Option<Chap> {
+    match &spec.proof {
+        Some(Proof::Chap(chap)) => Some(chap.clone()),
+        _ => None,
     }
 }
 
@@ -83,7 +90,7 @@ impl Target {
         Login {
             initiator: INITIATOR.to_owned(),
             target: Some(self.spec.name.clone()),
-            chap: self.spec.chap.clone(),
+            chap: chap(&self.spec),
         }
     }
 
@@ -117,10 +124,7 @@ impl Target {
 async fn an_initiator_finds_its_target_and_reads_and_writes() {
     let target = Target::start().await;
     assert_eq!(target.discovers(INITIATOR).await, [&*target.spec.name]);
-    assert!(
-        target.discovers(OTHER).await.is_empty(),
-        "not its concern"
-    );
+    assert!(target.discovers(OTHER).await.is_empty(), "not its concern");
     let mut host = target.host().await;
     assert_eq!(host.write(5, 9).await, GOOD);
     assert_eq!(host.read(5, 1).await, (vec![9; BLOCK_BYTES], GOOD));
@@ -162,7 +166,7 @@ async fn strangers_and_stale_identities_are_refused_each_in_its_way() {
     };
     assert_eq!(target.refused(&nothing).await, AUTHENTICATION_FAILED);
     let wrong = Login {
-        chap: spec("a").chap,
+        chap: chap(&spec("a")),
         ..target.login()
     };
     assert_eq!(target.refused(&wrong).await, AUTHENTICATION_FAILED);
@@ -171,7 +175,7 @@ async fn strangers_and_stale_identities_are_refused_each_in_its_way() {
     assert_eq!(opened, Err(OpenError::Closed(old.name.clone())));
     assert_eq!(target.refused(&to(&old.name)).await, REMOVED);
     let bare = ExportSpec {
-        chap: None,
+        proof: None,
         ..spec("bare")
     };
     let opened = target.exports.open(bare.clone(), Memory::new(), None);
@@ -361,10 +365,12 @@ async fn reservations_go_on_where_they_were_kept() {
     opened.unwrap();
     let login = Login {
         initiator: INITIATOR.to_owned(),
+        chap: chap(&held),
         target: Some(held.name),
-        chap: held.chap,
     };
-    let mut host = TestInitiator::connect(target.address, &login).await.unwrap();
+    let mut host = TestInitiator::connect(target.address, &login)
+        .await
+        .unwrap();
     assert_eq!(host.write(0, 1).await, RESERVATION_CONFLICT);
     assert_eq!(host.read(0, 1).await.1, GOOD);
 }

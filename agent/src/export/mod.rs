@@ -53,8 +53,8 @@ pub struct ExportSpec {
     pub epoch: Epoch,
     /// The protocol it is exported over.
     pub protocol: Protocol,
-    /// What both sides of an iSCSI export prove.
-    pub chap: Option<Chap>,
+    /// What both sides prove; none: over NVMe/TCP, the host's name is enough.
+    pub proof: Option<Proof>,
     /// Subsystem NQN or target IQN, made for this export alone.
     pub name: String,
     /// Identity of the namespace or LUN, made for this export alone.
@@ -63,8 +63,30 @@ pub struct ExportSpec {
     pub host: HostIdentity,
     /// Whether writes are refused.
     pub read_only: bool,
-    /// What its host must prove (DH-HMAC-CHAP); none: its name is enough.
-    pub secret: Option<Secrets>,
+}
+
+/// What the two sides of an export prove to each other.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Proof {
+    /// Over iSCSI.
+    Chap(Chap),
+    /// Over NVMe/TCP.
+    DhHmacChap(Secrets),
+}
+
+impl Proof {
+    /// These secrets, as a protocol uses them.
+    ///
+    /// # Errors
+    /// They are too short or too long for it.
+    pub fn of(protocol: Protocol, chap: &Chap) -> Result<Self, OpenError> {
+        match protocol {
+            Protocol::NvmeTcp => nvme_tcp::secrets(chap)
+                .map(Self::DhHmacChap)
+                .ok_or_else(|| OpenError::NoSecrets(chap.target.name.clone())),
+            Protocol::Iscsi => Ok(Self::Chap(chap.clone())),
+        }
+    }
 }
 
 /// Why an export is not opened.
@@ -81,8 +103,9 @@ pub enum OpenError {
         /// What is wrong with them.
         why: String,
     },
-    /// An iSCSI export without secrets, which would be open to who knows a name.
-    #[error("{0} has no CHAP secrets")]
+    /// It has no secrets that its protocol could use, and without any it would
+    /// be open to who knows a name.
+    #[error("{0} has no secrets that can be used")]
     NoSecrets(String),
 }
 

@@ -7,11 +7,14 @@ use std::time::{Duration, Instant, SystemTime};
 use super::kept::{Keeper, Kept};
 use super::listener::Front;
 use super::served::{Farewell, Served, Side};
-use super::{ExportSpec, OpenError, Table, read};
+use super::{ExportSpec, OpenError, Proof, Table, read};
+use crate::attach::ports::{Chap, Credentials};
 use crate::block::BlockDevice;
 use crate::block::gate::Gate;
+use crate::nvme_tcp::auth::Secrets;
 use crate::nvme_tcp::connection::{NvmeTcp, Target};
 use crate::nvme_tcp::controller::Event;
+use crate::nvme_tcp::dhchap::{Group, Hash, Secret};
 use crate::nvme_tcp::discovery::{self, Discovery};
 use crate::nvme_tcp::metrics::Metrics;
 use crate::nvme_tcp::reserve::{self, Reservations};
@@ -71,9 +74,27 @@ pub(super) fn subsystem(
         read_only: spec.read_only,
         device,
         reservations,
-        secrets: spec.secret.clone(),
+        secrets: match &spec.proof {
+            Some(Proof::DhHmacChap(secrets)) => Some(secrets.clone()),
+            Some(Proof::Chap(_)) | None => None,
+        },
         discovery: None,
     }))
+}
+
+/// Secrets made for one export, as DH-HMAC-CHAP uses them: their bytes are the
+/// keys. They are random and long, so a Diffie-Hellman exchange, which is to
+/// save weak ones from being guessed, is not asked for.
+///
+/// None: a secret has no key's length.
+pub(super) fn secrets(chap: &Chap) -> Option<Secrets> {
+    let key = |of: &Credentials| Secret::of_key(of.secret.as_bytes());
+    Some(Secrets {
+        host: key(&chap.initiator)?,
+        controller: Some(key(&chap.target)?),
+        hash: Hash::Sha256,
+        group: Group::Null,
+    })
 }
 
 /// A keeper of bytes, as reservations want it.

@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
-use super::device_for_tests::{BLOCK_BYTES, BLOCKS, Memory, metrics, reactors, until};
+use super::device_for_tests::{BLOCK_BYTES, BLOCKS, Memory, metrics, reactors};
 use super::host_for_tests::{Login, TestHost, command};
 use super::*;
 use crate::block::BLOCK;
@@ -47,12 +47,11 @@ fn spec(name: &str) -> ExportSpec {
         volume: "vol-1".parse().unwrap(),
         epoch: Epoch(1),
         protocol: Protocol::NvmeTcp,
-        chap: None,
         name: format!("nqn.2026-01.io.drover:test:{name}"),
         unit: Uuid::from_u128(7),
         host: HostIdentity::of(HOST, Uuid::from_u128(1)),
         read_only: false,
-        secret: None,
+        proof: None,
     }
 }
 
@@ -116,9 +115,7 @@ impl Target {
     }
 
     fn close(&self) -> Closing {
-        self.exports
-            .close(&spec("a").name)
-            .expect("a live export")
+        self.exports.close(&spec("a").name).expect("a live export")
     }
 }
 

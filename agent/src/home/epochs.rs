@@ -270,4 +270,3 @@ fn lost_gate(volume: &VolumeId) -> HomeError {
          only a restart of the agent ends them for sure"
     ))
 }
-

@@ -10,7 +10,7 @@ use uuid::Uuid;
 use super::*;
 use crate::attach::ports::{Home as _, HostIdentity, Protocol, SettledBy};
 use crate::block::{BLOCK, BlockDevice};
-use crate::export::{Ended, ExportSpec, Keeper, Kept, OpenError};
+use crate::export::{Ended, ExportSpec, Keeper, Kept, OpenError, Proof};
 use crate::ids::{Lba, NodeId};
 use crate::pool::record::ExportState;
 use crate::pool::testing::{MIB, Mounted, open as open_pool, plain};
@@ -783,4 +783,34 @@ async fn reservations_go_on_over_a_restart_and_end_with_their_epoch() {
     assert_eq!(bench.home.restore().await.open, 1);
     let kept = bench.target.kept("vol-1", |_| {});
     assert_eq!(kept.as_deref(), Some(&b"new"[..]));
+}
+
+#[tokio::test]
+async fn an_nvme_export_has_secrets_where_the_hosts_kernel_can_prove_itself() {
+    let bench = Bench::with_volume().await;
+    let plain = bench.export("a", 1).await.unwrap();
+    assert!(!plain.target.proves);
+    let told = bench.home.secrets(&vol("vol-1"), Epoch(1)).await;
+    assert!(matches!(told, Err(HomeError::Failed(_))), "{told:?}");
+    bench.fence(1, true).await.unwrap();
+
+    let mut ask = request("a", 2);
+    ask.host.proves = true;
+    let exported = bench.home.export(&ask).await.unwrap();
+    assert!(exported.target.proves && exported.target.chap.is_none());
+    let chap = bench.home.secrets(&vol("vol-1"), Epoch(2)).await.unwrap();
+    assert_eq!(
+        (&chap.initiator.name, &chap.target.name),
+        (&ask.host.nqn, &exported.target.name)
+    );
+    let proof = Proof::of(Protocol::NvmeTcp, &chap).unwrap();
+    let served = |bench: &Bench| {
+        let live = bench.target.live.lock().unwrap();
+        live.values().next().unwrap().0.proof.clone()
+    };
+    assert_eq!(served(&bench), Some(proof.clone()));
+    let bench = bench.restart();
+    assert_eq!(bench.home.restore().await.open, 1);
+    assert_eq!(served(&bench), Some(proof));
+    assert_eq!(bench.home.export(&ask).await.unwrap(), exported);
 }

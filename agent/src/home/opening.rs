@@ -13,7 +13,7 @@ use crate::attach::ports::{
     Chap, ExportRequest, Exported, HomeError, NAME_MAX, Protocol, Target, is_iqn,
 };
 use crate::block::BlockDevice;
-use crate::export::{ExportSpec, Keeper, Kept};
+use crate::export::{ExportSpec, Keeper, Kept, OpenError, Proof};
 use crate::ids::{Epoch, VolumeId};
 use crate::pool::device::FirstWrite;
 use crate::pool::record::{ExportState, OpenExport};
@@ -72,6 +72,7 @@ impl Inner {
                 address: self.config.address(export.protocol),
                 name: export.name,
                 unit: export.unit,
+                proves: export.chap.is_some(),
                 chap: None,
             },
             ever_written: volume.record().get().ever_written,
@@ -86,7 +87,7 @@ impl Inner {
         }
         match record.export {
             ExportState::Open { export } if export.epoch == epoch => export.chap.ok_or_else(|| {
-                HomeError::Failed(format!("volume {volume} is not exported over iSCSI"))
+                HomeError::Failed(format!("the export of volume {volume} has no secrets"))
             }),
             ExportState::Open { .. } | ExportState::Closing { .. } | ExportState::Closed => {
                 Err(HomeError::StaleEpoch {
@@ -119,7 +120,14 @@ impl Inner {
     ) -> Result<OpenExport, HomeError> {
         let name = new_name(request.protocol, &request.volume, request.epoch);
         let chap = match request.protocol {
-            Protocol::NvmeTcp => None,
+            Protocol::NvmeTcp if !request.host.proves => {
+                tracing::warn!(
+                    volume = %request.volume, node = %request.node,
+                    "the node's kernel has no DH-HMAC-CHAP: its host NQN alone opens the export"
+                );
+                None
+            }
+            Protocol::NvmeTcp => Some(Chap::fresh(&request.host.nqn, &name)),
             Protocol::Iscsi => Some(Chap::fresh(&request.host.iqn, &name)),
         };
         let export = OpenExport {
@@ -199,6 +207,11 @@ impl Inner {
         device: Arc<FirstWrite>,
         reservations: Kept,
     ) -> Result<(), HomeError> {
+        let not_opened =
+            |error: OpenError| HomeError::Failed(format!("volume {}: {error}", volume.id()));
+        let proof = export.chap.as_ref();
+        let proof = proof.map(|chap| Proof::of(export.protocol, chap));
+        let proof = proof.transpose().map_err(not_opened)?;
         {
             let mut now = site.now();
             if now.floor >= export.epoch || !matches!(now.serving, Serving::Nothing) {
@@ -218,14 +231,13 @@ impl Inner {
                 unit: export.unit,
                 host: export.host.clone(),
                 protocol: export.protocol,
-                chap: export.chap.clone(),
+                proof,
                 read_only: export.read_only,
-                secret: None,
             };
             let opened = self
                 .frontend
                 .open(spec, Arc::clone(&device) as _, reservations);
-            opened.map_err(|error| HomeError::Failed(format!("volume {}: {error}", volume.id())))?;
+            opened.map_err(not_opened)?;
             now.serving = Serving::Open {
                 epoch: export.epoch,
                 name: export.name.clone(),

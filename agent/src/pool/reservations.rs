@@ -108,7 +108,9 @@ impl Pool {
         let mut holder = volume.reservations.lock();
         let held = holder.as_mut().filter(|held| held.export == export);
         let held = held.ok_or_else(|| {
-            PoolError::Conflict(format!("volume {id}: the reservations of {export} ended with it"))
+            PoolError::Conflict(format!(
+                "volume {id}: the reservations of {export} ended with it"
+            ))
         })?;
         let kept = Kept {
             volume: id.clone(),

@@ -163,7 +163,11 @@ mod tests {
         assert_eq!(half_open.taken(), HALF_OPEN);
         let left = flood.iter().filter(|place| !place.wanted()).count();
         assert_eq!(left, HALF_OPEN - 1);
-        assert!(flood[..3 * HALF_OPEN - HALF_OPEN - 2].iter().all(Place::wanted));
+        assert!(
+            flood[..3 * HALF_OPEN - HALF_OPEN - 2]
+                .iter()
+                .all(Place::wanted)
+        );
         drop(flood);
         assert_eq!(half_open.taken(), 1);
         drop(host);

@@ -21,12 +21,12 @@ use self::checks::{
     expect_verdict, first_block, judge_rogue, receipt, uploaded_twice, wait_for_cursor,
 };
 use self::moving::{Moved, Step, move_to_b};
-use crate::Place;
 use crate::cluster::{Cluster, agent, run};
 use crate::csi::Use;
 use crate::flow::{await_phase, stream};
 use crate::roles::{BLOCK, Playing, Work, checksum};
 use crate::timeline::{Timeline, ms, round};
+use crate::{Place, Protocol};
 
 const FS: Use = Use::Fs("ext4");
 const VOLUME_BYTES: i64 = 384 << 20;
@@ -230,6 +230,10 @@ async fn attach_on_a(cluster: &Cluster, line: &Timeline) -> anyhow::Result<OnA> 
         .ok("NodePublish on a")?;
     line.step("a", "NodePublishVolume", took);
 
+    if proves(cluster.protocol())? {
+        line.note("a", "host and export have proved themselves to each other");
+    }
+
     // Blocks of the file system for the rogue, so that what it writes can be read back on b.
     let path = staging.join("rogue.dat");
     let file = File::create(&path)?;
@@ -244,6 +248,27 @@ async fn attach_on_a(cluster: &Cluster, line: &Timeline) -> anyhow::Result<OnA> 
         target,
         data_at,
     })
+}
+
+/// Whether a host of this protocol proves itself on this kernel; if it should,
+/// it must have.
+fn proves(protocol: Protocol) -> anyhow::Result<bool> {
+    let (class, secret) = match protocol {
+        Protocol::NvmeTcp => ("/sys/class/nvme", "dhchap_secret"),
+        Protocol::Iscsi => ("/sys/class/iscsi_session", "password"),
+    };
+    let mut proved = false;
+    for link in fs::read_dir(class)? {
+        let path = link?.path().join(secret);
+        // A kernel without the code has no such file.
+        if path.exists() {
+            let text = fs::read_to_string(&path)?;
+            let told = !matches!(text.trim(), "" | "none" | "<NULL>" | "(null)");
+            ensure!(told, "{} has no secret", path.display());
+            proved = true;
+        }
+    }
+    Ok(proved)
 }
 
 fn start_backup(cluster: &Cluster, volume: &str, repository: &Path) -> anyhow::Result<String> {
