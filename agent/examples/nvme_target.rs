@@ -18,11 +18,10 @@ use clap::Parser;
 use drover::attach::ports::{HostIdentity, Protocol};
 use drover::block::BlockDevice;
 use drover::block::file::FileDevice;
-use drover::export::{ExportSpec, Exports};
+use drover::export::{ExportSpec, Exports, Keeper, Kept, Proof};
 use drover::ids::{Bytes, Epoch, VolumeId};
 use drover::nvme_tcp::auth::Secrets;
 use drover::nvme_tcp::dhchap::{Group, Hash, Secret};
-use drover::nvme_tcp::reserve::{Keeper, Reservations};
 use drover::reactor::{Engine, Reactors, Settings};
 use uuid::Uuid;
 
@@ -85,9 +84,9 @@ struct Arguments {
 struct InFile(PathBuf);
 
 impl Keeper for InFile {
-    fn keep(&self, record: &[u8]) -> Result<(), String> {
+    fn keep(&self, state: Option<&[u8]>) -> Result<(), String> {
         let new = self.0.with_extension("new");
-        std::fs::write(&new, record)
+        std::fs::write(&new, state.unwrap_or_default())
             .and_then(|()| std::fs::File::open(&new)?.sync_all())
             .and_then(|()| std::fs::rename(&new, &self.0))
             .map_err(|error| format!("write {}: {error}", self.0.display()))
@@ -135,24 +134,19 @@ async fn main() -> anyhow::Result<()> {
         volume: volume.clone(),
         epoch: Epoch(1),
         protocol: Protocol::NvmeTcp,
-        chap: None,
-        subsystem: arguments.subsystem.clone(),
-        namespace: arguments.namespace,
+        name: arguments.subsystem.clone(),
+        unit: arguments.namespace,
         host: HostIdentity::of(arguments.host.clone(), arguments.host_id),
         read_only: arguments.read_only,
-        secret: secrets(&arguments)?,
+        proof: secrets(&arguments)?.map(Proof::DhHmacChap),
     };
     if !arguments.closed.contains(&arguments.subsystem) {
         let served = arguments.trial.device(&device);
-        match &arguments.reservations {
-            Some(path) => {
-                let kept = std::fs::read(path).ok();
-                let keeper = Box::new(InFile(path.clone()));
-                let reservations = Reservations::kept(keeper, kept.as_deref())?;
-                exports.open_with(spec, served, reservations);
-            }
-            None => exports.open(spec, served),
-        }
+        let kept = arguments.reservations.clone().map(|path| Kept {
+            state: std::fs::read(&path).ok(),
+            keeper: Box::new(InFile(path)),
+        });
+        exports.open(spec, served, kept)?;
     }
     let listener = tokio::net::TcpListener::bind(arguments.listen).await?;
     let (stop, stopped) = tokio::sync::watch::channel(false);
@@ -160,7 +154,8 @@ async fn main() -> anyhow::Result<()> {
         let listener = tokio::net::TcpListener::bind(address).await?;
         tokio::spawn(Arc::clone(&exports).serve_discovery(listener, stopped.clone()));
     }
-    let serving = tokio::spawn(Arc::clone(&exports).serve(listener, stopped));
+    let serving = Arc::clone(&exports).serve(Protocol::NvmeTcp, listener, stopped);
+    let serving = tokio::spawn(serving);
     println!("serving {size}");
 
     let (said, mut lines) = tokio::sync::mpsc::unbounded_channel();

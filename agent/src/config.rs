@@ -128,6 +128,9 @@ pub struct Options {
     /// The iSCSI target's address as other nodes reach it [default: iscsi-address]
     #[arg(long, env = "DROVER_ISCSI_ADVERTISE", value_name = "ADDRESS")]
     pub iscsi_advertise: Option<SocketAddr>,
+    /// Where the NVMe/TCP target listens for hosts that discover what they may use [default: 127.0.0.1:8009]
+    #[arg(long, env = "DROVER_DISCOVERY_ADDRESS", value_name = "ADDRESS")]
+    pub discovery_address: Option<SocketAddr>,
     /// Threads that serve volumes to their hosts [default: 2]
     #[arg(long, env = "DROVER_DATA_THREADS", value_name = "NUMBER")]
     pub data_threads: Option<usize>,
@@ -180,6 +183,7 @@ pub struct Config {
     pub nvme_advertise: SocketAddr,
     pub iscsi_address: SocketAddr,
     pub iscsi_advertise: SocketAddr,
+    pub discovery_address: SocketAddr,
     pub data_threads: usize,
     pub data_engine: Option<Engine>,
     pub csi_socket: PathBuf,
@@ -223,6 +227,7 @@ impl Options {
             nvme_advertise: self.nvme_advertise.or(file.nvme_advertise),
             iscsi_address: self.iscsi_address.or(file.iscsi_address),
             iscsi_advertise: self.iscsi_advertise.or(file.iscsi_advertise),
+            discovery_address: self.discovery_address.or(file.discovery_address),
             data_threads: self.data_threads.or(file.data_threads),
             data_engine: self.data_engine.or(file.data_engine),
             csi_socket: self.csi_socket.or(file.csi_socket),
@@ -278,6 +283,7 @@ impl Config {
             nvme_advertise: options.nvme_advertise.unwrap_or(nvme_address),
             iscsi_address,
             iscsi_advertise: options.iscsi_advertise.unwrap_or(iscsi_address),
+            discovery_address: options.discovery_address.unwrap_or(local(8009)),
             data_threads: data_threads(options.data_threads)?,
             data_engine: data_engine(options.data_engine)?,
             csi_socket: options

@@ -43,6 +43,7 @@ impl Served {
             name: format!("{IQN_PREFIX}{volume}:{epoch}:r{epoch}"),
             unit: Uuid::new_v4(),
             address: SocketAddr::from(([127, 0, 0, 1], port)),
+            proves: true,
             chap: Some(Chap {
                 initiator: credentials("initiator"),
                 target: credentials("target"),

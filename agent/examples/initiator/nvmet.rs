@@ -54,6 +54,7 @@ impl Export for Nvmet {
             name: self.nqn.clone(),
             unit: self.namespace,
             address: SocketAddr::from(([127, 0, 0, 1], 4420)),
+            proves: false,
             chap: None,
         }
     }

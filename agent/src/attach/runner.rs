@@ -25,7 +25,7 @@ use tokio::time::{Instant, timeout};
 
 use super::figures::Figures;
 use super::journal::Journal;
-use super::ports::{Attachment, Capacity, Note, Ports, Protocol};
+use super::ports::{Attachment, Capacity, Note, Ports};
 use super::record::{
     AccessMode, NewVolume, NodeRecord, Registration, SnapshotRecord, Ticket, VolumeView,
 };
@@ -380,7 +380,7 @@ impl Arbiter {
         match (&state.phase, state.holder()) {
             (Phase::Attached { holder, exported }, _) if holder.node == *node => {
                 let mut exported = exported.clone();
-                if exported.target.protocol == Protocol::Iscsi {
+                if exported.target.proves {
                     exported.target.chap = self.inner.secrets(&state).await;
                 }
                 Ok(Attachment {

@@ -179,6 +179,7 @@ impl Home for Door {
                     name: format!("nqn.{}", request.epoch),
                     unit: Uuid::nil(),
                     address: SocketAddr::from(([127, 0, 0, 1], 4420)),
+                    proves: request.protocol == Protocol::Iscsi,
                     chap: None,
                 },
                 ever_written: false,

@@ -81,6 +81,7 @@ fn exported(epoch: Epoch) -> Exported {
             name: format!("nqn.v:{epoch}"),
             unit: Uuid::nil(),
             address: "127.0.0.1:4420".parse().unwrap(),
+            proves: false,
             chap: None,
         },
         ever_written: false,

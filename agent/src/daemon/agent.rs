@@ -9,10 +9,11 @@ use tokio_stream::wrappers::TcpListenerStream;
 
 use super::Process;
 use super::identity;
+use super::limits;
 use super::memory;
 use super::streams::Reporter;
 use super::workload::Workload;
-use crate::attach::ports::Staging;
+use crate::attach::ports::{HostIdentity, Protocol, Staging};
 use crate::attach::record::Registration;
 use crate::backup::Streams;
 use crate::backup::keeper::Keeper;
@@ -86,7 +87,10 @@ pub(super) async fn start(process: &mut Process) -> anyhow::Result<Arc<dyn Stagi
     let mut registration = Registration {
         node: config.node.clone(),
         incarnation: identity::boot()?,
-        host,
+        host: HostIdentity {
+            proves: initiator.proves().await,
+            ..host
+        },
         agent: config.agent_advertise,
         has_pool,
         attached: Vec::new(),
@@ -171,6 +175,7 @@ async fn home(process: &mut Process) -> anyhow::Result<Option<Home>> {
         .await
         .context("open the pool")??;
     memory::keep();
+    limits::raise();
     let reactors = Reactors::start(reactor::Settings {
         threads: process.config.data_threads,
         engine: process.config.data_engine,
@@ -202,14 +207,35 @@ async fn home(process: &mut Process) -> anyhow::Result<Option<Home>> {
     );
     home.register_metrics(&mut process.registry);
     exports.register_metrics(&mut process.registry);
-    let listener = process
-        .listen("NVMe/TCP hosts", process.config.nvme_address)
-        .await?;
-    let stop = process.stop.clone();
-    process.tasks.spawn(async move {
-        exports.serve(listener, stop).await;
-        Ok(())
-    });
+    serve(process, &exports).await?;
     process.readiness.note("pool", Ok(()));
     Ok(Some(home))
+}
+
+/// Listens for hosts of both protocols, and for those that discover.
+async fn serve(process: &mut Process, exports: &Arc<Exports>) -> anyhow::Result<()> {
+    let addresses = [
+        (Protocol::NvmeTcp, process.config.nvme_address),
+        (Protocol::Iscsi, process.config.iscsi_address),
+    ];
+    for (protocol, address) in addresses {
+        let what = match protocol {
+            Protocol::NvmeTcp => "NVMe/TCP hosts",
+            Protocol::Iscsi => "iSCSI initiators",
+        };
+        let listener = process.listen(what, address).await?;
+        let (exports, stop) = (Arc::clone(exports), process.stop.clone());
+        process.tasks.spawn(async move {
+            exports.serve(protocol, listener, stop).await;
+            Ok(())
+        });
+    }
+    let address = process.config.discovery_address;
+    let listener = process.listen("NVMe/TCP discovery", address).await?;
+    let (exports, stop) = (Arc::clone(exports), process.stop.clone());
+    process.tasks.spawn(async move {
+        exports.serve_discovery(listener, stop).await;
+        Ok(())
+    });
+    Ok(())
 }

@@ -4,6 +4,7 @@
 mod agent;
 mod controller;
 mod identity;
+mod limits;
 pub mod memory;
 mod streams;
 mod workload;

@@ -3,23 +3,19 @@
 use std::sync::{Arc, RwLock};
 use std::time::{Duration, SystemTime};
 
+use super::served::Side;
 use super::{Live, Table, write};
-use crate::nvme_tcp::subsystem::Subsystem;
 
-/// From a host's knowing that its namespace is gone to the end of its
-/// connections: its kernel takes the disk away meanwhile, and a Linux 6.1
-/// that loses the connection first would wait for the disk's return instead.
-const FAREWELL: Duration = Duration::from_millis(500);
-/// A host that does not ask is not waited for any longer.
-const FAREWELL_AT_MOST: Duration = Duration::from_secs(5);
 const LOOK: Duration = Duration::from_millis(20);
 
 /// An export whose gate is closed and whose hosts do not know it yet.
 pub struct Closing {
     /// Commands inside when the gate closed.
     pub inside_at_close: u32,
-    live: Arc<Live>,
-    table: Arc<RwLock<Table>>,
+    pub(super) live: Arc<Live>,
+    pub(super) table: Arc<RwLock<Table>>,
+    /// For initiators over iSCSI to log out.
+    pub(super) logout: Duration,
 }
 
 /// What ending the hosts' sessions came to.
@@ -34,77 +30,75 @@ pub struct Ended {
 }
 
 impl Closing {
-    pub(super) fn new(inside_at_close: u32, live: Arc<Live>, table: Arc<RwLock<Table>>) -> Self {
-        Self {
-            inside_at_close,
-            live,
-            table,
-        }
-    }
-
     /// Waits until no command is inside; how long that took since the gate closed.
     ///
     /// # Errors
     /// How many are inside still at the deadline.
     pub async fn settled(&self, deadline: Duration) -> Result<Duration, u32> {
-        self.live.subsystem.gate().settled(deadline).await
+        self.live.side.gate().settled(deadline).await
     }
 
-    /// Tells the hosts (final status for all I/O, namespace gone, connections
-    /// closed) and drops the identity for good.
+    /// Tells the hosts (final status for all I/O, then the end of their
+    /// connections) and drops the identity for good.
     ///
-    /// Returns at once with its figures: the hosts are given a short while to
-    /// take it in by a task of its own. Commands that are inside still are
-    /// answered as refused; the gate counts them until they have settled.
+    /// Returns at once with its figures: the hosts are given a while to take it
+    /// in by a task of its own. Commands that are inside still are answered as
+    /// refused; the gate counts them until they have settled.
     #[expect(
         clippy::unused_async,
         reason = "spawns a task, so it must run in a runtime"
     )]
     pub async fn end(self) -> Ended {
-        let subsystem = Arc::clone(&self.live.subsystem);
+        let side = self.live.side.clone();
         let ended = Ended {
-            sessions: subsystem.connections(),
-            late_refused: subsystem.gate().late(),
-            last_write: subsystem.last_write(),
+            sessions: side.connections(),
+            late_refused: side.gate().late(),
+            last_write: side.last_write(),
         };
+        let name = &self.live.spec.name;
         {
             let mut table = write(&self.table);
-            let gate = Arc::clone(subsystem.gate());
-            table.live.remove(subsystem.nqn());
-            table.closed.insert(subsystem.nqn().to_owned(), Some(gate));
+            let gate = Arc::clone(side.gate());
+            table.live.remove(name);
+            table.closed.insert(name.clone(), Some(gate));
         }
-        subsystem.take_away();
-        let leaving = Arc::clone(&subsystem);
-        // It may wait for whoever keeps the volume's reservations.
-        tokio::task::spawn_blocking(move || leaving.reservations().leave(&leaving));
+        side.take_away();
+        if let Side::NvmeTcp(subsystem) = &side {
+            let leaving = Arc::clone(subsystem);
+            // It may wait for whoever keeps the volume's reservations.
+            tokio::task::spawn_blocking(move || leaving.reservations().leave(&leaving));
+        }
         tracing::info!(
-            subsystem = subsystem.nqn(), volume = %self.live.spec.volume,
-            epoch = %self.live.spec.epoch, sessions = ended.sessions, "export ended"
+            name, volume = %self.live.spec.volume, epoch = %self.live.spec.epoch,
+            sessions = ended.sessions, "export ended"
         );
-        tokio::spawn(say_farewell(subsystem));
+        tokio::spawn(say_farewell(side, self.logout, name.clone()));
         ended
     }
 }
 
-async fn say_farewell(subsystem: Arc<Subsystem>) {
-    let known = async {
-        while subsystem.connections() > 0
-            && subsystem
-                .current()
-                .is_some_and(|controller| !controller.knows_the_end())
-        {
-            tokio::time::sleep(LOOK).await;
-        }
-    };
-    if tokio::time::timeout(FAREWELL_AT_MOST, known).await.is_err() {
+async fn say_farewell(side: Side, logout: Duration, name: String) {
+    let farewell = side.farewell(logout);
+    let known = || side.connections() == 0 || side.knows_the_end();
+    if !within(farewell.to_know, known).await {
         tracing::warn!(
-            subsystem = subsystem.nqn(),
+            name,
             "the host did not look at what it was told: its connections are closed all the same"
         );
     }
-    if subsystem.connections() > 0 {
-        tokio::time::sleep(FAREWELL).await;
+    within(farewell.to_leave, || side.connections() == 0).await;
+    side.disconnect();
+    if let Side::NvmeTcp(subsystem) = side {
+        subsystem.dissolve();
     }
-    subsystem.disconnect();
-    subsystem.dissolve();
+}
+
+/// Whether something comes about in time.
+async fn within(time: Duration, condition: impl Fn() -> bool) -> bool {
+    let looking = async {
+        while !condition() {
+            tokio::time::sleep(LOOK).await;
+        }
+    };
+    tokio::time::timeout(time, looking).await.is_ok()
 }

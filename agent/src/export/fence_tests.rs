@@ -106,8 +106,8 @@ async fn a_fence_keeps_out_settles_tells_and_ends() {
     );
     assert!(io.receive().await.is_none());
     assert_eq!(target.refused(&login("a")).await, REFUSED);
-    assert_eq!(target.exports.late_refused(&spec("a").subsystem), 5);
-    assert!(target.exports.close(&spec("a").subsystem).is_none());
+    assert_eq!(target.exports.late_refused(&spec("a").name), 5);
+    assert!(target.exports.close(&spec("a").name).is_none());
     assert!(
         target
             .metrics()

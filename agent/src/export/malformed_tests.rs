@@ -149,37 +149,13 @@ async fn more_commands_than_the_queue_holds_end_the_connection() {
 }
 
 #[tokio::test]
-async fn a_thousand_half_open_connections_do_not_keep_a_host_out() {
-    let target = Target::start().await;
-    let mut idle = std::collections::VecDeque::new();
-    for _ in 0..1000 {
-        idle.push_back(
-            tokio::net::TcpStream::connect(target.address)
-                .await
-                .unwrap(),
-        );
-        // Both ends are in this process, whose descriptors are few.
-        if idle.len() > 300 {
-            idle.pop_front();
-        }
-    }
-    let (_admin, mut io) = target.host(NONE).await;
-    assert_eq!(io.status(read(0, 1)).await, 0);
-    let open = |metrics: &str| {
-        let line = metrics
-            .lines()
-            .find(|l| l.starts_with("drover_nvme_connections "))
-            .unwrap();
-        line.rsplit(' ').next().unwrap().parse::<u64>().unwrap()
-    };
-    until(|| open(&target.metrics()) <= 256 + 2).await;
-}
-
-#[tokio::test]
 async fn who_does_not_connect_in_time_is_closed() {
-    let target = Target::with(Exports::with_handshake(
+    let target = Target::with(Exports::with(
         reactors(),
-        Duration::from_millis(50),
+        Waits {
+            handshake: Duration::from_millis(50),
+            ..Waits::default()
+        },
     ))
     .await;
     let mut host = TestHost::open(target.address, NONE).await;

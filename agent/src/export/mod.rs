@@ -1,9 +1,9 @@
-//! Live exports: the listener, the identities, the sessions of each, and their end.
+//! Live exports: the listeners, the identities, the sessions of each, and their end.
 //!
 //! ```text
 //!              open                 close             end
 //!   unknown ─────────► live ───────────────► closing ─────► closed
-//!      │  Connect: the one host     Connect refused for good ──────►
+//!      │  the one host connects    connecting is refused for good ─►
 //!      └──────────────────── remember_closed ─────────────────▲
 //! ```
 //!
@@ -11,9 +11,17 @@
 //! one is refused. A closing export's hosts still have their connections, so
 //! that they can be told; its gate lets nothing in any more. Only
 //! [`Closing::end`] makes it closed.
+//!
+//! There is one table for both protocols, and each of these words means the
+//! same in both. What differs stands apart: `nvme_tcp` and `iscsi` say what an
+//! export is made of there, who finds it, and how its host takes leave.
 
 mod closing;
+mod iscsi;
+mod kept;
 mod listener;
+mod nvme_tcp;
+mod served;
 
 use std::collections::HashMap;
 use std::sync::{Arc, OnceLock, RwLock, RwLockReadGuard, RwLockWriteGuard};
@@ -26,16 +34,15 @@ use crate::attach::ports::{Chap, HostIdentity, Protocol};
 use crate::block::BlockDevice;
 use crate::block::gate::Gate;
 use crate::ids::{Epoch, VolumeId};
+use crate::iscsi::connection::Shared;
 use crate::nvme_tcp::auth::Secrets;
 use crate::nvme_tcp::connection::{HANDSHAKE, Target};
-use crate::nvme_tcp::controller::Event;
-use crate::nvme_tcp::discovery::{self, Discovery};
-use crate::nvme_tcp::metrics::Metrics;
-use crate::nvme_tcp::reserve::Reservations;
-use crate::nvme_tcp::subsystem::{Directory, Found, Host, Parts, Subsystem};
+use crate::nvme_tcp::discovery::Discovery;
 use crate::reactor::Reactors;
 
 pub use closing::{Closing, Ended};
+pub use kept::{Keeper, Kept};
+use served::Side;
 
 /// An export's identity and rights.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,26 +53,88 @@ pub struct ExportSpec {
     pub epoch: Epoch,
     /// The protocol it is exported over.
     pub protocol: Protocol,
-    /// What both sides of an iSCSI export prove.
-    pub chap: Option<Chap>,
+    /// What both sides prove; none: over NVMe/TCP, the host's name is enough.
+    pub proof: Option<Proof>,
     /// Subsystem NQN or target IQN, made for this export alone.
-    pub subsystem: String,
+    pub name: String,
     /// Identity of the namespace or LUN, made for this export alone.
-    pub namespace: Uuid,
+    pub unit: Uuid,
     /// The one host that may connect.
     pub host: HostIdentity,
     /// Whether writes are refused.
     pub read_only: bool,
-    /// What its host must prove (DH-HMAC-CHAP); none: its name is enough.
-    pub secret: Option<Secrets>,
 }
 
-/// The exports that a target serves now, and the identities it knows as closed.
+/// What the two sides of an export prove to each other.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Proof {
+    /// Over iSCSI.
+    Chap(Chap),
+    /// Over NVMe/TCP.
+    DhHmacChap(Secrets),
+}
+
+impl Proof {
+    /// These secrets, as a protocol uses them.
+    ///
+    /// # Errors
+    /// They are too short or too long for it.
+    pub fn of(protocol: Protocol, chap: &Chap) -> Result<Self, OpenError> {
+        match protocol {
+            Protocol::NvmeTcp => nvme_tcp::secrets(chap)
+                .map(Self::DhHmacChap)
+                .ok_or_else(|| OpenError::NoSecrets(chap.target.name.clone())),
+            Protocol::Iscsi => Ok(Self::Chap(chap.clone())),
+        }
+    }
+}
+
+/// Why an export is not opened.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum OpenError {
+    /// It ended once, and an identity is never used again.
+    #[error("{0} was closed and is never served again")]
+    Closed(String),
+    /// What was kept of its reservations cannot be read: who holds what is unknown.
+    #[error("{name}: its reservations: {why}")]
+    Reservations {
+        /// The export.
+        name: String,
+        /// What is wrong with them.
+        why: String,
+    },
+    /// It has no secrets that its protocol could use, and without any it would
+    /// be open to who knows a name.
+    #[error("{0} has no secrets that can be used")]
+    NoSecrets(String),
+}
+
+/// How long connections are waited for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Waits {
+    /// From accept to a Connect that is admitted, or a finished login.
+    handshake: Duration,
+    /// For initiators of an ended iSCSI export to log out.
+    logout: Duration,
+}
+
+impl Default for Waits {
+    fn default() -> Self {
+        Self {
+            handshake: HANDSHAKE,
+            logout: iscsi::LOGOUT,
+        }
+    }
+}
+
+/// The exports that the targets serve now, and the identities they know as closed.
 pub struct Exports {
     table: Arc<RwLock<Table>>,
-    target: Arc<Target>,
+    nvme_tcp: Arc<Target>,
     discovery: Arc<Discovery>,
+    iscsi: Arc<Shared>,
     reactors: Arc<Reactors>,
+    waits: Waits,
 }
 
 #[derive(Default)]
@@ -77,29 +146,26 @@ struct Table {
 
 struct Live {
     spec: ExportSpec,
-    subsystem: Arc<Subsystem>,
+    side: Side,
     inside_at_close: OnceLock<u32>,
 }
 
 impl Exports {
     /// None yet; `reactors` will serve their connections.
     pub fn new(reactors: Arc<Reactors>) -> Arc<Self> {
-        Self::with_handshake(reactors, HANDSHAKE)
+        Self::with(reactors, Waits::default())
     }
 
-    fn with_handshake(reactors: Arc<Reactors>, handshake: Duration) -> Arc<Self> {
+    fn with(reactors: Arc<Reactors>, waits: Waits) -> Arc<Self> {
         let table = Arc::new(RwLock::new(Table::default()));
         let discovery = Arc::new(Discovery::default());
-        let target = Target {
-            directory: Arc::new(Names(Arc::clone(&table), Arc::clone(&discovery))),
-            metrics: Metrics::default(),
-            handshake,
-        };
         Arc::new(Self {
+            nvme_tcp: nvme_tcp::target(&table, &discovery, waits.handshake),
+            iscsi: iscsi::target(&table, waits.handshake),
             table,
-            target: Arc::new(target),
             discovery,
             reactors,
+            waits,
         })
     }
 
@@ -111,192 +177,155 @@ impl Exports {
         write(&self.table)
     }
 
-    /// Registers connections, associations, commands, bytes, malformed PDUs
-    /// and late commands, under names that begin with `drover_`.
+    /// Registers both targets' connections, sessions, commands, bytes,
+    /// malformed PDUs and late commands, under names that begin with `drover_`.
     pub fn register_metrics(&self, registry: &mut Registry) {
-        self.target.metrics.register(registry);
+        self.nvme_tcp.metrics.register(registry);
+        self.iscsi.metrics.register(registry);
     }
 
-    /// Whether exports of this protocol are served.
-    pub fn serves(protocol: Protocol) -> bool {
-        match protocol {
-            Protocol::NvmeTcp => true,
-            Protocol::Iscsi => false,
-        }
-    }
-
-    /// Serves one more export. The same identity again: nothing changes, and
-    /// an identity that was closed is not opened again (the log says so).
+    /// Serves one more export. The same identity again: nothing changes. Its
+    /// reservations go on where `kept` has them; without it none outlives the
+    /// process, and a host that wants that is refused.
     ///
-    /// Exports of one volume that are live at once share their reservations,
-    /// which last as long as one of them does.
-    pub fn open(&self, spec: ExportSpec, device: Arc<dyn BlockDevice>) {
-        let others = self.of(&spec.volume);
-        let reservations = others.first().map_or_else(Reservations::volatile, |live| {
-            Arc::clone(live.subsystem.reservations())
-        });
-        self.open_with(spec, device, reservations);
-    }
-
-    /// As [`Self::open`], with reservations that somebody keeps: the same for
-    /// all exports of a volume.
-    pub fn open_with(
+    /// NVMe/TCP exports of one volume that are live at once share the
+    /// reservations of the first, which last as long as one of them does.
+    ///
+    /// # Errors
+    /// The identity was closed, or its reservations cannot be read.
+    pub fn open(
         &self,
         spec: ExportSpec,
         device: Arc<dyn BlockDevice>,
-        reservations: Arc<Reservations>,
-    ) {
-        if !Self::serves(spec.protocol) {
-            tracing::error!(
-                name = %spec.subsystem, protocol = spec.protocol.name(),
-                "an export of a protocol that is not served"
-            );
-            return;
-        }
+        kept: Option<Kept>,
+    ) -> Result<(), OpenError> {
         let mut table = self.write();
-        if table.closed.contains_key(&spec.subsystem) {
-            tracing::error!(
-                subsystem = %spec.subsystem, volume = %spec.volume, epoch = %spec.epoch,
-                "this identity was closed and is never served again"
-            );
-            return;
+        if table.closed.contains_key(&spec.name) {
+            return Err(OpenError::Closed(spec.name));
         }
-        if !table.live.contains_key(&spec.subsystem) {
-            self.discovery.show(&spec.subsystem, &spec.host.nqn);
+        if table.live.contains_key(&spec.name) {
+            return Ok(());
         }
-        table.live.entry(spec.subsystem.clone()).or_insert_with(|| {
-            let host = Host {
-                nqn: spec.host.nqn.clone(),
-                id: spec.host.id,
-            };
-            let subsystem = Subsystem::new(Parts {
-                nqn: spec.subsystem.clone(),
-                namespace: spec.namespace,
-                host,
-                read_only: spec.read_only,
-                device,
-                reservations,
-                secrets: spec.secret.clone(),
-                discovery: None,
-            });
-            Arc::new(Live {
-                spec,
-                subsystem,
-                inside_at_close: OnceLock::new(),
-            })
-        });
+        let side = match spec.protocol {
+            Protocol::NvmeTcp => Side::NvmeTcp(nvme_tcp::subsystem(&table, &spec, device, kept)?),
+            Protocol::Iscsi => Side::Iscsi(iscsi::unit(&spec, device, kept)?),
+        };
+        if spec.protocol == Protocol::NvmeTcp {
+            self.discovery.show(&spec.name, &spec.host.nqn);
+        }
+        let live = Live {
+            side,
+            inside_at_close: OnceLock::new(),
+            spec,
+        };
+        table.live.insert(live.spec.name.clone(), Arc::new(live));
+        Ok(())
     }
 
-    /// Remembers an identity as closed: Connect is refused for good (DNR).
-    /// Unknown ones are refused without DNR. A live one is closed at once, and
-    /// only [`Self::close`] and [`Closing::end`] tell its hosts.
-    pub fn remember_closed(&self, subsystem: &str) {
+    /// Remembers an identity as closed: whoever connects to it is refused for
+    /// good, where an unknown one is refused for now. A live one is closed at
+    /// once, and only [`Self::close`] and [`Closing::end`] tell its hosts.
+    pub fn remember_closed(&self, name: &str) {
         let mut table = self.write();
-        if let Some(live) = table.live.get(subsystem) {
+        if let Some(live) = table.live.get(name) {
             live.close();
-            self.discovery.hide(subsystem);
+            self.discovery.hide(name);
         } else {
-            table.closed.entry(subsystem.to_owned()).or_default();
+            table.closed.entry(name.to_owned()).or_default();
         }
     }
 
     /// Closes the gate at once: when this returns, no command of the export
-    /// enters, and Connect is refused for good. None: no such export is live.
+    /// enters, and connecting is refused for good. None: no such export is live.
     ///
     /// Until [`Closing::end`] it can be called again, with the same answer.
-    pub fn close(&self, subsystem: &str) -> Option<Closing> {
-        let live = self.read().live.get(subsystem).map(Arc::clone)?;
+    pub fn close(&self, name: &str) -> Option<Closing> {
+        let live = self.read().live.get(name).map(Arc::clone)?;
         let inside_at_close = live.close();
-        self.discovery.hide(subsystem);
-        Some(Closing::new(inside_at_close, live, Arc::clone(&self.table)))
+        self.discovery.hide(name);
+        Some(Closing {
+            inside_at_close,
+            live,
+            table: Arc::clone(&self.table),
+            logout: self.waits.logout,
+        })
     }
 
     /// Commands of an export that were refused since its gate closed; also
     /// after its end. 0 for one that this process never served.
-    pub fn late_refused(&self, subsystem: &str) -> u64 {
+    pub fn late_refused(&self, name: &str) -> u64 {
         let table = self.read();
-        let live = table.live.get(subsystem).map(|live| live.subsystem.gate());
-        let gate = live.or_else(|| table.closed.get(subsystem)?.as_ref());
+        let live = table.live.get(name).map(|live| live.side.gate());
+        let gate = live.or_else(|| table.closed.get(name)?.as_ref());
         gate.map_or(0, |gate| gate.late())
     }
 
     /// Tells the hosts of a volume's exports that its size has changed.
     pub fn resized(&self, volume: &VolumeId) {
         for live in self.of(volume) {
-            if let Some(controller) = live.subsystem.current() {
-                controller.announce(Event::Namespace);
-            }
+            live.side.resized();
         }
     }
 
     /// When the volume's live export saw its last write.
     pub fn last_write(&self, volume: &VolumeId) -> Option<SystemTime> {
-        self.of(volume)
-            .iter()
-            .filter_map(|live| live.subsystem.last_write())
-            .max()
+        let live = self.of(volume);
+        live.iter().filter_map(|live| live.side.last_write()).max()
     }
 
     fn of(&self, volume: &VolumeId) -> Vec<Arc<Live>> {
-        let table = self.read();
-        table
-            .live
-            .values()
-            .filter(|live| live.spec.volume == *volume)
-            .map(Arc::clone)
-            .collect()
+        self.read().of(volume).map(Arc::clone).collect()
     }
 
-    /// Accepts connections until `stop` becomes true, then ends those it has.
-    /// Call it when every export is restored. Hosts that discover are sent to
-    /// this listener's port.
+    /// Accepts connections of a protocol until `stop` becomes true, then ends
+    /// those it has. Call it when every export is restored. NVMe/TCP hosts that
+    /// discover are sent to this listener's port.
     pub async fn serve(
         self: Arc<Self>,
+        protocol: Protocol,
         listener: tokio::net::TcpListener,
         stop: tokio::sync::watch::Receiver<bool>,
     ) {
-        if let Ok(address) = listener.local_addr() {
-            self.discovery.listens_on(address.port());
+        match protocol {
+            Protocol::NvmeTcp => {
+                if let Ok(address) = listener.local_addr() {
+                    self.discovery.listens_on(address.port());
+                }
+                listener::serve(&self.nvme_tcp, &self.reactors, &listener, stop).await;
+            }
+            Protocol::Iscsi => {
+                listener::serve(&self.iscsi, &self.reactors, &listener, stop).await;
+            }
         }
-        listener::serve(&self, &listener, stop).await;
         let live: Vec<_> = self.read().live.values().map(Arc::clone).collect();
-        for live in live {
-            live.subsystem.disconnect();
+        for live in live.iter().filter(|live| live.spec.protocol == protocol) {
+            live.side.disconnect();
         }
     }
-}
 
-/// What connections may know of the exports: their names.
-struct Names(Arc<RwLock<Table>>, Arc<Discovery>);
-
-impl Exports {
-    /// Accepts connections on a second listener, the port for discovery
-    /// (8009), until `stop` becomes true. The same is served on both.
+    /// Accepts connections on a second NVMe/TCP listener, the port for
+    /// discovery (8009), until `stop` becomes true. The same is served on both.
     pub async fn serve_discovery(
         self: Arc<Self>,
         listener: tokio::net::TcpListener,
         stop: tokio::sync::watch::Receiver<bool>,
     ) {
-        listener::serve(&self, &listener, stop).await;
+        listener::serve(&self.nvme_tcp, &self.reactors, &listener, stop).await;
     }
 }
 
-impl Directory for Names {
-    fn find(&self, subsystem: &str) -> Found {
-        let table = read(&self.0);
-        match table.live.get(subsystem) {
-            Some(live) => Found::Live(Arc::clone(&live.subsystem)),
-            None if subsystem == discovery::NQN => Found::Discovery(Arc::clone(&self.1)),
-            None if table.closed.contains_key(subsystem) => Found::Closed,
-            None => Found::Unknown,
-        }
+impl Table {
+    /// The live exports of a volume.
+    fn of<'a>(&'a self, volume: &'a VolumeId) -> impl Iterator<Item = &'a Arc<Live>> {
+        let live = self.live.values();
+        live.filter(move |live| live.spec.volume == *volume)
     }
 }
 
 impl Live {
     /// Closes the gate; how many were inside when it closed first.
     fn close(&self) -> u32 {
-        let inside = self.subsystem.gate().close();
+        let inside = self.side.gate().close();
         *self.inside_at_close.get_or_init(|| inside)
     }
 }
@@ -316,6 +345,14 @@ fn write(table: &RwLock<Table>) -> RwLockWriteGuard<'_, Table> {
 }
 
 #[cfg(test)]
+mod device_for_tests;
+#[cfg(test)]
+mod flood_tests;
+#[cfg(test)]
 mod host_for_tests;
+#[cfg(test)]
+mod initiator_for_tests;
+#[cfg(test)]
+mod iscsi_tests;
 #[cfg(test)]
 mod tests;

@@ -1,19 +1,17 @@
 //! A real listener on loopback, driven by a small user-space host.
 
 use std::net::SocketAddr;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::net::TcpListener;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 
+use super::device_for_tests::{BLOCK_BYTES, BLOCKS, Memory, metrics, reactors};
 use super::host_for_tests::{Login, TestHost, command};
 use super::*;
-use crate::block::{BLOCK, DeviceError};
-use crate::ids::{Bytes, Lba};
+use crate::block::BLOCK;
 use crate::nvme_tcp::wire::{self, Data, Digests, IN_CAPSULE, Kind, MAX_H2C_DATA};
-use crate::reactor::{Reactors, Settings};
 
 const NONE: Digests = Digests {
     header: false,
@@ -27,101 +25,9 @@ const HOST: &str = "nqn.2014-08.org.nvmexpress:uuid:host-of-tests";
 const FINAL: u16 = 0x4083;
 const REFUSED: u16 = 0x4184;
 const BUSY: u16 = 0x181;
-const BLOCKS: u64 = 1024;
-const BLOCK_BYTES: usize = BLOCK as usize;
 
 const WRITE: u8 = 1;
 const READ: u8 = 2;
-
-/// A device in memory whose writes wait while `hold` has no permit.
-struct Memory {
-    bytes: Mutex<Vec<u8>>,
-    hold: Semaphore,
-    waiting: AtomicUsize,
-    flushes: AtomicUsize,
-}
-
-impl Memory {
-    fn new() -> Arc<Self> {
-        Arc::new(Self {
-            bytes: Mutex::new(vec![0; (BLOCKS * BLOCK) as usize]),
-            hold: Semaphore::new(Semaphore::MAX_PERMITS),
-            waiting: AtomicUsize::new(0),
-            flushes: AtomicUsize::new(0),
-        })
-    }
-
-    /// Makes writes wait from now on.
-    fn block(&self) {
-        self.hold.forget_permits(Semaphore::MAX_PERMITS);
-    }
-
-    fn release(&self) {
-        self.hold.add_permits(1 << 20);
-    }
-
-    async fn until_waiting(&self, count: usize) {
-        until(|| self.waiting.load(Ordering::SeqCst) == count).await;
-    }
-}
-
-impl BlockDevice for Memory {
-    fn size(&self) -> Bytes {
-        Bytes(self.bytes.lock().unwrap().len() as u64)
-    }
-    fn read(&self, lba: Lba, buffer: &mut [u8]) -> Result<(), DeviceError> {
-        let bytes = self.bytes.lock().unwrap();
-        let start = lba.0.saturating_mul(BLOCK) as usize;
-        let part = start
-            .checked_add(buffer.len())
-            .and_then(|end| bytes.get(start..end));
-        let size = Bytes(bytes.len() as u64);
-        let blocks = buffer.len() as u64 / BLOCK;
-        buffer.copy_from_slice(part.ok_or(DeviceError::OutOfRange { lba, blocks, size })?);
-        Ok(())
-    }
-    fn write(&self, lba: Lba, data: &[u8], _fua: bool) -> Result<(), DeviceError> {
-        self.waiting.fetch_add(1, Ordering::SeqCst);
-        futures::executor::block_on(self.hold.acquire())
-            .unwrap()
-            .forget();
-        self.waiting.fetch_sub(1, Ordering::SeqCst);
-        let start = (lba.0 * BLOCK) as usize;
-        self.bytes.lock().unwrap()[start..start + data.len()].copy_from_slice(data);
-        Ok(())
-    }
-    fn flush(&self) -> Result<(), DeviceError> {
-        self.flushes.fetch_add(1, Ordering::SeqCst);
-        Ok(())
-    }
-    fn write_zeroes(&self, lba: Lba, blocks: u64, _unmap: bool) -> Result<(), DeviceError> {
-        self.write(lba, &vec![0; (blocks * BLOCK) as usize], false)
-    }
-    fn deallocate(&self, lba: Lba, blocks: u64) -> Result<(), DeviceError> {
-        self.write_zeroes(lba, blocks, true)
-    }
-}
-
-async fn until(mut condition: impl FnMut() -> bool) {
-    let looking = async {
-        while !condition() {
-            tokio::time::sleep(Duration::from_millis(2)).await;
-        }
-    };
-    tokio::time::timeout(Duration::from_secs(20), looking)
-        .await
-        .expect("it came about in time");
-}
-
-/// The data path on this machine's best engine.
-fn reactors() -> Arc<Reactors> {
-    let settings = Settings {
-        threads: 2,
-        engine: None,
-        held: Vec::new(),
-    };
-    Reactors::start(settings).unwrap()
-}
 
 struct Target {
     exports: Arc<Exports>,
@@ -141,19 +47,18 @@ fn spec(name: &str) -> ExportSpec {
         volume: "vol-1".parse().unwrap(),
         epoch: Epoch(1),
         protocol: Protocol::NvmeTcp,
-        chap: None,
-        subsystem: format!("nqn.2026-01.io.drover:test:{name}"),
-        namespace: Uuid::from_u128(7),
+        name: format!("nqn.2026-01.io.drover:test:{name}"),
+        unit: Uuid::from_u128(7),
         host: HostIdentity::of(HOST, Uuid::from_u128(1)),
         read_only: false,
-        secret: None,
+        proof: None,
     }
 }
 
 fn login(name: &str) -> Login {
     let spec = spec(name);
     Login {
-        subsystem: spec.subsystem,
+        subsystem: spec.name,
         host: spec.host.nqn,
         host_id: spec.host.id,
         controller: 0xffff,
@@ -170,11 +75,13 @@ impl Target {
 
     async fn with(exports: Arc<Exports>) -> Self {
         let device = Memory::new();
-        exports.open(spec("a"), Arc::clone(&device) as Arc<dyn BlockDevice>);
+        let served = Arc::clone(&device) as Arc<dyn BlockDevice>;
+        exports.open(spec("a"), served, None).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (stop, stopped) = watch::channel(false);
-        tokio::spawn(Arc::clone(&exports).serve(listener, stopped));
+        let serving = Arc::clone(&exports).serve(Protocol::NvmeTcp, listener, stopped);
+        tokio::spawn(serving);
         Self {
             exports,
             device,
@@ -204,17 +111,11 @@ impl Target {
     }
 
     fn metrics(&self) -> String {
-        let mut registry = Registry::default();
-        self.exports.register_metrics(&mut registry);
-        let mut text = String::new();
-        prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
-        text
+        metrics(&self.exports)
     }
 
     fn close(&self) -> Closing {
-        self.exports
-            .close(&spec("a").subsystem)
-            .expect("a live export")
+        self.exports.close(&spec("a").name).expect("a live export")
     }
 }
 
@@ -358,13 +259,15 @@ async fn commands_beyond_the_rules_get_their_status() {
 async fn a_read_only_export_refuses_writes_and_says_so() {
     let target = Target::start().await;
     let device = Arc::clone(&target.device) as Arc<dyn BlockDevice>;
-    target.exports.open(
+    let opened = target.exports.open(
         ExportSpec {
             read_only: true,
             ..spec("ro")
         },
         device,
+        None,
     );
+    opened.unwrap();
     let admin = TestHost::connect(target.address, NONE, &login("ro")).await;
     let (mut admin, controller) = admin.ok().unwrap();
     admin.enable().await;
@@ -390,7 +293,7 @@ async fn a_read_only_export_refuses_writes_and_says_so() {
 #[tokio::test]
 async fn strangers_and_stale_identities_are_refused_each_in_its_way() {
     let target = Target::start().await;
-    target.exports.remember_closed(&spec("old").subsystem);
+    target.exports.remember_closed(&spec("old").name);
     assert_eq!(target.refused(&login("unknown")).await, BUSY);
     assert_eq!(target.refused(&login("old")).await, REFUSED);
     let other = Login {
@@ -414,7 +317,8 @@ async fn strangers_and_stale_identities_are_refused_each_in_its_way() {
     };
     assert_eq!(target.refused(&no_such).await, 0x4182);
     // A closed identity stays closed, whoever opens it.
-    target.exports.open(spec("old"), Memory::new());
+    let opened = target.exports.open(spec("old"), Memory::new(), None);
+    assert_eq!(opened, Err(OpenError::Closed(spec("old").name)));
     assert_eq!(target.refused(&login("old")).await, REFUSED);
 
     let (_admin, _io) = target.host(NONE).await;

@@ -1,35 +1,18 @@
-//! Exports opened and fenced. Every function here runs under the volume's
-//! `epochs` lock.
+//! Exports fenced, and taken up after a restart. Every function here runs under
+//! the volume's `epochs` lock.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use uuid::Uuid;
-
 use super::Inner;
-use super::decide::{self, ExportMove, FenceMove};
+use super::decide::{self, FenceMove};
 use super::frontend::ClosedGate;
 use super::site::{InHand, Serving, Site};
-use crate::attach::ports::{
-    Chap, ExportRequest, Exported, FenceRequest, HomeError, NAME_MAX, Protocol, SettledBy,
-    Settlement, Target, is_iqn,
-};
-use crate::block::BlockDevice;
-use crate::export::{Ended, ExportSpec};
+use crate::attach::ports::{FenceRequest, HomeError, SettledBy, Settlement};
+use crate::export::Ended;
 use crate::ids::{Epoch, VolumeId};
 use crate::pool::Volume;
-use crate::pool::device::FirstWrite;
 use crate::pool::record::{ExportState, OpenExport, Record};
-
-/// A subsystem NQN or target IQN that no other export has or had.
-fn new_name(protocol: Protocol, volume: &VolumeId, epoch: Epoch) -> String {
-    let kind = match protocol {
-        Protocol::NvmeTcp => "nqn",
-        Protocol::Iscsi => "iqn",
-    };
-    let once = Uuid::new_v4().simple();
-    format!("{kind}.2026-11.io.drover:{volume}:{epoch}:{once}")
-}
 
 /// A settlement of an epoch at which nothing was open.
 pub(super) fn nothing_open(volume: &VolumeId, epoch: Epoch) -> Settlement {
@@ -47,191 +30,6 @@ pub(super) fn nothing_open(volume: &VolumeId, epoch: Epoch) -> Settlement {
 }
 
 impl Inner {
-    /// Opens an export, or answers as it did before.
-    pub(super) async fn export(
-        self: &Arc<Self>,
-        request: &ExportRequest,
-    ) -> Result<Exported, HomeError> {
-        let (volume, site) = self.both(&request.volume)?;
-        let (floor, restoring) = {
-            let now = site.now();
-            (now.floor, now.restoring)
-        };
-        if request.epoch == Epoch(0) {
-            return Err(HomeError::Failed(format!(
-                "volume {}: epoch 0 is before the first and is never exported",
-                request.volume
-            )));
-        }
-        if let Some(why) = self.unfit(request) {
-            return Err(HomeError::Failed(format!(
-                "volume {}, node {}: {why}",
-                request.volume, request.node
-            )));
-        }
-        let export = match decide::export(&volume.record().get(), floor, request) {
-            ExportMove::Refuse(error) => return Err(error),
-            ExportMove::Repeat(export) => {
-                self.serve(&volume, &site, &export).await?;
-                export
-            }
-            ExportMove::Open => {
-                if restoring {
-                    return Err(being_restored(&request.volume));
-                }
-                self.open_new(&volume, &site, request).await?
-            }
-        };
-        Ok(Exported {
-            epoch: export.epoch,
-            target: Target {
-                protocol: export.protocol,
-                address: self.config.address(export.protocol),
-                name: export.name,
-                unit: export.unit,
-                chap: None,
-            },
-            ever_written: volume.record().get().ever_written,
-        })
-    }
-
-    /// The secrets of what the record holds open at an epoch.
-    pub(super) fn secrets(&self, volume: &VolumeId, epoch: Epoch) -> Result<Chap, HomeError> {
-        let record = self.pool.volume(volume)?.record().get();
-        if let Some(error) = decide::behind(&record) {
-            return Err(error);
-        }
-        match record.export {
-            ExportState::Open { export } if export.epoch == epoch => export.chap.ok_or_else(|| {
-                HomeError::Failed(format!("volume {volume} is not exported over iSCSI"))
-            }),
-            ExportState::Open { .. } | ExportState::Closing { .. } | ExportState::Closed => {
-                Err(HomeError::StaleEpoch {
-                    home: record.highest,
-                })
-            }
-        }
-    }
-
-    /// Why this home cannot export as it is asked to.
-    fn unfit(&self, request: &ExportRequest) -> Option<String> {
-        let host = &request.host;
-        match request.protocol {
-            protocol if !self.frontend.serves(protocol) => Some(format!(
-                "this home does not export over {}",
-                protocol.name()
-            )),
-            Protocol::NvmeTcp if host.nqn.is_empty() || host.nqn.len() > NAME_MAX => {
-                Some(format!("the host NQN must have 1 to {NAME_MAX} bytes"))
-            }
-            Protocol::Iscsi if !is_iqn(&host.iqn) => Some(format!(
-                "the initiator name {:?} is no IQN in lower case of at most {NAME_MAX} bytes",
-                host.iqn
-            )),
-            Protocol::NvmeTcp | Protocol::Iscsi => None,
-        }
-    }
-
-    async fn open_new(
-        self: &Arc<Self>,
-        volume: &Arc<Volume>,
-        site: &Arc<Site>,
-        request: &ExportRequest,
-    ) -> Result<OpenExport, HomeError> {
-        let name = new_name(request.protocol, &request.volume, request.epoch);
-        let chap = match request.protocol {
-            Protocol::NvmeTcp => None,
-            Protocol::Iscsi => Some(Chap::fresh(&request.host.iqn, &name)),
-        };
-        let export = OpenExport {
-            epoch: request.epoch,
-            node: request.node.clone(),
-            host: request.host.clone(),
-            protocol: request.protocol,
-            name,
-            unit: Uuid::new_v4(),
-            chap,
-            read_only: request.read_only,
-        };
-        // Before the record says open: a volume that cannot be served is not granted.
-        let device = self.device(volume).await?;
-        let noted = export.clone();
-        self.change(volume, move |record| {
-            record.highest = noted.epoch;
-            record.settlement = None;
-            record.export = ExportState::Open { export: noted };
-        })
-        .await?;
-        self.let_in(volume, site, &export, device)?;
-        Ok(export)
-    }
-
-    async fn device(self: &Arc<Self>, volume: &Volume) -> Result<Arc<FirstWrite>, HomeError> {
-        let id = volume.id().clone();
-        self.blocking(move |inner| inner.pool.device(&id, &inner.open))
-            .await
-    }
-
-    /// Serves a recorded export, if it is not served yet.
-    async fn serve(
-        self: &Arc<Self>,
-        volume: &Arc<Volume>,
-        site: &Arc<Site>,
-        export: &OpenExport,
-    ) -> Result<(), HomeError> {
-        if matches!(site.now().serving, Serving::Open { .. }) {
-            return Ok(());
-        }
-        let device = self.device(volume).await?;
-        self.let_in(volume, site, export, device)
-    }
-
-    /// Lets the hosts of a recorded export in, unless a fence was quicker.
-    fn let_in(
-        &self,
-        volume: &Volume,
-        site: &Site,
-        export: &OpenExport,
-        device: Arc<FirstWrite>,
-    ) -> Result<(), HomeError> {
-        {
-            let mut now = site.now();
-            if now.floor >= export.epoch || !matches!(now.serving, Serving::Nothing) {
-                if matches!(now.serving, Serving::Nothing) {
-                    // Recorded as open, never opened: the fence that waits for
-                    // this call must not look for a dead process's commands.
-                    let mut settlement = nothing_open(volume.id(), export.epoch);
-                    settlement.node = Some(export.node.clone());
-                    now.serving = Serving::Ended(settlement);
-                }
-                return Err(HomeError::StaleEpoch { home: now.floor });
-            }
-            let spec = ExportSpec {
-                volume: volume.id().clone(),
-                epoch: export.epoch,
-                subsystem: export.name.clone(),
-                namespace: export.unit,
-                host: export.host.clone(),
-                protocol: export.protocol,
-                chap: export.chap.clone(),
-                read_only: export.read_only,
-                secret: None,
-            };
-            self.frontend.open(spec, Arc::clone(&device) as _);
-            now.serving = Serving::Open {
-                epoch: export.epoch,
-                name: export.name.clone(),
-                device: Arc::clone(&device),
-            };
-        }
-        // The volume may have grown between the device's opening and now.
-        if device.size() < volume.size() {
-            device.grow(volume.size());
-            self.frontend.resized(volume.id());
-        }
-        Ok(())
-    }
-
     /// Ends what is open up to an epoch, or answers as it did before. The gate
     /// is closed already.
     pub(super) async fn fence(
@@ -471,22 +269,4 @@ fn lost_gate(volume: &VolumeId) -> HomeError {
         "volume {volume}: its gate is out of reach, so nobody can tell whether commands are inside; \
          only a restart of the agent ends them for sure"
     ))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_longest_identity_is_a_valid_name_and_never_the_same() {
-        let volume: VolumeId = "v".repeat(63).parse().unwrap();
-        for (protocol, kind) in [(Protocol::NvmeTcp, "nqn"), (Protocol::Iscsi, "iqn")] {
-            let one = new_name(protocol, &volume, Epoch(u64::MAX));
-            assert!(one.len() <= NAME_MAX, "{} bytes", one.len());
-            let begins = format!("{kind}.2026-11.io.drover:{volume}:{}:", u64::MAX);
-            assert!(one.starts_with(&begins), "{one}");
-            assert_eq!(is_iqn(&one), protocol == Protocol::Iscsi);
-            assert_ne!(one, new_name(protocol, &volume, Epoch(u64::MAX)));
-        }
-    }
 }

@@ -5,17 +5,22 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
-use crate::attach::ports::Protocol;
 use crate::block::BlockDevice;
-use crate::export::{Closing, Ended, ExportSpec, Exports};
+use crate::export::{Closing, Ended, ExportSpec, Exports, Kept, OpenError};
 use crate::ids::VolumeId;
 
 /// The target, as the home sees it. [`Exports`] is the one there is.
 pub trait Frontend: Send + Sync {
-    /// Whether it serves exports of this protocol.
-    fn serves(&self, protocol: Protocol) -> bool;
     /// Serves one more export. The same identity again: nothing changes.
-    fn open(&self, spec: ExportSpec, device: Arc<dyn BlockDevice>);
+    ///
+    /// # Errors
+    /// Why it cannot be served; it is not, then.
+    fn open(
+        &self,
+        spec: ExportSpec,
+        device: Arc<dyn BlockDevice>,
+        reservations: Kept,
+    ) -> Result<(), OpenError>;
     /// Remembers an identity as closed for good.
     fn remember_closed(&self, name: &str);
     /// Closes the gate at once. None: no such export is live.
@@ -39,12 +44,13 @@ pub trait ClosedGate: Send + Sync {
 }
 
 impl Frontend for Exports {
-    fn serves(&self, protocol: Protocol) -> bool {
-        Exports::serves(protocol)
-    }
-
-    fn open(&self, spec: ExportSpec, device: Arc<dyn BlockDevice>) {
-        Exports::open(self, spec, device);
+    fn open(
+        &self,
+        spec: ExportSpec,
+        device: Arc<dyn BlockDevice>,
+        reservations: Kept,
+    ) -> Result<(), OpenError> {
+        Exports::open(self, spec, device, Some(reservations))
     }
 
     fn remember_closed(&self, name: &str) {

@@ -10,12 +10,12 @@ use uuid::Uuid;
 use super::*;
 use crate::attach::ports::{Home as _, HostIdentity, Protocol, SettledBy};
 use crate::block::{BLOCK, BlockDevice};
-use crate::export::{Ended, ExportSpec};
+use crate::export::{Ended, ExportSpec, Keeper, Kept, OpenError, Proof};
 use crate::ids::{Lba, NodeId};
 use crate::pool::record::ExportState;
 use crate::pool::testing::{MIB, Mounted, open as open_pool, plain};
 
-type Live = (ExportSpec, Arc<dyn BlockDevice>, watch::Sender<u32>);
+type Live = (ExportSpec, Arc<dyn BlockDevice>, watch::Sender<u32>, Kept);
 
 /// A target without hosts: a test says how many commands are inside a gate.
 #[derive(Default)]
@@ -30,7 +30,7 @@ impl Target {
     /// Puts `count` commands inside the gate of the volume's export.
     fn inside(&self, volume: &str, count: u32) -> watch::Sender<u32> {
         let live = self.live.lock().unwrap();
-        let (_, _, inside) = live
+        let (_, _, inside, _) = live
             .values()
             .find(|(spec, ..)| spec.volume.as_str() == volume)
             .expect("a live export");
@@ -46,6 +46,17 @@ impl Target {
         Arc::clone(&found.expect("a live export").1)
     }
 
+    /// What was kept of the reservations of the volume's export, after
+    /// `keeping` was done with who keeps them.
+    fn kept(&self, volume: &str, keeping: impl FnOnce(&dyn Keeper)) -> Option<Vec<u8>> {
+        let live = self.live.lock().unwrap();
+        let mut live = live.values();
+        let found = live.find(|(spec, ..)| spec.volume.as_str() == volume);
+        let kept = &found.expect("a live export").3;
+        keeping(kept.keeper.as_ref());
+        kept.state.clone()
+    }
+
     fn live(&self) -> Vec<String> {
         self.live.lock().unwrap().keys().cloned().collect()
     }
@@ -56,23 +67,26 @@ impl Target {
 }
 
 impl Frontend for Target {
-    fn serves(&self, _: Protocol) -> bool {
-        true
-    }
-    fn open(&self, spec: ExportSpec, device: Arc<dyn BlockDevice>) {
+    fn open(
+        &self,
+        spec: ExportSpec,
+        device: Arc<dyn BlockDevice>,
+        reservations: Kept,
+    ) -> Result<(), OpenError> {
         let mut live = self.live.lock().unwrap();
         assert!(live.values().all(|(other, ..)| other.volume != spec.volume));
-        assert!(!self.is_closed(&spec.subsystem));
+        assert!(!self.is_closed(&spec.name));
         live.insert(
-            spec.subsystem.clone(),
-            (spec, device, watch::Sender::new(0)),
+            spec.name.clone(),
+            (spec, device, watch::Sender::new(0), reservations),
         );
+        Ok(())
     }
     fn remember_closed(&self, subsystem: &str) {
         self.closed.lock().unwrap().insert(subsystem.to_owned());
     }
     fn close(&self, subsystem: &str) -> Option<Box<dyn ClosedGate>> {
-        let (_, _, inside) = self.live.lock().unwrap().remove(subsystem)?;
+        let (_, _, inside, _) = self.live.lock().unwrap().remove(subsystem)?;
         let at_close = *inside.borrow();
         Some(Box::new(Gate { at_close, inside }))
     }
@@ -734,4 +748,69 @@ async fn an_iscsi_export_has_its_own_secrets_and_keeps_them_over_a_restart() {
     nameless.host.iqn = "host".to_owned();
     let refused = bench.home.export(&nameless).await.unwrap_err().to_string();
     assert!(refused.contains("\"host\""), "{refused}");
+}
+
+#[tokio::test]
+async fn reservations_go_on_over_a_restart_and_end_with_their_epoch() {
+    let bench = Bench::with_volume().await;
+    bench.export("a", 1).await.unwrap();
+    let keep = |keeper: &dyn Keeper| keeper.keep(Some(b"held")).unwrap();
+    assert_eq!(bench.target.kept("vol-1", keep), None);
+    let bench = bench.restart();
+    assert_eq!(bench.home.restore().await.open, 1);
+    let kept = bench.target.kept("vol-1", |_| {});
+    assert_eq!(kept.as_deref(), Some(&b"held"[..]));
+
+    // A damaged file: the volume is not lost, and a fence needs none of it.
+    let file = bench.folder.path().join("volumes/vol-1/reservations");
+    let length = usize::try_from(std::fs::metadata(&file).unwrap().len()).unwrap();
+    std::fs::write(&file, vec![0; length]).unwrap();
+    let bench = bench.restart();
+    let restored = bench.home.restore().await;
+    let [(_, error)] = &restored.failed[..] else {
+        panic!("{restored:?}");
+    };
+    let error = error.to_string();
+    assert!(error.contains("volumes/vol-1/reservations"), "{error}");
+    let again = bench.export("a", 1).await.unwrap_err().to_string();
+    assert!(again.contains("volumes/vol-1/reservations"), "{again}");
+    let settled = bench.fence(1, true).await.unwrap();
+    assert_eq!(settled.settled_by, SettledBy::ExitBarrier);
+    bench.export("b", 2).await.unwrap();
+    let keep = |keeper: &dyn Keeper| keeper.keep(Some(b"new")).unwrap();
+    assert_eq!(bench.target.kept("vol-1", keep), None, "a new epoch");
+    let bench = bench.restart();
+    assert_eq!(bench.home.restore().await.open, 1);
+    let kept = bench.target.kept("vol-1", |_| {});
+    assert_eq!(kept.as_deref(), Some(&b"new"[..]));
+}
+
+#[tokio::test]
+async fn an_nvme_export_has_secrets_where_the_hosts_kernel_can_prove_itself() {
+    let bench = Bench::with_volume().await;
+    let plain = bench.export("a", 1).await.unwrap();
+    assert!(!plain.target.proves);
+    let told = bench.home.secrets(&vol("vol-1"), Epoch(1)).await;
+    assert!(matches!(told, Err(HomeError::Failed(_))), "{told:?}");
+    bench.fence(1, true).await.unwrap();
+
+    let mut ask = request("a", 2);
+    ask.host.proves = true;
+    let exported = bench.home.export(&ask).await.unwrap();
+    assert!(exported.target.proves && exported.target.chap.is_none());
+    let chap = bench.home.secrets(&vol("vol-1"), Epoch(2)).await.unwrap();
+    assert_eq!(
+        (&chap.initiator.name, &chap.target.name),
+        (&ask.host.nqn, &exported.target.name)
+    );
+    let proof = Proof::of(Protocol::NvmeTcp, &chap).unwrap();
+    let served = |bench: &Bench| {
+        let live = bench.target.live.lock().unwrap();
+        live.values().next().unwrap().0.proof.clone()
+    };
+    assert_eq!(served(&bench), Some(proof.clone()));
+    let bench = bench.restart();
+    assert_eq!(bench.home.restore().await.open, 1);
+    assert_eq!(served(&bench), Some(proof));
+    assert_eq!(bench.home.export(&ask).await.unwrap(), exported);
 }

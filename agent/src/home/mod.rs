@@ -29,6 +29,7 @@ mod decide;
 mod epochs;
 mod frontend;
 mod metrics;
+mod opening;
 mod site;
 mod volumes;
 

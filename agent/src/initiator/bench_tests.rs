@@ -214,6 +214,7 @@ impl Bench {
                     name: format!("{NQN_PREFIX}{}:{epoch}:r{epoch}", self.volume),
                     unit: Uuid::from_u128(u128::from(epoch)),
                     address: "127.0.0.1:4420".parse().unwrap(),
+                    proves: false,
                     chap: None,
                 },
                 ever_written,

@@ -145,6 +145,11 @@ pub trait Fabric: Send + Sync {
     /// Every drover export that this host is connected to, in order of name.
     /// Reads sysfs only, which no I/O can hold up.
     fn attached(&self) -> Result<Vec<Attached>, NodeError>;
+
+    /// Whether the kernel can prove itself over NVMe/TCP (DH-HMAC-CHAP).
+    async fn proves(&self) -> bool {
+        false
+    }
     /// Connects to an export. Does not wait for its disk. How long the kernel took.
     async fn connect(&self, target: &Target) -> Result<Duration, NodeError>;
     /// Ends this host's links to an export; what is in flight fails.

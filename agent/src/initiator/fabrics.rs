@@ -36,6 +36,10 @@ impl Fabric for Fabrics {
         Ok(all)
     }
 
+    async fn proves(&self) -> bool {
+        self.nvme.proves().await
+    }
+
     async fn connect(&self, target: &Target) -> Result<Duration, NodeError> {
         let name: Result<ExportName, _> = target.name.parse();
         match name {

@@ -102,6 +102,7 @@ fn target() -> Target {
         name: IQN.to_owned(),
         unit: Uuid::nil(),
         address: "[fd00::1]:3260".parse().unwrap(),
+        proves: true,
         chap: Some(Chap::fresh(&host().iqn, IQN)),
     }
 }

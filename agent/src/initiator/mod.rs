@@ -175,6 +175,12 @@ impl Initiator {
         Self::new(settings, Arc::new(fabric), children, control, witness)
     }
 
+    /// Whether this node's kernel can prove itself over NVMe/TCP, for the
+    /// agent's registration.
+    pub async fn proves(&self) -> bool {
+        self.fabric.proves().await
+    }
+
     /// The exports that this node's kernel is connected to now, for the
     /// agent's registration.
     pub fn attached(&self) -> Result<Vec<(VolumeId, Epoch)>, NodeError> {

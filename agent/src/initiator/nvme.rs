@@ -13,6 +13,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use nix::errno::Errno;
 use uuid::Uuid;
 
@@ -20,7 +22,7 @@ use super::child::Children;
 use super::child_ops::{Answer, Op};
 use super::fabric::{Attached, DevNumber, Device, ExportName, Fabric};
 use super::sysfs::{self, Roots, is_number, names, read};
-use crate::attach::ports::{HostIdentity, NodeError, Target};
+use crate::attach::ports::{Credentials, HostIdentity, NodeError, Target};
 
 /// Seconds between a host's keep-alives. A dead connection is noticed after two.
 const KEEP_ALIVE: u32 = 5;
@@ -137,6 +139,37 @@ impl Nvme {
         )
     }
 
+    /// Whether this kernel can prove itself to a target (DH-HMAC-CHAP).
+    ///
+    /// That the fabrics device lists the option says little: Debian's Linux 6.1
+    /// lists it and has none of the code. The code is in a module of its own
+    /// (`nvme_auth`; before 6.7 `nvme_common`), which the kernel's initiator
+    /// holds where it was built with it. Where NVMe is no module at all nothing
+    /// is seen of that, and the answer is no.
+    pub async fn proves(&self) -> bool {
+        let known = match self.options_known().await {
+            Ok(options) => options.contains("dhchap_ctrl_secret="),
+            Err(error) => {
+                tracing::info!(%error, "whether the kernel has DH-HMAC-CHAP is not known");
+                false
+            }
+        };
+        let modules = self.roots.sys.join("module");
+        let held = |module: &str| modules.join(module).join("holders/nvme_core").exists();
+        known && (held("nvme_auth") || held("nvme_common"))
+    }
+
+    /// The options of a connect that this kernel knows. To read them waits for
+    /// a connect that is under way.
+    async fn options_known(&self) -> Result<String, NodeError> {
+        let fabrics = self.fabrics().await?;
+        let end = self
+            .children
+            .tool("cat", &[fabrics.as_os_str()], self.deadlines.connect)
+            .await?;
+        Ok(end.output)
+    }
+
     /// The fabrics device, with its modules loaded where they are not yet.
     async fn fabrics(&self) -> Result<PathBuf, NodeError> {
         let path = self.roots.dev.join("nvme-fabrics");
@@ -171,6 +204,12 @@ impl Fabric for Nvme {
     }
 
     async fn connect(&self, target: &Target) -> Result<Duration, NodeError> {
+        if target.proves && target.chap.is_none() {
+            return Err(NodeError::Failed(format!(
+                "the home did not tell the secrets of {}; try again",
+                target.name
+            )));
+        }
         let cpus = std::thread::available_parallelism().map_or(1, usize::from);
         let options = options(target, &self.host, cpus)?;
         let op = Op::Connect {
@@ -258,15 +297,33 @@ fn options(target: &Target, host: &HostIdentity, cpus: usize) -> Result<String, 
             host.nqn
         )));
     }
+    let proof = target.chap.as_ref().map(|chap| {
+        format!(
+            ",dhchap_secret={},dhchap_ctrl_secret={}",
+            secret(&chap.initiator),
+            secret(&chap.target)
+        )
+    });
     Ok(format!(
-        "transport=tcp,traddr={},trsvcid={},nqn={},hostnqn={},hostid={},nr_io_queues={},keep_alive_tmo={KEEP_ALIVE},reconnect_delay={RECONNECT_DELAY},ctrl_loss_tmo=-1",
+        "transport=tcp,traddr={},trsvcid={},nqn={},hostnqn={},hostid={},nr_io_queues={},keep_alive_tmo={KEEP_ALIVE},reconnect_delay={RECONNECT_DELAY},ctrl_loss_tmo=-1{}",
         target.address.ip(),
         target.address.port(),
         target.name,
         host.nqn,
         host.id,
         cpus.clamp(1, QUEUES),
+        proof.unwrap_or_default(),
     ))
+}
+
+/// A secret as the kernel takes it: `DHHC-1:00:BASE64:`, where the bytes are
+/// the key and their CRC-32, and 00 says that the key is used as it is
+/// (NVM Express Base Specification 2.0, 8.13.5.8; drivers/nvme/common/auth.c).
+fn secret(of: &Credentials) -> String {
+    let mut bytes = of.secret.as_bytes().to_vec();
+    let sum = crc32fast::hash(&bytes).to_le_bytes();
+    bytes.extend_from_slice(&sum);
+    format!("DHHC-1:00:{}:", BASE64.encode(bytes))
 }
 
 /// `instance=N,cntlid=M`.

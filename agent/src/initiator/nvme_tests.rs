@@ -3,9 +3,10 @@
 use std::fs;
 
 use super::*;
-use crate::attach::ports::Protocol;
+use crate::attach::ports::{Chap, Protocol};
 use crate::ids::{Bytes, Diskseq};
 use crate::initiator::child::tests::children;
+use crate::nvme_tcp::dhchap::Secret;
 
 const OURS: &str = "nqn.2014-08.org.nvmexpress:uuid:a";
 const NQN: &str = "nqn.2026-11.io.drover:vol-1:7:ab12";
@@ -162,6 +163,7 @@ fn the_option_string_is_as_the_kernel_takes_it() {
         name: NQN.to_owned(),
         unit: Uuid::nil(),
         address: "[fd00::1]:4420".parse().unwrap(),
+        proves: false,
         chap: None,
     };
     let text = options(&target, &host, 64).unwrap();
@@ -181,6 +183,64 @@ fn the_option_string_is_as_the_kernel_takes_it() {
     target.name = NQN.to_owned();
     let sly = HostIdentity::of(format!("{OURS},hostid=x"), Uuid::nil());
     assert!(options(&target, &sly, 1).is_err());
+}
+
+#[test]
+fn secrets_are_as_the_kernel_and_the_target_take_them() {
+    let chap = Chap::fresh(OURS, NQN);
+    let target = Target {
+        protocol: Protocol::NvmeTcp,
+        name: NQN.to_owned(),
+        unit: Uuid::nil(),
+        address: "127.0.0.1:4420".parse().unwrap(),
+        proves: true,
+        chap: Some(chap.clone()),
+    };
+    let host = HostIdentity::of(OURS, Uuid::nil());
+    let text = options(&target, &host, 1).unwrap();
+    let value = |key: &str| {
+        let mut options = text.split(',');
+        options.find_map(|option| option.strip_prefix(key)).unwrap()
+    };
+    for (key, of) in [
+        ("dhchap_secret=", &chap.initiator),
+        ("dhchap_ctrl_secret=", &chap.target),
+    ] {
+        let told: Secret = value(key).parse().unwrap();
+        assert_eq!(Some(told), Secret::of_key(of.secret.as_bytes()));
+    }
+}
+
+#[tokio::test]
+async fn without_the_secrets_it_must_know_it_does_not_connect() {
+    let tree = Tree::new();
+    tree.put("dev/nvme-fabrics", "");
+    let target = Target {
+        protocol: Protocol::NvmeTcp,
+        name: NQN.to_owned(),
+        unit: Uuid::nil(),
+        address: "127.0.0.1:4420".parse().unwrap(),
+        proves: true,
+        chap: None,
+    };
+    let error = tree.nvme().connect(&target).await.unwrap_err();
+    assert!(error.to_string().contains("secrets"), "{error}");
+    let wrote = fs::read_to_string(tree.folder.path().join("dev/nvme-fabrics")).unwrap();
+    assert_eq!(wrote.trim(), "");
+}
+
+#[tokio::test]
+async fn a_kernel_proves_itself_when_it_has_the_option_and_the_code() {
+    let tree = Tree::new();
+    let known = "transport=%s,discovery,dhchap_secret=%s,dhchap_ctrl_secret=%s";
+    tree.put("dev/nvme-fabrics", known);
+    assert!(!tree.nvme().proves().await, "Debian's 6.1 lists it");
+    tree.put("sys/module/nvme_auth/holders/nvmet", "");
+    assert!(!tree.nvme().proves().await, "only the target has the code");
+    tree.put("sys/module/nvme_auth/holders/nvme_core", "");
+    assert!(tree.nvme().proves().await);
+    tree.put("dev/nvme-fabrics", "transport=%s,discovery");
+    assert!(!tree.nvme().proves().await);
 }
 
 #[test]
@@ -206,6 +266,7 @@ async fn a_connect_writes_the_options_and_names_its_target_when_it_fails() {
         name: NQN.to_owned(),
         unit: Uuid::nil(),
         address: "127.0.0.1:4420".parse().unwrap(),
+        proves: false,
         chap: None,
     };
     let error = tree.nvme().connect(&target).await.unwrap_err();

@@ -25,7 +25,7 @@ use super::wire::answer::Answer;
 use super::wire::{
     BHS, DEFAULT_MAX_DATA, DIGEST, Digests, Flaw, Frame, Header, LoginRequest, Opcode,
 };
-use crate::reactor::{Buffer, End, Link, Outcome, Protocol, Tag, Waker};
+use crate::reactor::{Buffer, End, Link, Outcome, Place, Protocol, Tag};
 
 /// From accept to the end of the login.
 pub const HANDSHAKE: Duration = Duration::from_secs(10);
@@ -34,15 +34,6 @@ pub const HANDSHAKE: Duration = Duration::from_secs(10);
 const TAKEOVER_WAIT: Duration = Duration::from_secs(1);
 /// How often it is looked whether they have settled.
 const LOOK: Duration = Duration::from_millis(2);
-
-/// A connection's place among those that have not logged in. It is dropped
-/// when the connection has, or has ended.
-pub trait Place: Send {
-    /// What to wake when the place is wanted back.
-    fn wakes(&self, waker: Waker);
-    /// Whether it is wanted back.
-    fn wanted(&self) -> bool;
-}
 
 /// What all connections have in common.
 pub struct Shared {
@@ -59,10 +50,19 @@ pub struct Shared {
 impl Shared {
     /// What connections to these targets have in common.
     pub fn new(directory: Arc<dyn Directory>, metrics: Metrics) -> Arc<Self> {
+        Self::with_handshake(directory, metrics, HANDSHAKE)
+    }
+
+    /// The same, with so much time until a connection has logged in.
+    pub fn with_handshake(
+        directory: Arc<dyn Directory>,
+        metrics: Metrics,
+        handshake: Duration,
+    ) -> Arc<Self> {
         Arc::new(Self {
             directory,
             metrics,
-            handshake: HANDSHAKE,
+            handshake,
             random: challenge,
         })
     }
@@ -82,11 +82,10 @@ pub struct Iscsi {
     portal: SocketAddr,
     phase: Phase,
     incoming: Option<Incoming>,
-    place: Option<Box<dyn Place>>,
+    /// Its place among those that have not logged in to a target.
+    place: Option<Place>,
     /// Until when the login must have ended.
     until: Instant,
-    /// Whether its waker is where the place wants it.
-    placed: bool,
     _counted: Counting,
 }
 
@@ -133,7 +132,7 @@ impl Iscsi {
         shared: Arc<Shared>,
         peer: SocketAddr,
         portal: SocketAddr,
-        place: Option<Box<dyn Place>>,
+        place: Option<Place>,
         now: Instant,
     ) -> Self {
         let login = Box::new(Login::new(shared.random));
@@ -146,7 +145,6 @@ impl Iscsi {
             phase: Phase::Login(login, None),
             incoming: None,
             place,
-            placed: false,
         }
     }
 
@@ -400,7 +398,10 @@ impl Iscsi {
                 );
             }
         }
-        self.place = None;
+        if session.is_some() {
+            // Anybody may discover.
+            self.place = None;
+        }
         let shared = Arc::clone(&self.shared);
         let place = (self.peer, self.portal);
         let serving = Serving::new(shared, voice, &agreed, session, place, link.now());
@@ -425,17 +426,11 @@ impl Iscsi {
 
     /// What may have happened without the peer.
     fn look(&mut self, link: &mut Link) -> Result<(), End> {
-        if !self.placed {
-            self.placed = true;
-            if let Some(place) = &self.place {
-                place.wakes(link.waker());
-            }
+        if self.place.as_ref().is_some_and(Place::wanted) {
+            return Err(End::Protocol("closed to make room for newer connections"));
         }
         match &mut self.phase {
             Phase::Serving(serving) => serving.woken(link),
-            _ if self.place.as_ref().is_some_and(|place| place.wanted()) => Err(End::Protocol(
-                "closed before its login, to make room for newer connections",
-            )),
             _ if link.now() >= self.until => Err(End::Late("the login")),
             Phase::Admitting(_) => self.admit(link),
             _ => Ok(()),
@@ -475,8 +470,6 @@ impl Protocol for Iscsi {
 
     fn deadline(&self) -> Option<Instant> {
         match &self.phase {
-            // At once, to tell the place what to wake.
-            _ if !self.placed => Some(self.until - self.shared.handshake),
             Phase::Login(..) => Some(self.until),
             Phase::Admitting(admitting) => Some(self.until.min(admitting.look)),
             Phase::Serving(serving) => serving.deadline(),

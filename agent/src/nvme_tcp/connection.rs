@@ -26,19 +26,10 @@ use super::wire::{
     self, COMMON, Completion, DIGEST, Data, Digests, FLAG_LAST, Flaw, Frame, IcReq, Kind,
     LONGEST_HEADER, Malformed,
 };
-use crate::reactor::{Buffer, End, Link, Outcome, Protocol, Tag, Waker};
+use crate::reactor::{Buffer, End, Link, Outcome, Place, Protocol, Tag};
 
 /// From accept to an admitted Connect.
 pub const HANDSHAKE: Duration = Duration::from_secs(10);
-
-/// A connection's place among those that have not passed Connect. It is
-/// dropped when the connection has passed, or ended.
-pub trait Place: Send {
-    /// What to wake when the place is wanted back.
-    fn wakes(&self, waker: Waker);
-    /// Whether it is wanted back.
-    fn wanted(&self) -> bool;
-}
 
 /// What all connections of a target have in common.
 pub struct Target {
@@ -59,11 +50,10 @@ pub struct NvmeTcp {
     digests: Digests,
     phase: Phase,
     incoming: Option<Incoming>,
-    place: Option<Box<dyn Place>>,
+    /// Its place among those that have not shown yet to be an export's host's.
+    place: Option<Place>,
     /// Until when Connect must have passed.
     until: Instant,
-    /// When it was accepted; none once its waker is known.
-    accepted: Option<Instant>,
     counted: Option<Counting>,
 }
 
@@ -106,7 +96,7 @@ impl NvmeTcp {
         target: Arc<Target>,
         peer: SocketAddr,
         address: IpAddr,
-        place: Option<Box<dyn Place>>,
+        place: Option<Place>,
         now: Instant,
     ) -> Self {
         let counted = Some(target.metrics.connection());
@@ -120,7 +110,6 @@ impl NvmeTcp {
             incoming: None,
             place,
             until,
-            accepted: Some(now),
             counted,
         }
     }
@@ -242,7 +231,9 @@ impl NvmeTcp {
         link: &mut Link,
     ) -> Result<(), End> {
         if let Phase::Serving(serving) = &mut self.phase {
-            return match serving.command(entry, capsule, link)? {
+            let taken = serving.command(entry, capsule, link)?;
+            self.look_whose();
+            return match taken {
                 Ok(()) => Ok(()),
                 Err(malformed) => {
                     let header = entry_header(&entry, self.digests);
@@ -294,17 +285,27 @@ impl NvmeTcp {
                     peer = %self.peer, subsystem = %request.subsystem, controller = controller.id(),
                     queue = request.queue, "connected"
                 );
-                self.place = None;
                 let shape = request.shape(digests);
                 let metrics = self.target.metrics.clone();
                 let serving = Serving::new(controller, shape, metrics, self.until, link);
                 self.phase = Phase::Serving(Box::new(serving));
+                self.look_whose();
                 Ok(())
             }
             Err(refusal) => {
                 self.refuse(attempt.command, &attempt.request.subsystem, refusal, link);
                 Ok(())
             }
+        }
+    }
+
+    /// Gives the place up once the connection is a host's for sure.
+    fn look_whose(&mut self) {
+        if self.place.is_some()
+            && let Phase::Serving(serving) = &self.phase
+            && serving.is_a_hosts()
+        {
+            self.place = None;
         }
     }
 
@@ -378,25 +379,20 @@ impl Protocol for NvmeTcp {
     }
 
     fn done(&mut self, tag: Tag, outcome: Outcome, link: &mut Link) -> Result<(), End> {
-        match &mut self.phase {
-            Phase::Serving(serving) => serving.done(tag, outcome, link),
-            _ => Ok(()),
-        }
+        let Phase::Serving(serving) = &mut self.phase else {
+            return Ok(());
+        };
+        let done = serving.done(tag, outcome, link);
+        self.look_whose();
+        done
     }
 
     fn woken(&mut self, link: &mut Link) -> Result<(), End> {
-        if self.accepted.take().is_some()
-            && let Some(place) = &self.place
-        {
-            place.wakes(link.waker());
+        if self.place.as_ref().is_some_and(Place::wanted) {
+            return Err(End::Protocol("closed to make room for newer connections"));
         }
         if let Phase::Serving(serving) = &mut self.phase {
             return serving.woken(link);
-        }
-        if self.place.as_ref().is_some_and(|place| place.wanted()) {
-            return Err(End::Protocol(
-                "closed before Connect, to make room for newer connections",
-            ));
         }
         if link.now() >= self.until {
             return Err(End::Late("Connect"));
@@ -411,14 +407,12 @@ impl Protocol for NvmeTcp {
     }
 
     fn deadline(&self) -> Option<Instant> {
-        let own = match &self.phase {
+        match &self.phase {
             Phase::Accepted | Phase::Agreed | Phase::Refused => Some(self.until),
             Phase::Admitting(_, look) => Some(self.until.min(*look)),
             Phase::Serving(serving) => serving.deadline(),
             Phase::Ended => None,
-        };
-        // At once, so that its place knows what to wake.
-        [own, self.accepted].into_iter().flatten().min()
+        }
     }
 
     fn ended(&mut self, end: &End) {

@@ -120,7 +120,12 @@ impl Reservations {
     pub fn leave(&self, subsystem: &Arc<Subsystem>) {
         lock(&self.members).retain(|member| !std::ptr::eq(member.as_ptr(), Arc::as_ptr(subsystem)));
         let host = subsystem.host().id;
-        let elsewhere = self.members().iter().any(|member| member.host().id == host);
+        let members = self.members();
+        if members.is_empty() {
+            // They end with it: nobody is left to be let in or kept out.
+            return;
+        }
+        let elsewhere = members.iter().any(|member| member.host().id == host);
         let _alone = lock(&self.changing);
         if !elsewhere && let Some(change) = self.record().without(host) {
             // If it cannot be kept, the next restart knows a host that never comes.

@@ -68,6 +68,12 @@ impl Serving {
         }
     }
 
+    /// Whether it is an export's host's for sure: anybody may discover, and who
+    /// must prove itself has done that.
+    pub fn is_a_hosts(&self) -> bool {
+        self.unproved.is_none() && self.subsystem.discovery().is_none()
+    }
+
     /// A command has come, with its data if that was in its capsule.
     pub fn command(
         &mut self,

@@ -3,7 +3,7 @@
 //! ```text
 //! POOL/lock                       its owner's lock (lock.rs)
 //! POOL/superblock                 whose it is, how often it was opened
-//! POOL/volumes/ID/{data,record,meta}
+//! POOL/volumes/ID/{data,record,meta}, and reservations where a host has some
 //! POOL/snapshots/ID/{data,meta}
 //! ```
 //!
@@ -26,6 +26,7 @@ mod error;
 mod files;
 pub mod lock;
 pub mod record;
+mod reservations;
 mod slots;
 mod snapshot;
 mod superblock;

@@ -618,6 +618,7 @@ fn the_largest_record_fits_its_slot() {
                     nqn: "\u{1}".repeat(223),
                     id: Uuid::max(),
                     iqn: "i".repeat(223),
+                    proves: true,
                 },
                 protocol: crate::attach::ports::Protocol::Iscsi,
                 name: "s".repeat(223),

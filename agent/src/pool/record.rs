@@ -39,7 +39,7 @@ pub struct OpenExport {
     /// Identity of the namespace or LUN, made for this export alone.
     #[serde(alias = "namespace")]
     pub unit: Uuid,
-    /// What both sides of an iSCSI export prove. The file is its owner's alone
+    /// What both sides prove, where they do. The file is its owner's alone
     /// (mode 0600) and goes with the volume.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub chap: Option<Chap>,

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::error::PoolError;
 use super::files::{self, Root};
 use super::record::{Record, RecordFile};
+use super::reservations::Holder;
 use super::slots::SlotFile;
 use super::{GONE, Inventory, NEW, Pool, VOLUMES, VolumeEntry};
 use crate::attach::ports::Content;
@@ -36,6 +37,7 @@ pub struct Volume {
     size: AtomicU64,
     path: PathBuf,
     record: RecordFile,
+    pub(super) reservations: Holder,
 }
 
 impl Volume {
@@ -86,6 +88,7 @@ impl Volume {
             record: RecordFile::new(file, record, id, root.path(&relative))?,
             path: root.path(&data),
             size: AtomicU64::new(length),
+            reservations: Holder::default(),
             meta,
         })
     }

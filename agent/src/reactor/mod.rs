@@ -17,6 +17,7 @@ mod bell;
 pub mod buffer;
 pub mod connection;
 mod driver;
+mod half_open;
 pub mod inline;
 pub mod link;
 mod polling;
@@ -28,6 +29,7 @@ mod workers;
 
 pub use buffer::Buffer;
 pub use connection::Connection;
+pub use half_open::{Caller, HALF_OPEN, HalfOpen, Place};
 pub use link::{Link, Waker};
 pub use protocol::{End, Failed, Operation, Outcome, Protocol, Tag};
 pub use threads::{Engine, Reactors, Settings};

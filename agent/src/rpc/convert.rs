@@ -114,6 +114,7 @@ impl From<&HostIdentity> for pb::Host {
             nqn: host.nqn.clone(),
             id: host.id.to_string(),
             iqn: host.iqn.clone(),
+            proves: host.proves,
         }
     }
 }
@@ -128,7 +129,10 @@ impl TryFrom<pb::Host> for HostIdentity {
                 why,
             });
         }
-        let derived = Self::of(host.nqn, text("host.id", &host.id)?);
+        let derived = Self {
+            proves: host.proves,
+            ..Self::of(host.nqn, text("host.id", &host.id)?)
+        };
         if host.iqn.is_empty() {
             return Ok(derived);
         }
@@ -269,6 +273,7 @@ impl From<&Exported> for pb::ExportAnswer {
             ever_written: exported.ever_written,
             protocol: exported.target.protocol.name().into(),
             chap: exported.target.chap.as_ref().map(Into::into),
+            proves: exported.target.proves,
         }
     }
 }
@@ -284,6 +289,7 @@ impl TryFrom<pb::ExportAnswer> for Exported {
                 unit: text("unit", &answer.unit)?,
                 address: text("address", &answer.address)?,
                 chap: answer.chap.map(TryInto::try_into).transpose()?,
+                proves: answer.proves,
             },
             ever_written: answer.ever_written,
         })

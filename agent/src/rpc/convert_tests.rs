@@ -57,6 +57,7 @@ fn an_export_keeps_its_protocol_and_its_secrets() {
             name: "iqn.2026-11.io.drover:vol-1:3:ab".into(),
             unit: uuid::Uuid::from_u128(5),
             address: "[fd00::1]:3260".parse().unwrap(),
+            proves: true,
             chap: Some(Chap::fresh("iqn.i", "iqn.t")),
         },
         ever_written: true,
@@ -78,7 +79,8 @@ fn an_export_keeps_its_protocol_and_its_secrets() {
 
 #[test]
 fn a_node_from_before_iscsi_has_an_initiator_name() {
-    let host = HostIdentity::of("nqn.x", uuid::Uuid::from_u128(9));
+    let mut host = HostIdentity::of("nqn.x", uuid::Uuid::from_u128(9));
+    host.proves = true;
     let mut message = pb::Host::from(&host);
     assert_eq!(HostIdentity::try_from(message.clone()).unwrap(), host);
     message.iqn.clear();

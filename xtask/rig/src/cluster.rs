@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow, bail, ensure};
 
-use crate::Place;
 use crate::csi;
+use crate::{Place, Protocol};
 
 /// A process of drover's is ready within this, emulated kernels included.
 const READY: Duration = Duration::from_secs(90);
@@ -218,6 +218,11 @@ impl Cluster {
         csi::Node::at(&self.path(&format!("{node}.sock")))
     }
 
+    /// The protocol that volumes are exported over.
+    pub fn protocol(&self) -> Protocol {
+        self.place.protocol
+    }
+
     /// The drover binary.
     pub fn drover(&self) -> &Path {
         &self.place.drover
@@ -312,7 +317,21 @@ impl Cluster {
 
 /// Disconnects what is left of drover's exports, so that nothing waits for a
 /// home that will never come back.
-fn disconnect_all() -> std::io::Result<()> {
+fn disconnect_all(protocol: Protocol) -> anyhow::Result<()> {
+    if protocol == Protocol::Iscsi {
+        for session in fs::read_dir("/sys/class/iscsi_session")? {
+            let session = session?.path();
+            let target = fs::read_to_string(session.join("targetname")).unwrap_or_default();
+            let name = session.file_name().unwrap_or_default().to_string_lossy();
+            if let Some(number) = name.strip_prefix("session")
+                && target.starts_with("iqn.2026-11.io.drover:")
+            {
+                let words = ["--mode", "session", "--sid", number, "--logout"];
+                run("iscsiadm", words, [])?;
+            }
+        }
+        return Ok(());
+    }
     for controller in fs::read_dir("/sys/class/nvme")? {
         let controller = controller?.path();
         let nqn = fs::read_to_string(controller.join("subsysnqn")).unwrap_or_default();
@@ -327,8 +346,8 @@ impl Drop for Cluster {
     /// Disconnects what is attached, ends every process it started, and takes
     /// the pool off. A dead device's mount goes with the VM.
     fn drop(&mut self) {
-        if let Err(error) = disconnect_all() {
-            eprintln!("rig: disconnect: {error}");
+        if let Err(error) = disconnect_all(self.place.protocol) {
+            eprintln!("rig: disconnect: {error:#}");
         }
         let agents = std::mem::take(&mut self.agents);
         let children = agents.into_values().flatten().chain(self.controller.take());

@@ -153,13 +153,13 @@ impl Controller {
         Ok(self)
     }
 
-    /// CreateVolume; `home` by StorageClass parameter.
+    /// CreateVolume; `home` and `protocol` by StorageClass parameters.
     pub async fn create(
         &self,
         name: &str,
         bytes: i64,
         use_as: Use,
-        home: &str,
+        (home, protocol): (&str, &str),
         source: Option<v1::volume_content_source::Type>,
     ) -> Timed<v1::CreateVolumeResponse> {
         let request = v1::CreateVolumeRequest {
@@ -169,7 +169,10 @@ impl Controller {
                 limit_bytes: 0,
             }),
             volume_capabilities: vec![use_as.capability()],
-            parameters: HashMap::from([("home".into(), home.into())]),
+            parameters: HashMap::from([
+                ("home".into(), home.into()),
+                ("protocol".into(), protocol.into()),
+            ]),
             volume_content_source: source.map(|s| v1::VolumeContentSource { r#type: Some(s) }),
             ..Default::default()
         };

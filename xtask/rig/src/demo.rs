@@ -21,12 +21,12 @@ use self::checks::{
     expect_verdict, first_block, judge_rogue, receipt, uploaded_twice, wait_for_cursor,
 };
 use self::moving::{Moved, Step, move_to_b};
-use crate::Place;
 use crate::cluster::{Cluster, agent, run};
 use crate::csi::Use;
 use crate::flow::{await_phase, stream};
 use crate::roles::{BLOCK, Playing, Work, checksum};
 use crate::timeline::{Timeline, ms, round};
+use crate::{Place, Protocol};
 
 const FS: Use = Use::Fs("ext4");
 const VOLUME_BYTES: i64 = 384 << 20;
@@ -74,7 +74,8 @@ async fn story(cluster: &mut Cluster) -> anyhow::Result<Value> {
         .to_owned();
     let emulated = fs::read_to_string("/proc/cpuinfo")?.contains("QEMU TCG");
     let line = Timeline::begin(&format!(
-        "drover: a volume moves from a to b, on Linux {kernel}"
+        "drover: a volume moves from a to b over {}, on Linux {kernel}",
+        cluster.protocol().name()
     ));
     let mut verdicts = BTreeMap::new();
 
@@ -168,6 +169,7 @@ async fn story(cluster: &mut Cluster) -> anyhow::Result<Value> {
     let figures = json!({
         "ok": ok,
         "kernel": kernel,
+        "protocol": cluster.protocol().name(),
         "emulated": emulated,
         "unpublish_ms": unpublish,
         "publish_ms": publish,
@@ -194,7 +196,13 @@ async fn story(cluster: &mut Cluster) -> anyhow::Result<Value> {
 async fn attach_on_a(cluster: &Cluster, line: &Timeline) -> anyhow::Result<OnA> {
     let (controller, node) = (cluster.controller()?, cluster.node("a")?);
     let created = controller
-        .create("pvc-demo", VOLUME_BYTES, FS, "a", None)
+        .create(
+            "pvc-demo",
+            VOLUME_BYTES,
+            FS,
+            ("a", cluster.protocol().name()),
+            None,
+        )
         .await;
     let (created, took) = created.ok("CreateVolume")?;
     let volume = created
@@ -222,6 +230,10 @@ async fn attach_on_a(cluster: &Cluster, line: &Timeline) -> anyhow::Result<OnA> 
         .ok("NodePublish on a")?;
     line.step("a", "NodePublishVolume", took);
 
+    if proves(cluster.protocol())? {
+        line.note("a", "host and export have proved themselves to each other");
+    }
+
     // Blocks of the file system for the rogue, so that what it writes can be read back on b.
     let path = staging.join("rogue.dat");
     let file = File::create(&path)?;
@@ -236,6 +248,27 @@ async fn attach_on_a(cluster: &Cluster, line: &Timeline) -> anyhow::Result<OnA> 
         target,
         data_at,
     })
+}
+
+/// Whether a host of this protocol proves itself on this kernel; if it should,
+/// it must have.
+fn proves(protocol: Protocol) -> anyhow::Result<bool> {
+    let (class, secret) = match protocol {
+        Protocol::NvmeTcp => ("/sys/class/nvme", "dhchap_secret"),
+        Protocol::Iscsi => ("/sys/class/iscsi_session", "password"),
+    };
+    let mut proved = false;
+    for link in fs::read_dir(class)? {
+        let path = link?.path().join(secret);
+        // A kernel without the code has no such file.
+        if path.exists() {
+            let text = fs::read_to_string(&path)?;
+            let told = !matches!(text.trim(), "" | "none" | "<NULL>" | "(null)");
+            ensure!(told, "{} has no secret", path.display());
+            proved = true;
+        }
+    }
+    Ok(proved)
 }
 
 fn start_backup(cluster: &Cluster, volume: &str, repository: &Path) -> anyhow::Result<String> {

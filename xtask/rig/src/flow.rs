@@ -61,7 +61,13 @@ pub async fn create(
 ) -> anyhow::Result<String> {
     let created = cluster
         .controller()?
-        .create(name, mib << 20, use_as, "a", source)
+        .create(
+            name,
+            mib << 20,
+            use_as,
+            ("a", cluster.protocol().name()),
+            source,
+        )
         .await;
     let (created, _) = created.ok("CreateVolume")?;
     Ok(created

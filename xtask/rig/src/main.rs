@@ -2,7 +2,7 @@
 //! rogues against real drover processes on a real kernel.
 //!
 //! It knows drover by its sockets and its command line alone. It runs as root
-//! where the kernel has NVMe/TCP: in the VM that `cargo xtask` boots, or on a
+//! where the kernel has NVMe/TCP or iSCSI: in the VM that `cargo xtask` boots, or on a
 //! machine whose kernel has it.
 //!
 //! Order of reading: [`cluster`] starts and kills drover's processes, [`csi`]
@@ -39,6 +39,28 @@ struct Place {
     /// An empty folder for everything that is made, on a file system with 2 GiB
     #[arg(long)]
     scratch: PathBuf,
+    /// The protocol that every volume is exported over. Over iSCSI, iscsid must run
+    #[arg(long, value_enum, default_value_t = Protocol::NvmeTcp)]
+    protocol: Protocol,
+}
+
+/// How nodes reach volumes.
+#[derive(clap::ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
+enum Protocol {
+    /// NVMe over TCP.
+    NvmeTcp,
+    /// iSCSI.
+    Iscsi,
+}
+
+impl Protocol {
+    /// Its name in StorageClass parameters.
+    fn name(self) -> &'static str {
+        match self {
+            Self::NvmeTcp => "nvme-tcp",
+            Self::Iscsi => "iscsi",
+        }
+    }
 }
 
 #[derive(Subcommand)]

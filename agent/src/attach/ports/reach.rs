@@ -52,6 +52,8 @@ pub struct HostIdentity {
     pub id: Uuid,
     /// iSCSI initiator name, `iqn.…`, in lower case.
     pub iqn: String,
+    /// Whether its kernel can prove itself over NVMe/TCP (DH-HMAC-CHAP).
+    pub proves: bool,
 }
 
 /// As it is stored; agents from before iSCSI stored no initiator name.
@@ -60,6 +62,8 @@ struct StoredHost {
     nqn: String,
     id: Uuid,
     iqn: Option<String>,
+    #[serde(default)]
+    proves: bool,
 }
 
 impl From<StoredHost> for HostIdentity {
@@ -67,18 +71,21 @@ impl From<StoredHost> for HostIdentity {
         let derived = Self::of(stored.nqn, stored.id);
         Self {
             iqn: stored.iqn.unwrap_or(derived.iqn),
+            proves: stored.proves,
             ..derived
         }
     }
 }
 
 impl HostIdentity {
-    /// An identity whose initiator name follows from its host identifier.
+    /// An identity whose initiator name follows from its host identifier, of a
+    /// kernel that proves nothing over NVMe/TCP.
     pub fn of(nqn: impl Into<String>, id: Uuid) -> Self {
         Self {
             nqn: nqn.into(),
             id,
             iqn: format!("iqn.2026-11.io.drover.node:{id}"),
+            proves: false,
         }
     }
 }
@@ -110,8 +117,8 @@ impl fmt::Debug for Credentials {
     }
 }
 
-/// What the two sides of an iSCSI export prove to each other by CHAP. Made for
-/// one export alone.
+/// What the two sides of an export prove to each other: by CHAP over iSCSI, by
+/// DH-HMAC-CHAP over NVMe/TCP. Made for one export alone.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Chap {
     /// What the initiator proves.
@@ -123,7 +130,8 @@ pub struct Chap {
 impl Chap {
     /// Fresh secrets, one for each direction, which CHAP demands to be
     /// different (RFC 7143, section 12.1.3): 122 random bits each, where 96 are
-    /// demanded.
+    /// demanded. Each is 32 characters long, so that its bytes are a key of
+    /// DH-HMAC-CHAP too (32, 48 or 64 bytes).
     pub fn fresh(initiator: &str, target: &str) -> Self {
         let credentials = |name: &str| Credentials {
             name: name.to_owned(),
@@ -151,7 +159,10 @@ pub struct Target {
     pub unit: Uuid,
     /// Where the home listens.
     pub address: SocketAddr,
-    /// What is proved at an iSCSI login; none: not told here. Only a node that
+    /// Whether its host must prove itself.
+    #[serde(default)]
+    pub proves: bool,
+    /// What is proved; none: not told here, or nothing is. Only a node that
     /// asks for its own attachment is told; the home's record keeps it, and the
     /// control plane's store never does.
     #[serde(skip)]
@@ -185,7 +196,7 @@ mod tests {
         let (one, two) = (Chap::fresh("iqn.i", "iqn.t"), Chap::fresh("iqn.i", "iqn.t"));
         let secrets = [&one.initiator, &one.target, &two.initiator, &two.target];
         for (at, credentials) in secrets.iter().enumerate() {
-            assert!(credentials.secret.len() >= 24);
+            assert_eq!(credentials.secret.len(), 32);
             let others = secrets.iter().skip(at + 1);
             assert!(others.clone().all(|o| o.secret != credentials.secret));
         }
@@ -194,6 +205,7 @@ mod tests {
             name: "iqn.t".into(),
             unit: Uuid::nil(),
             address: "10.0.0.1:3260".parse().unwrap(),
+            proves: true,
             chap: Some(one.clone()),
         };
         let shown = format!("{target:?} {}", serde_json::to_string(&target).unwrap());
