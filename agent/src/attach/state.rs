@@ -46,7 +46,7 @@
 //! | refused: cannot be made | Deleting | – | – | – | – | – | – | – | – |
 //! | refused: no such volume | same | – | same | same | same | – | Deleting | same | – |
 //! | refused: record behind | same | – | same | same | same | – | Deleting | same | – |
-//! | refused: failed | Deleting | – | same | same | same; Handing if first ever | – | same | same | – |
+//! | refused: failed | Deleting | – | same | same | same | – | same | same | – |
 //! | refused: anything else | same | – | same | same | same | – | same | same | – |
 //! | a result that nobody waits for | same | same | same | same | same | same | same | same | same |
 //!
@@ -434,10 +434,11 @@ impl Turn {
         match self.state.phase.clone() {
             Phase::Exporting { holder, .. } => {
                 self.state.epoch = self.state.epoch.next();
+                let then = Then::Export(holder);
                 self.enter(Phase::Fencing {
-                    closing: self.state.offered,
+                    closing: self.all_before(&then),
                     holder: None,
-                    then: Then::Export(holder),
+                    then,
                 });
             }
             _ if self.state.pending.is_some() => self.renew_intent(),

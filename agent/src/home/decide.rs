@@ -3,7 +3,7 @@
 //! | Record | Export of a lower epoch | of the same | of a higher |
 //! |---|---|---|---|
 //! | closed | stale | stale | open it |
-//! | open | stale | repeat for the same holder, else refused | refused: fence first |
+//! | open | stale | repeat for the same holder, else stale | refused: fence first |
 //! | closing | stale | stale | refused: fence first |
 //! | behind | record behind | record behind | record behind |
 //!
@@ -83,10 +83,9 @@ pub fn export(record: &Record, floor: Epoch, request: &ExportRequest) -> ExportM
             if same {
                 ExportMove::Repeat(export.clone())
             } else {
-                ExportMove::Refuse(HomeError::Failed(format!(
-                    "volume {}: epoch {} is open for node {} already, and an epoch has one holder",
-                    request.volume, request.epoch, export.node
-                )))
+                // An epoch has one holder, and this one is another's: whoever
+                // asks believes an old copy of the store, and must go beyond it.
+                ExportMove::Refuse(stale)
             }
         }
         ExportState::Open { export } | ExportState::Closing { export, .. } => {
