@@ -57,7 +57,7 @@ pub fn full(nodes: Node, epochs: Number) -> Vec<Bounds> {
         nodes,
         epochs,
         writes: 2,
-        lost: 1,
+        lost: nodes,
         backups: false,
         restores: false,
         old_copies: 0,
@@ -67,15 +67,23 @@ pub fn full(nodes: Node, epochs: Number) -> Vec<Bounds> {
         plain,
         Bounds {
             name: "tickets",
-            writes: 1,
+            lost: 1,
             backups: true,
             restores: true,
             ..plain
         },
         Bounds {
-            name: "old copies",
+            name: "old copies of the store",
+            lost: 1,
+            old_copies: 2,
+            ..plain
+        },
+        Bounds {
+            name: "all at once",
             writes: 1,
-            lost: 0,
+            lost: 1,
+            backups: true,
+            restores: true,
             old_copies: 1,
             ..plain
         },
@@ -85,9 +93,7 @@ pub fn full(nodes: Node, epochs: Number) -> Vec<Bounds> {
 /// The searches that are tests: under a minute together.
 #[cfg(test)]
 pub fn small() -> Vec<Bounds> {
-    let mut all = full(2, 2);
-    all[1].epochs = 2;
-    all
+    full(2, 2)
 }
 
 /// A fault that a wrong product could have. Each must be found.
@@ -105,8 +111,8 @@ pub enum Planted {
     NoExitBarrier,
     /// A host connects again while commands of its last connection are inside.
     NoBusyAnswer,
-    /// An export opens although a fence has named its epoch meanwhile.
-    NoFloor,
+    /// A claim for a restore is only in memory.
+    RestoreUnrecorded,
     /// A result is taken for the pending intent's, whichever it is of.
     AnyResultCounts,
 }

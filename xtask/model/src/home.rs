@@ -19,9 +19,7 @@ impl Protocol {
             return;
         }
         if request == Request::Restore {
-            let open = self.product.disk(state.disk).open;
-            state.restoring |= open == Open::Closed;
-            return;
+            return self.claim(state);
         }
         match self.product.decide(state.disk, state.floor, request) {
             Move::Answer(reply) => {
@@ -77,11 +75,26 @@ impl Protocol {
         }
     }
 
+    /// `claim`: the file is the restore's, and the record says so before it begins.
+    fn claim(&self, state: &mut State) {
+        let disk = self.product.disk(state.disk);
+        if disk.open == Open::Closed && !disk.restoring && !state.restoring {
+            state.restoring = true;
+            if !self.planted(Planted::RestoreUnrecorded) {
+                self.put(state, self.product.restoring(state.disk, true));
+            }
+        }
+    }
+
+    /// Its last write has ended, and the agent that claimed the file is there to know.
+    pub fn restore_ends(&self, state: &mut State) {
+        self.put(state, self.product.restoring(state.disk, false));
+        state.restoring = false;
+    }
+
     /// `Site::close`: before anything that could wait.
     fn close_gate(&self, state: &mut State, epoch: Number) {
-        if !self.planted(Planted::NoFloor) {
-            state.floor = state.floor.max(epoch);
-        }
+        state.floor = state.floor.max(epoch);
         if let Serving::Open(open) = state.serving
             && open <= epoch
             && !self.planted(Planted::GateClosesLast)

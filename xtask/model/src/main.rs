@@ -9,9 +9,10 @@
 //! late. [stateright](https://docs.rs/stateright) then looks at every state
 //! that can come up, and says for each of [`search::named`] whether it holds.
 //!
-//! Order of reading: [`wire`] has the small words, [`product`] asks the
-//! product ([`records`] and [`table`] help it), [`state`] is the whole system at one moment, [`protocol`] and
-//! [`home`] what can happen next, [`search`] what must hold, [`bounds`] what a search covers.
+//! Order of reading: [`wire`] has the small words; [`product`] asks the product,
+//! with [`records`] and [`table`]; [`state`] is the whole system at one moment,
+//! [`protocol`] and [`home`] are what can happen next, [`search`] is what must
+//! hold, [`bounds`] what a search covers.
 //!
 //! It refuses to call a search complete that has left out a state.
 

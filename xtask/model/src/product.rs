@@ -78,6 +78,7 @@ pub struct Product {
     disks: Table<Record, DiskFacts>,
     steps: Memo<(RecordId, Input), Option<Stepped>>,
     moves: Memo<(DiskId, Number, Request), Move>,
+    restores: Memo<(DiskId, bool), DiskId>,
 }
 
 impl Product {
@@ -89,6 +90,7 @@ impl Product {
             disks: Table::new(disk_facts),
             steps: Memo::new(),
             moves: Memo::new(),
+            restores: Memo::new(),
         }
     }
 
@@ -226,6 +228,15 @@ impl Product {
                 }
                 Request::Restore => unreachable!("a claim is not decided here"),
             }
+        })
+    }
+
+    /// The home's record while a restore has the file, or when it has ended.
+    pub fn restoring(&self, disk: DiskId, restoring: bool) -> DiskId {
+        self.restores.get((disk, restoring), || {
+            let mut record = self.disks.get(disk).value.clone();
+            record.restoring = restoring;
+            self.disks.id(&record, &self.permutations)
         })
     }
 

@@ -204,7 +204,7 @@ impl Protocol {
             }
             Action::Writes => self.write(state),
             Action::Lands(place) => self.land(state, place),
-            Action::RestoreEnds => state.restoring = false,
+            Action::RestoreEnds => self.restore_ends(state),
             Action::OrphanEnds => state.orphan = false,
         }
     }

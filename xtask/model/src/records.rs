@@ -57,6 +57,8 @@ pub struct DiskFacts {
     pub highest: Number,
     /// What is open.
     pub open: Open,
+    /// Whether a restore writes the file, or has written half of it.
+    pub restoring: bool,
 }
 
 /// A record of the store without what no decision reads: the intents' numbers
@@ -125,6 +127,7 @@ pub fn sound(state: &VolumeState) -> bool {
 pub fn disk_facts(record: &Record) -> DiskFacts {
     DiskFacts {
         highest: number(record.highest),
+        restoring: record.restoring,
         open: match &record.export {
             ExportState::Closed => Open::Closed,
             ExportState::Closing { export, .. } => Open::Closing(number(export.epoch)),

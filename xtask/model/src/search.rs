@@ -92,6 +92,9 @@ impl Search {
             Stage::Attached => state.put_back == 0,
             _ => false,
         };
+        // What a killed agent left half restored is nobody's, until it is deleted.
+        let half = self.protocol.product.disk(state.disk).restoring && !state.restoring;
+        let waits = waits && !half;
         !waits
             || self
                 .granted

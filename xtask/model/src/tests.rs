@@ -35,9 +35,11 @@ fn every_small_search_is_complete_and_everything_holds() {
 
 /// Plants a fault; the steps by which `property` is then broken.
 fn broken(planted: Planted, property: &'static str) -> Vec<String> {
+    let restores = planted == Planted::RestoreUnrecorded;
     let bounds = Bounds {
         name: "planted",
         planted: Some(planted),
+        restores,
         ..small()[0]
     };
     let until = HasDiscoveries::AnyOf(BTreeSet::from([property]));
@@ -89,11 +91,6 @@ fn a_host_let_in_again_beside_its_old_commands_is_found() {
 }
 
 #[test]
-fn an_export_that_opens_behind_a_fences_back_is_found() {
-    broken(Planted::NoFloor, named::GATE);
-}
-
-#[test]
 fn a_fence_that_answers_before_its_gate_is_closed_is_found() {
     broken(Planted::GateClosesLast, named::TRUE_RECEIPT);
     broken(Planted::GateClosesLast, named::OLDER_WRITE);
@@ -103,4 +100,9 @@ fn a_fence_that_answers_before_its_gate_is_closed_is_found() {
 fn a_late_result_that_counts_is_found() {
     broken(Planted::AnyResultCounts, named::ONE_GRANT);
     broken(Planted::AnyResultCounts, named::CLEARED);
+}
+
+#[test]
+fn a_restores_claim_that_is_not_on_disk_is_found() {
+    broken(Planted::RestoreUnrecorded, named::RESTORE);
 }
