@@ -60,7 +60,9 @@
 //! * A grant is always preceded by a fence, even where a receipt for the last
 //!   epoch exists: its answer tells whether the home's record is still as new
 //!   as what was recorded there. A pool put back from an old copy is found
-//!   before it serves a byte, and so is a store put back from one.
+//!   before a new holder gets a byte of it, and so is a store put back from one.
+//!   The fence names every epoch below the one to grant, offered or not: a
+//!   request of the life before an old copy was put back may still be under way.
 //! * Interruptible tickets of other nodes end when the volume is published
 //!   elsewhere, and their owners are told with a grace of 1 s, beside the fence
 //!   and not before it: the export they read through has been closing since
