@@ -9,6 +9,7 @@ use super::{Inner, decide, exclusively};
 use crate::attach::ports::{Content, HomeError, SnapshotInfo};
 use crate::block::BlockDevice;
 use crate::ids::{Bytes, SnapshotId, VolumeId};
+use crate::pool::Volume;
 use crate::pool::lock::PoolLock;
 use crate::pool::record::ExportState;
 
