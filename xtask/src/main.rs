@@ -14,6 +14,7 @@ mod demo;
 mod deploy;
 mod fuzz;
 mod lint;
+mod model;
 mod places;
 mod process;
 mod say;
@@ -54,6 +55,8 @@ enum Verb {
     Bench(bench::Bench),
     /// Fuzz every decoder and whole connections of both targets
     Fuzz(fuzz::Arguments),
+    /// Search every state of the fence and grant protocol (model checking)
+    Model(model::Arguments),
     /// Show a volume move from node to node while a backup holds it
     Demo(demo::Arguments),
 }
@@ -69,6 +72,7 @@ fn main() -> ExitCode {
         Verb::Suite(suite) => suite::command(&suite),
         Verb::Bench(bench) => bench::command(&bench),
         Verb::Fuzz(arguments) => fuzz::command(&arguments),
+        Verb::Model(arguments) => model::command(&arguments),
         Verb::Demo(arguments) => demo::command(&arguments),
     };
     outcome.unwrap_or_else(|error| {

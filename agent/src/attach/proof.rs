@@ -220,12 +220,12 @@ impl Grant {
     ///
     /// # Errors
     /// [`NoProof::NotCovered`] when `cleared` is of another volume, or does not
-    /// end before the epoch, or claims to be the first and is not.
+    /// end right before the epoch, or claims to be the first and is not.
     pub fn new(cleared: &Cleared, request: ExportRequest) -> Result<Self, NoProof> {
         let covered = match cleared {
             Cleared::First => request.epoch == FIRST,
             Cleared::By(receipt) => {
-                receipt.volume == request.volume && receipt.closed < request.epoch
+                receipt.volume == request.volume && receipt.closed.next() == request.epoch
             }
         };
         if covered {
@@ -307,7 +307,12 @@ mod tests {
     fn a_grant_needs_what_came_before_it_to_have_ended() {
         let by = Cleared::By(Box::new(receipt(4)));
         assert!(Grant::new(&by, request("v", 5)).is_ok());
-        for wrong in [request("v", 4), request("v", 3), request("w", 5)] {
+        for wrong in [
+            request("v", 4),
+            request("v", 3),
+            request("v", 6),
+            request("w", 5),
+        ] {
             assert!(matches!(
                 Grant::new(&by, wrong),
                 Err(NoProof::NotCovered { .. })

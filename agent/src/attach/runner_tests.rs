@@ -161,9 +161,6 @@ impl Home for Door {
             };
             let repeat = request.epoch.0 == *highest && open.as_ref() == Some(&request.node);
             if !repeat {
-                if request.epoch.0 == *highest && open.is_some() {
-                    return Err(HomeError::Failed("the epoch has another holder".to_owned()));
-                }
                 if request.epoch.0 <= *highest {
                     return Err(HomeError::StaleEpoch {
                         home: Epoch(*highest),

@@ -46,7 +46,7 @@
 //! | refused: cannot be made | Deleting | – | – | – | – | – | – | – | – |
 //! | refused: no such volume | same | – | same | same | same | – | Deleting | same | – |
 //! | refused: record behind | same | – | same | same | same | – | Deleting | same | – |
-//! | refused: failed | Deleting | – | same | same | same; Handing if first ever | – | same | same | – |
+//! | refused: failed | Deleting | – | same | same | same | – | same | same | – |
 //! | refused: anything else | same | – | same | same | same | – | same | same | – |
 //! | a result that nobody waits for | same | same | same | same | same | same | same | same | same |
 //!
@@ -60,7 +60,9 @@
 //! * A grant is always preceded by a fence, even where a receipt for the last
 //!   epoch exists: its answer tells whether the home's record is still as new
 //!   as what was recorded there. A pool put back from an old copy is found
-//!   before it serves a byte, and so is a store put back from one.
+//!   before a new holder gets a byte of it, and so is a store put back from one.
+//!   The fence names every epoch below the one to grant, offered or not: a
+//!   request of the life before an old copy was put back may still be under way.
 //! * Interruptible tickets of other nodes end when the volume is published
 //!   elsewhere, and their owners are told with a grace of 1 s, beside the fence
 //!   and not before it: the export they read through has been closing since
@@ -434,10 +436,11 @@ impl Turn {
         match self.state.phase.clone() {
             Phase::Exporting { holder, .. } => {
                 self.state.epoch = self.state.epoch.next();
+                let then = Then::Export(holder);
                 self.enter(Phase::Fencing {
-                    closing: self.state.offered,
+                    closing: self.all_before(&then),
                     holder: None,
-                    then: Then::Export(holder),
+                    then,
                 });
             }
             _ if self.state.pending.is_some() => self.renew_intent(),

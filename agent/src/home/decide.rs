@@ -3,7 +3,8 @@
 //! | Record | Export of a lower epoch | of the same | of a higher |
 //! |---|---|---|---|
 //! | closed | stale | stale | open it |
-//! | open | stale | repeat for the same holder, else refused | refused: fence first |
+//! | closed, restoring | stale | stale | refused |
+//! | open | stale | repeat for the same holder, else stale | refused: fence first |
 //! | closing | stale | stale | refused: fence first |
 //! | behind | record behind | record behind | record behind |
 //!
@@ -74,7 +75,10 @@ pub fn export(record: &Record, floor: Epoch, request: &ExportRequest) -> ExportM
         ExportState::Closed | ExportState::Closing { .. } if request.epoch == record.highest => {
             ExportMove::Refuse(stale)
         }
-        ExportState::Closed => ExportMove::Open,
+        ExportState::Closed => match restoring(record) {
+            Some(error) => ExportMove::Refuse(error),
+            None => ExportMove::Open,
+        },
         ExportState::Open { export } if request.epoch == record.highest => {
             let same = export.node == request.node
                 && export.host == request.host
@@ -83,10 +87,9 @@ pub fn export(record: &Record, floor: Epoch, request: &ExportRequest) -> ExportM
             if same {
                 ExportMove::Repeat(export.clone())
             } else {
-                ExportMove::Refuse(HomeError::Failed(format!(
-                    "volume {}: epoch {} is open for node {} already, and an epoch has one holder",
-                    request.volume, request.epoch, export.node
-                )))
+                // An epoch has one holder, and this one is another's: whoever
+                // asks believes an old copy of the store, and must go beyond it.
+                ExportMove::Refuse(stale)
             }
         }
         ExportState::Open { export } | ExportState::Closing { export, .. } => {
@@ -144,6 +147,17 @@ pub fn behind(record: &Record) -> Option<HomeError> {
     record.behind.map(|granted| HomeError::RecordBehind {
         home: record.highest,
         granted,
+    })
+}
+
+/// The refusal of a file that a restore writes, or has written half.
+pub fn restoring(record: &Record) -> Option<HomeError> {
+    record.restoring.then(|| {
+        HomeError::Failed(format!(
+            "volume {} is being restored; wait for the restore's end, or interrupt it. \
+             If its agent was killed meanwhile, it is half restored: delete it and restore again",
+            record.volume
+        ))
     })
 }
 

@@ -113,6 +113,20 @@ fn every_export() {
 }
 
 #[test]
+fn what_a_restore_writes_or_has_written_half_is_not_opened() {
+    let [mut closed, ..] = records();
+    closed.restoring = true;
+    let ExportMove::Refuse(HomeError::Failed(why)) = export(&closed, Epoch(0), &ask(6)) else {
+        panic!("opened beside a restore");
+    };
+    assert!(why.contains("half restored"), "{why}");
+    assert_eq!(
+        fence(&closed, &end(5, true)),
+        FenceMove::Repeat(settlement())
+    );
+}
+
+#[test]
 fn an_epoch_has_one_holder() {
     let [_, open, ..] = records();
     let mut other_node = ask(5);
@@ -123,10 +137,7 @@ fn an_epoch_has_one_holder() {
     other_right.read_only = true;
     for request in [other_node, other_host, other_right] {
         let moved = export(&open, Epoch(0), &request);
-        assert!(
-            matches!(moved, ExportMove::Refuse(HomeError::Failed(_))),
-            "{moved:?}"
-        );
+        assert_eq!(moved, ExportMove::Refuse(stale(5)));
     }
 }
 

@@ -25,7 +25,7 @@
 //! copy (until [`Home::accept_old_copy`], or the volume is deleted), and to
 //! delete or restore what is open.
 
-mod decide;
+pub mod decide;
 mod epochs;
 mod frontend;
 mod metrics;

@@ -1,6 +1,6 @@
 //! Volumes made, grown, copied and deleted, and claimed for restores.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use super::epochs::being_restored;
@@ -9,6 +9,7 @@ use super::{Inner, decide, exclusively};
 use crate::attach::ports::{Content, HomeError, SnapshotInfo};
 use crate::block::BlockDevice;
 use crate::ids::{Bytes, SnapshotId, VolumeId};
+use crate::pool::Volume;
 use crate::pool::lock::PoolLock;
 use crate::pool::record::ExportState;
 
@@ -16,8 +17,7 @@ use crate::pool::record::ExportState;
 /// last write before it drops it.
 #[must_use]
 pub struct RestoreTarget {
-    path: PathBuf,
-    size: Bytes,
+    volume: Arc<Volume>,
     site: Arc<Site>,
     _lock: PoolLock,
 }
@@ -25,17 +25,27 @@ pub struct RestoreTarget {
 impl RestoreTarget {
     /// The file to write.
     pub fn path(&self) -> &Path {
-        &self.path
+        self.volume.path()
     }
 
     /// The volume's size; the file is that long and must stay so.
     pub fn size(&self) -> Bytes {
-        self.size
+        self.volume.size()
     }
 }
 
 impl Drop for RestoreTarget {
     fn drop(&mut self) {
+        let noted = self
+            .volume
+            .record()
+            .update(|record| record.restoring = false);
+        if let Err(error) = noted {
+            tracing::error!(
+                volume = %self.volume.id(), %error,
+                "the end of a restore could not be recorded: the volume counts as half restored"
+            );
+        }
         self.site.now().restoring = false;
     }
 }
@@ -57,7 +67,8 @@ impl Inner {
     /// Refuses to copy what a restore writes, and what is an old copy.
     fn must_be_whole(&self, volume: &VolumeId) -> Result<(), HomeError> {
         let (of, site) = self.both(volume)?;
-        if let Some(error) = decide::behind(&of.record().get()) {
+        let record = of.record().get();
+        if let Some(error) = decide::behind(&record).or_else(|| decide::restoring(&record)) {
             return Err(error);
         }
         if site.now().restoring {
@@ -152,7 +163,7 @@ impl Inner {
     pub(super) async fn claim(self: &Arc<Self>, id: &VolumeId) -> Result<RestoreTarget, HomeError> {
         let (volume, site) = self.both(id)?;
         let record = volume.record().get();
-        if let Some(error) = decide::behind(&record) {
+        if let Some(error) = decide::behind(&record).or_else(|| decide::restoring(&record)) {
             return Err(error);
         }
         if let ExportState::Open { export } | ExportState::Closing { export, .. } = &record.export {
@@ -168,15 +179,17 @@ impl Inner {
             }
             now.restoring = true;
         }
-        // From here on the claim's own end takes the mark away, whatever happens.
+        // From here on the claim's own end takes the marks away, whatever happens.
         let target = RestoreTarget {
-            path: volume.path().to_owned(),
-            size: volume.size(),
+            volume: Arc::clone(&volume),
             site,
             _lock: self.pool.lock().clone(),
         };
-        self.change(&volume, |record| record.ever_written = true)
-            .await?;
+        self.change(&volume, |record| {
+            record.ever_written = true;
+            record.restoring = true;
+        })
+        .await?;
         Ok(target)
     }
 }

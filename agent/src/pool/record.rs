@@ -79,6 +79,10 @@ pub struct Record {
     pub export: ExportState,
     /// Whether anything may ever have been written to the volume.
     pub ever_written: bool,
+    /// Whether a restore writes the file now, or was cut short while it did: its
+    /// worker may have outlived the agent, so no lock tells when it has ended.
+    #[serde(default)]
+    pub restoring: bool,
     /// What the closing of `highest` came to; kept so that a repeated fence
     /// gets the same answer. None while open and before the first fence.
     pub settlement: Option<Settlement>,
@@ -98,6 +102,7 @@ impl Record {
             highest: Epoch(0),
             export: ExportState::Closed,
             ever_written,
+            restoring: false,
             settlement: None,
             behind: None,
             closed: Vec::new(),

@@ -96,10 +96,20 @@ impl Turn {
             _ => None,
         };
         self.enter(Phase::Fencing {
-            closing: self.state.offered,
+            closing: self.all_before(&then),
             holder: held,
             then,
         });
+    }
+
+    /// What must end before `then`: every epoch that was offered; before an
+    /// export, every one below it. A copy of the store that is put back does not
+    /// know what was offered after it was made.
+    pub(super) fn all_before(&self, then: &Then) -> Epoch {
+        match then {
+            Then::Export(_) => Epoch(self.state.epoch.0.saturating_sub(1)),
+            Then::Rest | Then::Delete => self.state.offered,
+        }
     }
 
     pub(super) fn unpublish(&mut self, node: Option<&NodeId>) {

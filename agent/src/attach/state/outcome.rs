@@ -40,6 +40,15 @@ impl Turn {
         match then {
             Then::Rest => self.enter(Phase::Idle),
             Then::Delete => self.enter(Phase::Deleting { unmade: None }),
+            // The fence was under way when the epoch was decided, and more than
+            // one is between them.
+            Then::Export(_) if receipt.closed() < self.all_before(&then) => {
+                self.enter(Phase::Fencing {
+                    closing: self.all_before(&then),
+                    holder: None,
+                    then,
+                });
+            }
             Then::Export(holder) => {
                 self.state.offered = self.state.epoch;
                 self.enter(Phase::Exporting {
@@ -93,35 +102,22 @@ impl Turn {
             ) if home > closing => {
                 self.learn(home, matches!(then, Then::Export(_)));
                 self.enter(Phase::Fencing {
-                    closing: home,
+                    closing: self.all_before(&then),
                     holder,
                     then,
                 });
             }
+            // Also where the home has this very epoch open for another: an old
+            // copy of the store decided it twice.
             (Phase::Exporting { holder, .. }, HomeError::StaleEpoch { home })
                 if home >= self.state.epoch =>
             {
                 self.learn(home, true);
+                let then = Then::Export(holder);
                 self.enter(Phase::Fencing {
-                    closing: home,
+                    closing: self.all_before(&then),
                     holder: None,
-                    then: Then::Export(holder),
-                });
-            }
-            // A store put back from a copy made before the first export: the
-            // home has this very epoch open for another, and says only that.
-            (
-                Phase::Exporting {
-                    holder,
-                    cleared: Cleared::First,
-                },
-                HomeError::Failed(_),
-            ) => {
-                self.state.epoch = self.state.epoch.next();
-                self.enter(Phase::Fencing {
-                    closing: self.state.offered,
-                    holder: None,
-                    then: Then::Export(holder),
+                    then,
                 });
             }
             (Phase::Deleting { .. }, HomeError::StaleEpoch { home })
@@ -143,7 +139,6 @@ impl Turn {
     fn learn(&mut self, home: Epoch, wanted: bool) {
         let was = self.state.epoch;
         self.recorded(home);
-        self.state.offered = self.state.offered.max(home);
         let least = if wanted { home.next() } else { home };
         self.state.epoch = was.max(least);
         let text =
@@ -153,6 +148,7 @@ impl Turn {
 
     fn recorded(&mut self, epoch: Epoch) {
         self.state.recorded = self.state.recorded.max(epoch);
+        self.state.offered = self.state.offered.max(epoch);
     }
 
     pub(super) fn resized(&mut self, size: Bytes) {
