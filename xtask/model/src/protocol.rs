@@ -8,7 +8,7 @@ use drover::attach::state::Stage;
 use crate::bounds::{Bounds, Planted};
 use crate::product::Product;
 use crate::state::{Action, Call, Fault, NO_WRITE, Serving, State, Waits};
-use crate::wire::{Input, Node, Replies, Reply, Request};
+use crate::wire::{Input, Replies, Reply, Request};
 
 /// The system within its bounds.
 pub struct Protocol {

@@ -228,6 +228,7 @@ fn exported(epoch: Epoch) -> Exported {
             unit: Uuid::nil(),
             address: ([127, 0, 0, 1], 4420).into(),
             chap: None,
+            proves: false,
         },
         ever_written: true,
     }

@@ -426,13 +426,14 @@ async fn mistyped(cluster: &Cluster, line: &Timeline) -> anyhow::Result<()> {
         .ok("DeleteVolume of what cannot exist")?;
     let escaped = controller.publish("../../etc", "b", FS).await;
     escaped.refused("ControllerPublish of a path", Code::NotFound)?;
-    let huge = controller.create("pvc-huge", i64::MAX, FS, "a", None).await;
+    let home = ("a", cluster.protocol().name());
+    let huge = controller.create("pvc-huge", i64::MAX, FS, home, None).await;
     ensure!(
         huge.answer
             .is_err_and(|s| matches!(s.code(), Code::OutOfRange | Code::ResourceExhausted)),
         "a volume beyond all capacity was made"
     );
-    let negative = controller.create("pvc-negative", -1, FS, "a", None).await;
+    let negative = controller.create("pvc-negative", -1, FS, home, None).await;
     negative.refused("CreateVolume of a negative size", Code::InvalidArgument)?;
     controller.delete(&volume).await.ok("DeleteVolume")?;
     line.note("controller", "what makes no sense was refused by name");
