@@ -20,6 +20,7 @@ use drover::iscsi::scsi::inquiry::Identity;
 use drover::iscsi::target::{Access, Directory, Found, Spec, Target};
 use drover::iscsi::unit::Unit;
 use drover::reactor::{Engine, Reactors, Settings};
+use nix::sys::resource::{UsageWho, getrusage};
 use uuid::Uuid;
 
 /// Counts what is allocated by threads that are not the test's own.
@@ -220,15 +221,24 @@ impl Initiator {
     }
 }
 
-/// Allocations of the target in a number of rounds.
+/// Pages that the process met for the first time.
+fn faults() -> i64 {
+    let used = getrusage(UsageWho::RUSAGE_SELF).unwrap();
+    used.minor_page_faults()
+}
+
+/// Allocations of the target in a number of rounds. Buffers are mapped, not
+/// allocated: one that is new to its command is seen by the pages it meets.
 fn allocations(rounds: u32, mut round: impl FnMut()) -> usize {
     for _ in 0..WARM {
         round();
     }
-    let before = ALLOCATED.load(Ordering::SeqCst);
+    let (before, met) = (ALLOCATED.load(Ordering::SeqCst), faults());
     for _ in 0..rounds {
         round();
     }
+    let commands = i64::from(rounds * DEPTH);
+    assert!(faults() - met < commands / 2, "a new page per command");
     ALLOCATED.load(Ordering::SeqCst) - before
 }
 

@@ -5,8 +5,10 @@
 //! nothing is allocated per command; they hold what they held before, never a
 //! peer's to see, since a read fills the whole of it or is answered without data.
 
+use std::alloc::Layout;
 use std::fmt;
 use std::ops::{Deref, DerefMut};
+use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -20,9 +22,84 @@ pub const PAGE: usize = 4096;
 #[repr(C, align(4096))]
 struct Page([u8; PAGE]);
 
+/// Whole pages, from the kernel and not from the heap: glibc puts a header before
+/// each, so that an aligned page there costs two.
+struct Pages {
+    start: NonNull<Page>,
+    count: usize,
+}
+
+// SAFETY: it alone has the memory, which is bytes and no thread's in particular.
+unsafe impl Send for Pages {}
+// SAFETY: it is changed through `&mut` only.
+unsafe impl Sync for Pages {}
+
+impl Pages {
+    /// So many pages of zeroes.
+    fn zeroed(count: usize) -> Self {
+        if count == 0 {
+            return Self::default();
+        }
+        let layout = Layout::array::<Page>(count).expect("no buffer is near 2^63 bytes");
+        // SAFETY: a new mapping of its own, of a length that is not 0.
+        let start = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                layout.size(),
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+                -1,
+                0,
+            )
+        };
+        match NonNull::new(start) {
+            Some(memory) if start != libc::MAP_FAILED => Self {
+                start: memory.cast(),
+                count,
+            },
+            _ => std::alloc::handle_alloc_error(layout),
+        }
+    }
+
+    fn len(&self) -> usize {
+        self.count
+    }
+
+    fn bytes(&self) -> &[u8] {
+        // SAFETY: the mapping has `count` pages and lives as long as this.
+        let pages = unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.count) };
+        bytemuck::cast_slice(pages)
+    }
+
+    fn bytes_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as above, and nobody else has it.
+        let pages = unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.count) };
+        bytemuck::cast_slice_mut(pages)
+    }
+}
+
+impl Default for Pages {
+    fn default() -> Self {
+        Self {
+            start: NonNull::dangling(),
+            count: 0,
+        }
+    }
+}
+
+impl Drop for Pages {
+    fn drop(&mut self) {
+        if self.count > 0 {
+            // SAFETY: the mapping is this one's, and no borrow of it is left.
+            // It cannot fail for a whole mapping that was made.
+            unsafe { libc::munmap(self.start.as_ptr().cast(), self.count * PAGE) };
+        }
+    }
+}
+
 /// A command's data. Its share of the budget is given back when it is dropped.
 pub struct Buffer {
-    pages: Box<[Page]>,
+    pages: Pages,
     length: usize,
     budget: Option<Arc<Budget>>,
 }
@@ -37,7 +114,7 @@ pub struct Budget {
 /// A connection's spare buffers, by size in pages.
 #[derive(Default)]
 pub struct Spares {
-    classes: [Vec<Box<[Page]>>; CLASSES],
+    classes: [Vec<Pages>; CLASSES],
     /// Bytes kept.
     kept: usize,
 }
@@ -50,7 +127,7 @@ const KEPT: usize = 1 << 20;
 impl Buffer {
     /// A new buffer of zeroes, outside of every budget.
     pub fn zeroed(length: usize) -> Self {
-        let pages = bytemuck::zeroed_slice_box(length.div_ceil(PAGE));
+        let pages = Pages::zeroed(length.div_ceil(PAGE));
         Self {
             pages,
             length,
@@ -65,7 +142,7 @@ impl Buffer {
 
     /// Where its bytes begin in memory: aligned to a page.
     pub fn as_mut_ptr(&mut self) -> *mut u8 {
-        bytemuck::cast_slice_mut::<Page, u8>(&mut self.pages).as_mut_ptr()
+        self.pages.bytes_mut().as_mut_ptr()
     }
 
     fn give_back(&mut self) {
@@ -87,13 +164,14 @@ impl Deref for Buffer {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        &bytemuck::cast_slice(&self.pages)[..self.length]
+        &self.pages.bytes()[..self.length]
     }
 }
 
 impl DerefMut for Buffer {
     fn deref_mut(&mut self) -> &mut [u8] {
-        &mut bytemuck::cast_slice_mut(&mut self.pages)[..self.length]
+        let length = self.length;
+        &mut self.pages.bytes_mut()[..length]
     }
 }
 
@@ -149,7 +227,7 @@ impl Spares {
                 self.kept -= spare.len() * PAGE;
                 spare
             }
-            None => bytemuck::zeroed_slice_box(pages),
+            None => Pages::zeroed(pages),
         };
         Buffer {
             pages,
@@ -172,7 +250,7 @@ impl Spares {
         }
     }
 
-    fn class(&mut self, pages: usize) -> Option<&mut Vec<Box<[Page]>>> {
+    fn class(&mut self, pages: usize) -> Option<&mut Vec<Pages>> {
         self.classes.get_mut(pages.trailing_zeros() as usize)
     }
 }
