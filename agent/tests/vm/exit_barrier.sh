@@ -12,6 +12,7 @@ old=nqn.2026-01.io.drover:vm:old
 new=nqn.2026-01.io.drover:vm:new
 other=nqn.2014-08.org.nvmexpress:uuid:00000000-0000-4000-8000-00000000000b
 other_id=00000000-0000-4000-8000-00000000000b
+writer=
 
 group() { echo +io > /sys/fs/cgroup/cgroup.subtree_control && mkdir -p $slow; }
 may_write() { # BYTES_PER_SECOND: so much of what the group has written goes on
@@ -34,7 +35,7 @@ killed() {
     kill -0 $writer && on_disk base || { echo "the write is not held"; return 1; }
     # Not waited for: a thread that is inside the write ends with it.
     kill -9 "${pids[nvme]}"
-    unset "pids[nvme]"
+    unset "pids[nvme]" "inputs[nvme]"
     start heir nvme_target --file "$volume" --subsystem $new --namespace 99999999-9999-4999-8999-999999999999 \
         --host $other --host-id $other_id --closed $old --lock "$work/pool/lock" "$@"
 }

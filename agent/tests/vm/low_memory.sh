@@ -92,7 +92,7 @@ dd if=/dev/urandom of="$work/pattern" bs=1M count=8 status=none
 check "a pool in memory of its own" memory_pool
 
 # NVMe/TCP, by the agent.
-"$DROVER" standalone --node a --pool "$work/pool" --pool-low-water 16M \
+"$DROVER" standalone --node a --pool "$work/pool" --pool-low-water $((16 << 20)) \
     --state "$work/drover.redb" --state-dir "$work/agent" --csi-socket "$socket" \
     > "$work/drover.log" 2>&1 &
 pids[drover]=$!

@@ -13,7 +13,7 @@ state_is() { [ "$(state)" = "$1" ]; }
 no_controller() { no_subsystem $name; }
 # attach [options of the host]
 attach() { serve $name $uuid && connect $name "${1:-}" && within 60 have_disk $name && device=/dev/$(disk $name); }
-detach() { disconnect $name; [ -z "${pids[nvme]:-}" ] || stop nvme; } > /dev/null 2>&1
+detach() { disconnect $name; stop nvme; } > /dev/null 2>&1
 # writes: one write on its way; its end is in $writer
 writes() { dd if=/dev/urandom of="$device" bs=4k count=1 oflag=direct conv=notrunc status=none 2> "$work/dd.log" & writer=$!; }
 ended() { ! kill -0 $writer 2> /dev/null; }

@@ -105,8 +105,9 @@ gone() {
     exec {input}>&-
     unset "pids[$1]" "inputs[$1]"
 }
-stop() { tell "$1" stop; gone "$1"; }
-crash() { kill -9 "${pids[$1]}"; gone "$1"; } 2> /dev/null
+runs() { [ -n "${pids[$1]:-}" ]; } # NAME
+stop() { runs "$1" && tell "$1" stop && gone "$1"; }
+crash() { runs "$1" && kill -9 "${pids[$1]}" && gone "$1"; } 2> /dev/null
 # make_pool [MIB]: XFS with reflink at $work/pool, as a pool is
 make_pool() {
     mkdir -p "$work/pool"
