@@ -106,5 +106,4 @@ async fn say_farewell(subsystem: Arc<Subsystem>) {
         tokio::time::sleep(FAREWELL).await;
     }
     subsystem.disconnect();
-    subsystem.dissolve();
 }

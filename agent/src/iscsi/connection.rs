@@ -385,7 +385,9 @@ impl Iscsi {
         reply.answer.tsih = session.as_ref().map_or(1, |session| session.tsih());
         let answer = Answer::login(&reply.answer, voice.counted());
         voice.say(link, answer, &reply.text);
-        if let Some(session) = &session {
+        if let Some(session) = &session
+            && self.shared.metrics.may_log(self.peer.ip(), "session")
+        {
             tracing::info!(
                 peer = %self.peer, target = session.target().name(),
                 initiator = agreed.nexus.initiator, tsih = session.tsih(), "session"
@@ -394,7 +396,8 @@ impl Iscsi {
         self.place = None;
         let shared = Arc::clone(&self.shared);
         let now = link.now();
-        let serving = Serving::new(shared, voice, &agreed, session, self.portal, now);
+        let ends = (self.peer.ip(), self.portal);
+        let serving = Serving::new(shared, voice, &agreed, session, ends, now);
         self.phase = Phase::Serving(Box::new(serving));
         Ok(())
     }

@@ -149,16 +149,17 @@ impl Metrics {
     pub fn malformed(&self, peer: IpAddr, flaw: Flaw) -> bool {
         let labels = [("reason", flaw.name())];
         self.malformed.get_or_create(&labels).inc();
-        self.complain(peer, flaw.name())
+        self.may_log(peer, flaw.name())
     }
 
     /// Counts a login that was refused; whether it is to be logged.
     pub fn refused(&self, peer: IpAddr, reason: &'static str) -> bool {
         self.refused.get_or_create(&[("reason", reason)]).inc();
-        self.complain(peer, reason)
+        self.may_log(peer, reason)
     }
 
-    fn complain(&self, peer: IpAddr, reason: &'static str) -> bool {
+    /// Whether something about `peer` for `reason` is to be logged: once in a while.
+    pub fn may_log(&self, peer: IpAddr, reason: &'static str) -> bool {
         let now = Instant::now();
         let mut complaints = self
             .complaints

@@ -8,7 +8,7 @@ use super::scsi::command::{Command, Range};
 use super::scsi::reservation::{Order, Refused};
 use super::scsi::sense::Sense;
 use super::scsi::{inquiry, mode, opcodes, reservation_report, unmap};
-use super::session::Session;
+use super::session::Seat;
 use super::unit::{Claim, Unit};
 use crate::block::{BLOCK, BlockDevice, DeviceError};
 use crate::ids::Lba;
@@ -54,12 +54,7 @@ impl Step {
 
 /// What comes of a command with its data, all of which is there. Plain reads
 /// and writes are the caller's.
-pub fn step(
-    session: &Arc<Session>,
-    command: &Command,
-    cdb: &[u8; 16],
-    data: Option<Buffer>,
-) -> Step {
+pub fn step(session: &Seat, command: &Command, cdb: &[u8; 16], data: Option<Buffer>) -> Step {
     let unit = Arc::clone(session.target().unit());
     let list: &[u8] = data.as_deref().unwrap_or_default();
     match *command {
@@ -107,7 +102,7 @@ pub fn step(
         Command::ModeSelect { ten, .. } => match mode::select(list, ten, unit.settings()) {
             Err(sense) => Step::Refused(sense.into()),
             Ok(settings) => {
-                let by = Arc::clone(session);
+                let by = session.clone();
                 call(session, data, move |device, _| {
                     if !settings.write_cache {
                         device.flush()?;
@@ -219,7 +214,7 @@ fn write(
 }
 
 /// A read that must come from the medium: what a cache holds is written before.
-pub fn read_durable(session: &Arc<Session>, lba: Lba, mut buffer: Buffer) -> Call {
+pub fn read_durable(session: &Seat, lba: Lba, mut buffer: Buffer) -> Call {
     let calling = session.call();
     Box::new(move |device| {
         let _calling = calling;
@@ -230,7 +225,7 @@ pub fn read_durable(session: &Arc<Session>, lba: Lba, mut buffer: Buffer) -> Cal
 
 /// A call that is given the command's data, and gives its buffer back.
 fn call(
-    session: &Arc<Session>,
+    session: &Seat,
     data: Option<Buffer>,
     act: impl FnOnce(&dyn BlockDevice, &[u8]) -> Result<(), Failed> + Send + 'static,
 ) -> Step {
@@ -246,9 +241,9 @@ fn call(
     Step::Call(call, None)
 }
 
-fn carry_out(session: &Arc<Session>, order: Order, data: Option<Buffer>) -> Step {
+fn carry_out(session: &Seat, order: Order, data: Option<Buffer>) -> Step {
     let verdict = Arc::new(OnceLock::new());
-    let (said, by) = (Arc::clone(&verdict), Arc::clone(session));
+    let (said, by) = (Arc::clone(&verdict), session.clone());
     let step = call(session, data, move |_, _| {
         let unit = by.target().unit();
         let effects = match unit.reservations.order(&by, &order) {

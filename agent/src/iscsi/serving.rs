@@ -4,7 +4,7 @@
 //! [`management`](super::management)'s. Here is the rest: numbers, pings,
 //! texts, logout, and what the export and other sessions leave for this one.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -16,7 +16,7 @@ use super::management::Pending;
 use super::metrics::{Counting, Hot};
 use super::negotiate::Parameters;
 use super::scsi::sense::Sense;
-use super::session::Session;
+use super::session::Seat;
 use super::target::Counted;
 use super::task::{Slot, Tasks};
 use super::voice::Voice;
@@ -68,7 +68,7 @@ pub struct Serving {
     pub(super) voice: Voice,
     pub(super) parameters: Parameters,
     /// None in a discovery session.
-    pub(super) session: Option<Arc<Session>>,
+    pub(super) session: Option<Seat>,
     pub(super) tasks: Tasks,
     /// Tasks that wait for a buffer, the longest waiting first.
     pub(super) hungry: std::collections::VecDeque<Slot>,
@@ -81,6 +81,7 @@ pub struct Serving {
     /// When to look again whether aborted commands have settled.
     pub(super) look: Option<Instant>,
     initiator: String,
+    pub(super) peer: IpAddr,
     portal: SocketAddr,
     exchange: Exchange,
     heard: Instant,
@@ -95,8 +96,8 @@ impl Serving {
         shared: Arc<Shared>,
         mut voice: Voice,
         agreed: &Agreed,
-        session: Option<Arc<Session>>,
-        portal: SocketAddr,
+        session: Option<Seat>,
+        (peer, portal): (IpAddr, SocketAddr),
         now: Instant,
     ) -> Self {
         voice.digests = agreed.parameters.digests;
@@ -117,6 +118,7 @@ impl Serving {
             data_due: None,
             look: None,
             initiator: agreed.nexus.initiator.clone(),
+            peer,
             portal,
             exchange: Exchange::default(),
             heard: now,
