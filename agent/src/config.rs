@@ -396,6 +396,9 @@ fn node_name(given: Option<String>) -> Result<NodeId, ConfigError> {
     })
 }
 
+#[cfg(any(test, fuzzing))]
+pub(crate) mod doors;
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -15,6 +15,8 @@ pub mod cli;
 pub mod config;
 pub mod csi;
 pub mod daemon;
+#[cfg(any(test, fuzzing))]
+pub mod doors;
 pub mod evidence;
 pub mod export;
 pub mod home;

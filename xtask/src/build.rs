@@ -46,7 +46,9 @@ pub fn cargo_step(what: &str, arguments: &[&str]) -> Result<String> {
 
 /// Builds drover, its examples and the rig, and gives the folder they are in.
 pub fn programs(release: bool) -> Result<PathBuf> {
-    let mut arguments = vec!["build", "-p", "drover", "-p", "rig", "--bins", "--examples"];
+    // The whole workspace, as the tests: packages apart have other features, and
+    // every dependency is compiled once more.
+    let mut arguments = vec!["build", "--workspace", "--bins", "--examples"];
     if release {
         arguments.push("--release");
     }

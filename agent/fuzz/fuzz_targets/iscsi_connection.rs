@@ -1,12 +1,17 @@
-//! A whole iSCSI connection in its full feature phase.
+//! iSCSI sessions in their full feature phase.
 #![no_main]
 
-use drover_fuzz::{Input, iscsi};
+use drover_fuzz::Input;
+use drover_fuzz::iscsi::Scene;
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|bytes: &[u8]| {
-    let mut connection = iscsi::connection(&iscsi::target(false));
-    iscsi::log_in(&mut connection);
-    assert!(connection.end().is_none(), "{:?}", connection.end());
-    iscsi::play(&mut connection, &mut Input(bytes));
+    let mut input = Input(bytes);
+    let mut scene = Scene::new(false);
+    let kind = input.byte();
+    scene.open().log_in(1, (kind & 1 != 0, kind & 2 != 0));
+    if kind & 4 != 0 {
+        scene.open().log_in(2, (false, false));
+    }
+    scene.play(&mut input);
 });

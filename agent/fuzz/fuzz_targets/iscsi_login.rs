@@ -1,11 +1,11 @@
-//! An iSCSI connection from its first byte on, with and without CHAP.
+//! iSCSI connections from their first byte on: negotiation, CHAP, discovery.
 #![no_main]
 
-use drover_fuzz::{Input, iscsi};
+use drover_fuzz::Input;
+use drover_fuzz::iscsi::Scene;
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|bytes: &[u8]| {
     let mut input = Input(bytes);
-    let mut connection = iscsi::connection(&iscsi::target(input.byte() & 1 == 1));
-    iscsi::play(&mut connection, &mut input);
+    Scene::new(input.byte() & 1 == 1).play(&mut input);
 });

@@ -1,30 +1,23 @@
-//! A whole NVMe/TCP connection: before it has connected, as an admin queue, and
-//! as an I/O queue.
+//! NVMe/TCP hosts that have connected: admin and I/O queues, of two hosts at
+//! one volume.
 #![no_main]
 
-use drover_fuzz::{Input, nvme};
+use drover::nvme_tcp::wire::Digests;
+use drover_fuzz::Input;
+use drover_fuzz::nvme::Scene;
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|bytes: &[u8]| {
     let mut input = Input(bytes);
-    let target = nvme::target();
-    let mut admin = nvme::connection(&target);
-    match input.byte() % 4 {
-        0 => {
-            admin.send(input.0);
-        }
-        1 => nvme::play(&mut admin, &mut input),
-        2 => {
-            nvme::connect(&mut admin, 0, 0xffff).expect("the host may connect");
-            nvme::enable(&mut admin);
-            nvme::play(&mut admin, &mut input);
-        }
-        _ => {
-            let controller = nvme::connect(&mut admin, 0, 0xffff).expect("the host may connect");
-            nvme::enable(&mut admin);
-            let mut io = nvme::connection(&target);
-            nvme::connect(&mut io, 1, controller).expect("the queue may connect");
-            nvme::play(&mut io, &mut input);
-        }
+    let mut scene = Scene::new(false);
+    let kind = input.byte();
+    let digests = Digests {
+        header: kind & 1 != 0,
+        data: kind & 2 != 0,
+    };
+    scene.host(0, digests);
+    if kind & 4 != 0 {
+        scene.host(1, digests);
     }
+    scene.play(&mut input);
 });

@@ -10,6 +10,8 @@
 //! receipt has not ended, and what another workload holds is not taken.
 
 pub mod action;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod doors;
 pub mod figures;
 pub mod journal;
 mod moment;

@@ -58,7 +58,7 @@ impl Job {
 
 /// A stream's file.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-struct Kept {
+pub(super) struct Kept {
     job: Job,
     /// Whether it goes on by itself when the agent is back.
     stopped: bool,

@@ -19,6 +19,8 @@
 mod archive;
 mod child;
 mod cursor;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod doors;
 mod error;
 pub mod keeper;
 mod layout;

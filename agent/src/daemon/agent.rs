@@ -20,7 +20,7 @@ use crate::backup::keeper::Keeper;
 use crate::block::file::FileDevice;
 use crate::csi;
 use crate::evidence::{Evidence, EvidenceConfig};
-use crate::export::Exports;
+use crate::export::{self, Exports};
 use crate::home::{Home, HomeConfig};
 use crate::initiator::{Initiator, Settings};
 use crate::pool::{Pool, PoolConfig};
@@ -223,7 +223,8 @@ async fn serve(process: &mut Process, exports: &Arc<Exports>) -> anyhow::Result<
             Protocol::NvmeTcp => "NVMe/TCP hosts",
             Protocol::Iscsi => "iSCSI initiators",
         };
-        let listener = process.listen(what, address).await?;
+        let listener =
+            export::listen(address).with_context(|| format!("listen for {what} on {address}"))?;
         let (exports, stop) = (Arc::clone(exports), process.stop.clone());
         process.tasks.spawn(async move {
             exports.serve(protocol, listener, stop).await;
@@ -231,7 +232,8 @@ async fn serve(process: &mut Process, exports: &Arc<Exports>) -> anyhow::Result<
         });
     }
     let address = process.config.discovery_address;
-    let listener = process.listen("NVMe/TCP discovery", address).await?;
+    let listener = export::listen(address)
+        .with_context(|| format!("listen for NVMe/TCP discovery on {address}"))?;
     let (exports, stop) = (Arc::clone(exports), process.stop.clone());
     process.tasks.spawn(async move {
         exports.serve_discovery(listener, stop).await;

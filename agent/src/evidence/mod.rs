@@ -22,6 +22,8 @@
 pub mod btf;
 pub mod cgroups;
 mod disks;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod doors;
 mod holders;
 mod ledger;
 pub mod loader;

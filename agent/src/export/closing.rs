@@ -88,9 +88,6 @@ async fn say_farewell(side: Side, logout: Duration, name: String) {
     }
     within(farewell.to_leave, || side.connections() == 0).await;
     side.disconnect();
-    if let Side::NvmeTcp(subsystem) = side {
-        subsystem.dissolve();
-    }
 }
 
 /// Whether something comes about in time.

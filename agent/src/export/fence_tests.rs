@@ -1,5 +1,6 @@
 //! Takeover, fence and end of an export.
 
+use super::device_for_tests::until;
 use super::*;
 
 #[tokio::test]
@@ -127,4 +128,18 @@ async fn the_end_answers_even_a_command_that_is_stuck_in_the_device() {
     closing.end().await;
     let done = io.receive().await.unwrap().completion();
     assert_eq!((done.command, done.status), (stuck, FINAL));
+}
+
+#[tokio::test]
+async fn an_export_that_has_ended_lets_go_of_its_device() {
+    let target = Target::start().await;
+    let (admin, mut io) = target.host(NONE).await;
+    target.device.block();
+    io.send(small_write(3), &[1; BLOCK_BYTES]).await;
+    target.device.until_waiting(1).await;
+    // The host vanishes, and its command settles behind the end.
+    drop((admin, io));
+    target.close().end().await;
+    target.device.release();
+    until(|| Arc::strong_count(&target.device) == 1).await;
 }

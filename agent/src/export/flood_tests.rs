@@ -90,7 +90,7 @@ fn evicted(metrics: &str, protocol: &str) -> usize {
     line.unwrap().parse().unwrap()
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn ten_thousand_half_open_connections_keep_no_nvme_host_out() {
     let exports = Exports::new(reactors());
     let device = Memory::new();
@@ -103,7 +103,7 @@ async fn ten_thousand_half_open_connections_keep_no_nvme_host_out() {
         ..super::iscsi_tests::spec("a")
     };
     exports.open(spec.clone(), device, None).unwrap();
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let listener = super::listen(([127, 0, 0, 1], 0).into()).unwrap();
     let address = listener.local_addr().unwrap();
     let (_stop, stopped) = watch::channel(false);
     tokio::spawn(Arc::clone(&exports).serve(Protocol::NvmeTcp, listener, stopped));
@@ -138,7 +138,7 @@ async fn ten_thousand_half_open_connections_keep_no_nvme_host_out() {
     until(|| metrics(&exports).contains("drover_nvme_connections 0\n")).await;
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn ten_thousand_unfinished_logins_keep_no_initiator_out() {
     let target = super::iscsi_tests::Target::start().await;
     let mut hello = vec![0; 48];

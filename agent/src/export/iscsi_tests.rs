@@ -5,7 +5,6 @@ use std::net::SocketAddr;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use tokio::net::TcpListener;
 use tokio::sync::watch;
 
 use super::device_for_tests::{BLOCK_BYTES, BLOCKS, Memory, metrics, reactors, until};
@@ -73,7 +72,7 @@ impl Target {
         let (device, spec) = (Memory::new(), spec("a"));
         let served = Arc::clone(&device) as Arc<dyn BlockDevice>;
         exports.open(spec.clone(), served, None).unwrap();
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let listener = super::listen(([127, 0, 0, 1], 0).into()).unwrap();
         let address = listener.local_addr().unwrap();
         let (stop, stopped) = watch::channel(false);
         tokio::spawn(Arc::clone(&exports).serve(Protocol::Iscsi, listener, stopped));
@@ -96,7 +95,10 @@ impl Target {
 
     async fn host(&self) -> TestInitiator {
         let host = TestInitiator::connect(self.address, &self.login()).await;
-        host.expect("a login")
+        let mut host = host.expect("a login");
+        // The first command hears that the session is new to the unit.
+        assert_eq!(host.ready().await.1, CHECK_CONDITION);
+        host
     }
 
     async fn refused(&self, login: &Login) -> u16 {
@@ -200,7 +202,6 @@ async fn a_new_session_waits_for_the_commands_of_the_old_one() {
     target.device.release();
     target.device.until_waiting(0).await;
     let mut new = target.host().await;
-    assert_eq!(new.ready().await.1, CHECK_CONDITION, "its nexus was lost");
     assert_eq!(new.read(3, 1).await, (vec![1; BLOCK_BYTES], GOOD));
 }
 
@@ -371,6 +372,7 @@ async fn reservations_go_on_where_they_were_kept() {
     let mut host = TestInitiator::connect(target.address, &login)
         .await
         .unwrap();
+    assert_eq!(host.ready().await.1, CHECK_CONDITION, "it is new here");
     assert_eq!(host.write(0, 1).await, RESERVATION_CONFLICT);
     assert_eq!(host.read(0, 1).await.1, GOOD);
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::sys::socket::{setsockopt, sockopt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::watch;
 
 use crate::reactor::{HalfOpen, Place, Protocol, Reactors};
@@ -19,6 +19,27 @@ const KEEPALIVE_IDLE: u32 = 30;
 const KEEPALIVE_INTERVAL: u32 = 10;
 /// … and is gone after so many questions without an answer.
 const KEEPALIVE_COUNT: u32 = 3;
+
+/// Connections that the kernel keeps until they are accepted (it takes
+/// net.core.somaxconn at most, 4096 by default). When they are more it drops a
+/// host's SYN, and Linux sends the next one a second later.
+const BACKLOG: u32 = 4096;
+
+/// Listens for hosts.
+///
+/// # Errors
+/// The address is not this machine's, or somebody listens there.
+pub fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
+    let socket = if address.is_ipv4() {
+        TcpSocket::new_v4()?
+    } else {
+        TcpSocket::new_v6()?
+    };
+    // What is left of an earlier agent's connections does not keep this one out.
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
+}
 
 /// A protocol, as its listener sees it.
 pub trait Front: Send + Sync {

@@ -42,6 +42,7 @@ use crate::reactor::Reactors;
 
 pub use closing::{Closing, Ended};
 pub use kept::{Keeper, Kept};
+pub use listener::listen;
 use served::Side;
 
 /// An export's identity and rights.

@@ -4,7 +4,6 @@ use std::net::SocketAddr;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use tokio::net::TcpListener;
 use tokio::sync::watch;
 
 use super::device_for_tests::{BLOCK_BYTES, BLOCKS, Memory, metrics, reactors};
@@ -77,7 +76,7 @@ impl Target {
         let device = Memory::new();
         let served = Arc::clone(&device) as Arc<dyn BlockDevice>;
         exports.open(spec("a"), served, None).unwrap();
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let listener = super::listen(([127, 0, 0, 1], 0).into()).unwrap();
         let address = listener.local_addr().unwrap();
         let (stop, stopped) = watch::channel(false);
         let serving = Arc::clone(&exports).serve(Protocol::NvmeTcp, listener, stopped);

@@ -30,6 +30,8 @@ mod child;
 mod child_calls;
 mod child_ops;
 mod device;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod doors;
 mod fabric;
 mod fabrics;
 mod iscsi;

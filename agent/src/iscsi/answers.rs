@@ -1,14 +1,12 @@
 //! What a command is, whether it may be carried out, and how it is answered.
 
-use std::sync::Arc;
-
 use super::scsi::command::Command;
 use super::scsi::inquiry;
 use super::scsi::opcodes::{self, Kind};
 use super::scsi::reservation::Refused;
 use super::scsi::sense::{LONGEST, Sense, Status};
 use super::serving::Serving;
-use super::session::Session;
+use super::session::Seat;
 use super::task::{BLOCK_BYTES, Task};
 use super::wire::ScsiCommand;
 use super::wire::answer::{Answer, DataIn, Residual};
@@ -98,7 +96,7 @@ pub type Unjudged = (Ending, (Option<Kind>, u64));
 
 /// Whether a command may be carried out, in the order that SAM-5 and SPC-4
 /// say: a unit attention before a reservation, and before what the CDB says.
-pub fn judge(session: &Arc<Session>, lun: u64, request: &ScsiCommand) -> Result<Judged, Unjudged> {
+pub fn judge(session: &Seat, lun: u64, request: &ScsiCommand) -> Result<Judged, Unjudged> {
     let form = opcodes::form(&request.cdb);
     let kind = form.as_ref().ok().map(|form| form.kind);
     let ends = |ending: Ending| Err((ending, (kind, 0)));

@@ -18,7 +18,7 @@ use super::session::Nexus;
 use super::target::{Access, Directory, Found, Target};
 use super::text;
 use super::wire::answer::LoginAnswer;
-use super::wire::{Flaw, LoginRequest};
+use super::wire::{DEFAULT_MAX_DATA, Flaw, LoginRequest};
 
 /// Why a login is refused: class and detail (RFC 7143, 11.13.5).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -204,6 +204,10 @@ impl Login {
         }
         self.prove(&pairs, request, &mut out)?;
         self.negotiate(&pairs, &mut out)?;
+        // A login response is one PDU, as long as every initiator takes (RFC 7143, 13.12).
+        if out.len() > DEFAULT_MAX_DATA {
+            return Err(Status::INITIATOR_ERROR);
+        }
         let leaves = request.transit && matches!(self.proof, Proof::Done);
         Ok(self.reply(request, leaves, out))
     }

@@ -129,6 +129,18 @@ fn text_may_go_on_in_the_next_request() {
 }
 
 #[test]
+fn an_answer_longer_than_an_initiator_takes_is_not_given() {
+    let names: Vec<_> = (0..126).map(|at| format!("X-{at:060}")).collect();
+    let mut pairs = WHO.to_vec();
+    pairs.extend(names.iter().take(90).map(|name| (name.as_str(), "1")));
+    let (reply, _) = Attempt::open().step(&request(1, Some(3)), &pairs).unwrap();
+    assert!((6000..=8192).contains(&reply.text.len()));
+    pairs.extend(names.iter().skip(90).map(|name| (name.as_str(), "1")));
+    let refused = Attempt::open().refused(&request(1, Some(3)), &pairs);
+    assert_eq!(refused, Status::INITIATOR_ERROR);
+}
+
+#[test]
 fn who_may_not_is_told_why() {
     let now = request(1, Some(3));
     let cases: [(&[(&str, &str)], Status); 8] = [

@@ -66,7 +66,7 @@ impl Serving {
             function @ (4..=7) => {
                 let unit = Arc::clone(session.target().unit());
                 let mut others = unit.sessions();
-                others.retain(|other| !Arc::ptr_eq(other, &session));
+                others.retain(|other| !Arc::ptr_eq(other, session.session()));
                 let asked = others.into_iter().map(|other| {
                     if function == 4 {
                         other.attention(Sense::COMMANDS_CLEARED);

@@ -17,6 +17,8 @@
 mod answers;
 pub mod chap;
 pub mod connection;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod doors;
 mod exchange;
 #[cfg(test)]
 mod for_tests;

@@ -9,7 +9,7 @@ use super::scsi::command::{Command, Range};
 use super::scsi::reservation::{Order, Refused};
 use super::scsi::sense::Sense;
 use super::scsi::{inquiry, lba_status, mode, opcodes, reservation_report, unmap};
-use super::session::Session;
+use super::session::Seat;
 use super::task::Verdict;
 use super::unit::{Claim, Unit};
 use crate::block::{BLOCK, BlockDevice, DeviceError};
@@ -64,12 +64,7 @@ impl Step {
 
 /// What comes of a command with its data, all of which is there. Plain reads
 /// and writes are the caller's.
-pub fn step(
-    session: &Arc<Session>,
-    command: &Command,
-    cdb: &[u8; 16],
-    data: Option<Buffer>,
-) -> Step {
+pub fn step(session: &Seat, command: &Command, cdb: &[u8; 16], data: Option<Buffer>) -> Step {
     let unit = Arc::clone(session.target().unit());
     let list: &[u8] = data.as_deref().unwrap_or_default();
     match *command {
@@ -234,7 +229,7 @@ fn write(
 }
 
 /// A read that must come from the medium: what a cache holds is written before.
-pub fn read_durable(session: &Arc<Session>, lba: Lba, mut buffer: Buffer) -> Call {
+pub fn read_durable(session: &Seat, lba: Lba, mut buffer: Buffer) -> Call {
     let calling = session.call();
     Box::new(move |device| {
         let _calling = calling;
@@ -245,7 +240,7 @@ pub fn read_durable(session: &Arc<Session>, lba: Lba, mut buffer: Buffer) -> Cal
 
 /// A call that is given the command's data, and gives its buffer back.
 fn call(
-    session: &Arc<Session>,
+    session: &Seat,
     data: Option<Buffer>,
     act: impl FnOnce(&dyn BlockDevice, &[u8]) -> Result<(), Failed> + Send + 'static,
 ) -> Step {
@@ -261,9 +256,9 @@ fn call(
     Step::Call(call, None)
 }
 
-fn carry_out(session: &Arc<Session>, order: Order, data: Option<Buffer>) -> Step {
+fn carry_out(session: &Seat, order: Order, data: Option<Buffer>) -> Step {
     let verdict = Verdict::default();
-    let (said, by) = (Arc::clone(&verdict), Arc::clone(session));
+    let (said, by) = (Arc::clone(&verdict), session.clone());
     let step = call(session, data, move |_, _| {
         let unit = by.target().unit();
         let effects = match unit.reservations.order(&by, &order) {

@@ -16,7 +16,7 @@ use super::management::Pending;
 use super::metrics::{Counting, Hot};
 use super::negotiate::Parameters;
 use super::scsi::sense::Sense;
-use super::session::Session;
+use super::session::Seat;
 use super::target::Counted;
 use super::task::{Slot, Tasks};
 use super::voice::Voice;
@@ -68,7 +68,7 @@ pub struct Serving {
     pub(super) voice: Voice,
     pub(super) parameters: Parameters,
     /// None in a discovery session.
-    pub(super) session: Option<Arc<Session>>,
+    pub(super) session: Option<Seat>,
     pub(super) tasks: Tasks,
     /// Tasks that wait for a buffer, the longest waiting first.
     pub(super) hungry: std::collections::VecDeque<Slot>,
@@ -101,7 +101,7 @@ impl Serving {
         shared: Arc<Shared>,
         mut voice: Voice,
         agreed: &Agreed,
-        session: Option<Arc<Session>>,
+        session: Option<Seat>,
         (peer, portal): (SocketAddr, SocketAddr),
         now: Instant,
     ) -> Self {

@@ -1,10 +1,15 @@
 //! A session: one initiator port's use of a target, as others see it. It has
 //! one connection, which moves its bytes; what other sessions and the export
 //! have to say to it is left here for that connection to find.
+//!
+//! The unit keeps a session until its last command has settled, which may be
+//! long after its connection; the target is kept by that connection alone
+//! ([`Seat`]), or an export whose disk hangs would never be let go of.
 
 use std::collections::VecDeque;
+use std::ops::Deref;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use super::scsi::sense::Sense;
 use super::target::Target;
@@ -29,7 +34,7 @@ pub struct Nexus {
 pub struct Session {
     tsih: u16,
     nexus: Nexus,
-    target: Arc<Target>,
+    target: Weak<Target>,
     /// Every command of the session is inside it until it has settled.
     gate: Arc<Gate>,
     waker: Waker,
@@ -48,6 +53,45 @@ pub struct Session {
     knows_the_end: AtomicBool,
 }
 
+/// A session as its own connection holds it: with its target.
+#[derive(Clone)]
+pub struct Seat {
+    session: Arc<Session>,
+    target: Arc<Target>,
+}
+
+impl Seat {
+    /// A new session of `target`.
+    pub(super) fn new(tsih: u16, nexus: Nexus, target: Arc<Target>, waker: Waker) -> Self {
+        let session = Session::new(tsih, nexus, Arc::downgrade(&target), waker);
+        Self { session, target }
+    }
+
+    /// The target.
+    pub fn target(&self) -> &Arc<Target> {
+        &self.target
+    }
+
+    /// The session as others see it.
+    pub fn session(&self) -> &Arc<Session> {
+        &self.session
+    }
+
+    /// Counts a call that is made inside the gate, until the returned value is dropped.
+    pub fn call(&self) -> Calling {
+        self.session.calls.fetch_add(1, Ordering::SeqCst);
+        Calling(Arc::clone(&self.session))
+    }
+}
+
+impl Deref for Seat {
+    type Target = Session;
+
+    fn deref(&self) -> &Session {
+        &self.session
+    }
+}
+
 /// A call inside a session's gate.
 pub struct Calling(Arc<Session>);
 
@@ -58,7 +102,7 @@ impl Drop for Calling {
 }
 
 impl Session {
-    pub(super) fn new(tsih: u16, nexus: Nexus, target: Arc<Target>, waker: Waker) -> Arc<Self> {
+    fn new(tsih: u16, nexus: Nexus, target: Weak<Target>, waker: Waker) -> Arc<Self> {
         Arc::new(Self {
             tsih,
             nexus,
@@ -86,9 +130,9 @@ impl Session {
         &self.nexus
     }
 
-    /// The target.
-    pub fn target(&self) -> &Arc<Target> {
-        &self.target
+    /// Whether it is of this target.
+    pub fn is_of(&self, target: &Target) -> bool {
+        std::ptr::eq(self.target.as_ptr(), target)
     }
 
     /// The session's own gate: closed when it has ended.
@@ -185,12 +229,6 @@ impl Session {
     /// It has settled.
     pub fn plain_write_ends(&self) {
         self.plain_writes.fetch_sub(1, Ordering::SeqCst);
-    }
-
-    /// Counts a call that is made inside the gate, until the returned value is dropped.
-    pub fn call(self: &Arc<Self>) -> Calling {
-        self.calls.fetch_add(1, Ordering::SeqCst);
-        Calling(Arc::clone(self))
     }
 
     /// Whether no plain write is under way. An ended session is not told when

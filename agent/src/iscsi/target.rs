@@ -10,7 +10,7 @@ use std::sync::{Arc, PoisonError};
 
 use super::chap::Credentials;
 use super::scsi::sense::Sense;
-use super::session::{Nexus, Session};
+use super::session::{Nexus, Seat, Session};
 use super::unit::Unit;
 use crate::block::gate::Gate;
 use crate::reactor::Waker;
@@ -159,7 +159,7 @@ impl Target {
 
     fn each(&self, mut act: impl FnMut(&Session)) {
         for session in self.unit.sessions() {
-            if std::ptr::eq(&raw const **session.target(), self) {
+            if session.is_of(self) {
                 act(&session);
             }
         }
@@ -170,7 +170,7 @@ impl Target {
     ///
     /// # Errors
     /// Whatever keeps it out, now or for good.
-    pub fn admit(self: &Arc<Self>, nexus: Nexus, waker: Waker) -> Result<Arc<Session>, Refusal> {
+    pub fn admit(self: &Arc<Self>, nexus: Nexus, waker: Waker) -> Result<Seat, Refusal> {
         let mut sessions = self
             .unit
             .nexuses
@@ -179,7 +179,7 @@ impl Target {
         if self.gate.is_closed() {
             return Err(Refusal::Closed);
         }
-        let mine = |session: &Session| Arc::ptr_eq(session.target(), self);
+        let mine = |session: &Session| session.is_of(self);
         let replaced = |session: &Session| {
             mine(session) && (self.spec.max_sessions == 1 || *session.nexus() == nexus)
         };
@@ -202,14 +202,14 @@ impl Target {
         if sessions.iter().filter(|session| mine(session)).count() >= self.spec.max_sessions {
             return Err(Refusal::Full);
         }
-        let session = Session::new(self.next_tsih(&sessions), nexus, Arc::clone(self), waker);
+        let session = Seat::new(self.next_tsih(&sessions), nexus, Arc::clone(self), waker);
         // Whom the unit does not know has not heard that it began anew, if it did.
         session.attention(if again {
             Sense::NEXUS_LOST
         } else {
             Sense::POWER_ON
         });
-        sessions.push(Arc::clone(&session));
+        sessions.push(Arc::clone(session.session()));
         Ok(session)
     }
 

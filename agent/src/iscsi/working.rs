@@ -1,14 +1,12 @@
 //! Commands at the device: through the gates, to their outcome, and to an
 //! early end.
 
-use std::sync::Arc;
-
 use super::answers::{Answered, Ending, sense_of};
 use super::perform::{self, Step};
 use super::scsi::command::Command;
 use super::scsi::reservation::Refused;
 use super::serving::Serving;
-use super::session::Session;
+use super::session::Seat;
 use super::task::{BLOCK_BYTES, Slot, Stage, Task};
 use super::wire::answer::{Answer, DataIn, Residual};
 use crate::ids::Lba;
@@ -288,7 +286,7 @@ impl Serving {
 }
 
 /// Passes of the session's and the export's gates.
-fn enter(session: &Arc<Session>) -> Result<Passes, Refused> {
+fn enter(session: &Seat) -> Result<Passes, Refused> {
     let mine = session.gate().enter().ok_or(Refused::Conflict)?;
     let export = session.target().gate().enter().ok_or(Refused::Conflict)?;
     Ok([Some(mine), Some(export)])

@@ -357,7 +357,8 @@ fn set_features(controller: &Controller, entry: &Entry, data: &[u8]) -> Result<R
             let enabled = data.first().ok_or(Status::DATA_SGL_LENGTH_INVALID)?;
             controller.set_retry_delays(enabled & 1 != 0);
         }
-        FEATURE_HOST_ID => return Err(Status::FEATURE_NOT_CHANGEABLE),
+        // Connect has said it; Linux's own target answers so.
+        FEATURE_HOST_ID => return Err(Status::COMMAND_SEQUENCE_ERROR),
         _ => return Err(Status::INVALID_FIELD),
     }
     Ok(Reply::Done(0))

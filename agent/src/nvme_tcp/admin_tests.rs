@@ -211,7 +211,7 @@ fn features_are_what_they_were_set_to() {
     assert_eq!(get(&controller, 0x02), Err(Status::INVALID_FIELD));
     assert_eq!(
         set(&controller, 0x81, 0),
-        Err(Status::FEATURE_NOT_CHANGEABLE)
+        Err(Status::COMMAND_SEQUENCE_ERROR)
     );
     let save = entry(SET_FEATURES, 0, 0, [1 << 31 | 6, 1, 0]);
     assert_eq!(

@@ -21,6 +21,7 @@ use super::admin::{Job, Reply};
 use super::command::Entry;
 use super::controller::Controller;
 use super::dhchap::{self, Exchange, Exchanged, Group, Hash, Secret};
+use super::metrics::Peer;
 use super::status::Status;
 use super::wire::{u16_at, u32_at};
 
@@ -98,6 +99,7 @@ struct Open {
 #[derive(Clone)]
 pub struct Auth {
     controller: Arc<Controller>,
+    peer: Peer,
     inner: Arc<Mutex<Inner>>,
     /// Whether it is the admin queue's, which makes the association.
     admin: bool,
@@ -112,9 +114,10 @@ struct Inner {
 
 impl Auth {
     /// The authentication of a queue of `controller`.
-    pub fn new(controller: Arc<Controller>, admin: bool) -> Self {
+    pub fn new(controller: Arc<Controller>, peer: Peer, admin: bool) -> Self {
         Self {
             controller,
+            peer,
             inner: Arc::default(),
             admin,
         }
@@ -179,10 +182,12 @@ impl Auth {
             }
             (FAILURE2, _) => {
                 inner.authenticated = false;
-                tracing::warn!(
-                    subsystem = self.controller.subsystem().nqn(),
-                    "the host does not believe that this is its target"
-                );
+                if self.peer.may_log("unproved-target") {
+                    tracing::warn!(
+                        peer = %self.peer.address, subsystem = self.controller.subsystem().nqn(),
+                        "the host does not believe that this is its target"
+                    );
+                }
                 Ok(Reply::Done(0))
             }
             _ => Err(Why::Message),
@@ -270,7 +275,7 @@ impl Auth {
         let counter = data[16 + length..16 + 2 * length].to_vec();
         let value = data[16 + 2 * length..16 + 2 * length + value].to_vec();
         let (inner, controller) = (Arc::clone(&self.inner), Arc::clone(&self.controller));
-        let admin = self.admin;
+        let (peer, admin) = (self.peer.clone(), self.admin);
         Ok(Reply::Job(Job::new(move || {
             let judged = judge(&controller, &open, &value, &response);
             let subsystem = controller.subsystem();
@@ -307,7 +312,12 @@ impl Auth {
             match next {
                 Ok(message) => inner.state = State::Success1 { message, mutual },
                 Err(why) => {
-                    tracing::warn!(subsystem = subsystem.nqn(), "a host did not prove itself");
+                    if peer.may_log("unproved-host") {
+                        tracing::warn!(
+                            peer = %peer.address, subsystem = subsystem.nqn(),
+                            "a host did not prove itself"
+                        );
+                    }
                     inner.fail(why);
                 }
             }

@@ -311,10 +311,39 @@ impl Wire {
         controller: u16,
         keep_alive: u32,
     ) -> Completion {
+        self.send_connect(of, queue, controller, keep_alive);
+        self.answer().completion()
+    }
+
+    /// Connects an I/O queue that does without flow control.
+    pub fn connect_without_flow_control(
+        &mut self,
+        of: &Subsystem,
+        queue: u16,
+        controller: u16,
+    ) -> Completion {
+        self.send_connect_as(of, queue, controller, 0, 1 << 2);
+        self.answer().completion()
+    }
+
+    /// Sends a Connect, which may not be answered at once.
+    pub fn send_connect(&mut self, of: &Subsystem, queue: u16, controller: u16, keep_alive: u32) {
+        self.send_connect_as(of, queue, controller, keep_alive, 0);
+    }
+
+    fn send_connect_as(
+        &mut self,
+        of: &Subsystem,
+        queue: u16,
+        controller: u16,
+        keep_alive: u32,
+        attributes: u8,
+    ) {
         let mut entry = command(0x7f, 0x01, 1024, [0; 3]);
         entry[4] = 1;
         entry[42..44].copy_from_slice(&queue.to_le_bytes());
         entry[44..46].copy_from_slice(&31u16.to_le_bytes());
+        entry[46] = attributes;
         entry[48..52].copy_from_slice(&keep_alive.to_le_bytes());
         let mut data = vec![0; 1024];
         data[..16].copy_from_slice(of.host().id.as_bytes());
@@ -322,7 +351,6 @@ impl Wire {
         data[256..256 + of.nqn().len()].copy_from_slice(of.nqn().as_bytes());
         data[512..512 + of.host().nqn.len()].copy_from_slice(of.host().nqn.as_bytes());
         self.send(entry, &data);
-        self.answer().completion()
     }
 
     /// Sends a command with data in its capsule; its identifier.

@@ -158,10 +158,6 @@ impl Attempt {
             }
             let admitted = subsystem.admit(&request.host, request.keep_alive, now)?;
             if admitted.is_none() && now >= self.until {
-                tracing::warn!(
-                    subsystem = subsystem.nqn(),
-                    "commands of the association before are unsettled: Connect is answered busy"
-                );
                 return Err(Status::CONTROLLER_BUSY.into());
             }
             return Ok(admitted);

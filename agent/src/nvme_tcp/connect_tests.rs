@@ -1,6 +1,9 @@
 //! Connect's refusals, one by one, and PDUs that have no place.
 
+use std::sync::Arc;
+
 use super::bench_for_tests::*;
+use super::subsystem::LOOK;
 use super::wire::{self, Digests, Flaw, Kind};
 use crate::reactor::End;
 
@@ -197,4 +200,46 @@ fn a_header_that_is_damaged_ends_the_connection() {
     assert_eq!(done.status, 0);
     io.answers.clear();
     assert_eq!(io.run(read(1, 1), &[]).0, vec![3; BYTES]);
+}
+
+#[test]
+fn nothing_is_left_of_hosts_that_vanish() {
+    let bench = Bench::new();
+    let device = Arc::downgrade(&bench.device);
+    let subsystems = [&bench.a, &bench.b].map(Arc::downgrade);
+    let mut controllers = Vec::new();
+    for _ in 0..3 {
+        let (mut admin, mut io) = bench.host(&bench.a, NONE);
+        controllers.push(Arc::downgrade(&bench.a.current().unwrap()));
+        io.inline.hold(true);
+        io.send(small_write(1), &[1; BYTES]);
+        assert_eq!(io.inline.held(), 1);
+        // One says goodbye and one does not; neither waits for its command.
+        admin.inline.close();
+        drop(admin);
+        assert!(bench.a.current().is_some(), "its I/O queue is connected");
+        drop(io);
+    }
+    assert!(bench.a.current().is_none());
+    assert!(controllers.iter().all(|one| one.upgrade().is_none()));
+    drop(bench);
+    assert!(subsystems.iter().all(|one| one.upgrade().is_none()));
+    assert!(device.upgrade().is_none());
+}
+
+#[test]
+fn who_vanished_still_keeps_its_successor_waiting() {
+    let bench = Bench::new();
+    let hosts = bench.host(&bench.a, NONE);
+    // A command at the device, which outlives its connection.
+    let inside = bench.a.current().unwrap().gate().enter();
+    drop(hosts);
+    assert!(bench.a.current().is_none(), "nobody is connected");
+    let mut next = bench.open();
+    next.agree(NONE);
+    next.send_connect(&bench.a, 0, 0xffff, 0);
+    assert!(next.answers.is_empty(), "its command has not settled");
+    drop(inside);
+    next.wait(LOOK);
+    assert_eq!(next.answer().completion().status, 0);
 }

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use super::command::Entry;
 use super::connect::{self, Attempt, Request};
-use super::metrics::{Counting, Metrics};
+use super::metrics::{Counting, Metrics, Peer};
 use super::queue::Index;
 use super::serving::Serving;
 use super::status::Status;
@@ -44,7 +44,7 @@ pub struct Target {
 /// One connection, as the reactor sees it.
 pub struct NvmeTcp {
     target: Arc<Target>,
-    peer: SocketAddr,
+    peer: Peer,
     /// The address of ours that it came to.
     address: IpAddr,
     digests: Digests,
@@ -102,8 +102,8 @@ impl NvmeTcp {
         let counted = Some(target.metrics.connection());
         let until = now + target.handshake;
         Self {
+            peer: target.metrics.peer(peer),
             target,
-            peer,
             address,
             digests: Digests::default(),
             phase: Phase::Accepted,
@@ -117,12 +117,8 @@ impl NvmeTcp {
     /// Ends the connection over something that the host must not send.
     fn malformed(&self, malformed: Malformed, header: &[u8], link: &mut Link) -> End {
         self.target.metrics.malformed(malformed.flaw);
-        if self
-            .target
-            .metrics
-            .may_log(self.peer.ip(), malformed.flaw.name())
-        {
-            tracing::warn!(peer = %self.peer, reason = %malformed, "connection ended");
+        if self.peer.may_log(malformed.flaw.name()) {
+            tracing::warn!(peer = %self.peer.address, reason = %malformed, "connection ended");
         }
         link.send(&wire::c2h_term(malformed, header));
         End::Protocol("malformed PDU")
@@ -153,10 +149,13 @@ impl NvmeTcp {
         let taken = match (frame.kind, &mut self.phase) {
             (Kind::H2CTermReq, _) => {
                 let fes = wire::u16_at(&header, 8);
-                tracing::warn!(
-                    peer = %self.peer, fes = format!("{fes:#06x}"),
-                    "the host ended the connection over something that it was sent"
-                );
+                self.target.metrics.terminated_by_host();
+                if self.peer.may_log("terminated-by-host") {
+                    tracing::warn!(
+                        peer = %self.peer.address, fes = format!("{fes:#06x}"),
+                        "the host ended the connection over something that it was sent"
+                    );
+                }
                 return Err(End::Protocol("the host found an error"));
             }
             (Kind::IcReq, Phase::Accepted) => self.agree(&header, link),
@@ -281,13 +280,16 @@ impl NvmeTcp {
                     .metrics
                     .command(true, super::command::FABRICS, Status::SUCCESS);
                 link.send(&completion.encode(digests));
-                tracing::info!(
-                    peer = %self.peer, subsystem = %request.subsystem, controller = controller.id(),
-                    queue = request.queue, "connected"
-                );
+                if request.queue == 0 && self.peer.may_log("connected") {
+                    tracing::info!(
+                        peer = %self.peer.address, subsystem = %request.subsystem,
+                        controller = controller.id(), "connected"
+                    );
+                }
                 let shape = request.shape(digests);
                 let metrics = self.target.metrics.clone();
-                let serving = Serving::new(controller, shape, metrics, self.until, link);
+                let peer = self.peer.clone();
+                let serving = Serving::new(controller, shape, metrics, peer, self.until, link);
                 self.phase = Phase::Serving(Box::new(serving));
                 self.look_whose();
                 Ok(())
@@ -321,9 +323,9 @@ impl NvmeTcp {
         metrics.command(true, super::command::FABRICS, refusal.status);
         let reason = connect::refusal_name(refusal.status);
         metrics.refused(reason);
-        if metrics.may_log(self.peer.ip(), reason) {
+        if self.peer.may_log(reason) {
             let status = format!("{:#06x}", refusal.status.0);
-            tracing::warn!(peer = %self.peer, subsystem, status, "Connect refused");
+            tracing::warn!(peer = %self.peer.address, subsystem, status, "Connect refused");
         }
         // The host closes: were it done here, it might come before the answer is read.
         self.phase = Phase::Refused;
@@ -417,10 +419,10 @@ impl Protocol for NvmeTcp {
 
     fn ended(&mut self, end: &End) {
         match end {
-            End::Late(_) if self.target.metrics.may_log(self.peer.ip(), "late") => {
-                tracing::warn!(peer = %self.peer, reason = %end, "connection ended");
+            End::Late(_) if self.peer.may_log("late") => {
+                tracing::warn!(peer = %self.peer.address, reason = %end, "connection ended");
             }
-            _ => tracing::debug!(peer = %self.peer, reason = %end, "connection ended"),
+            _ => tracing::debug!(peer = %self.peer.address, reason = %end, "connection ended"),
         }
         if let Phase::Serving(serving) = &self.phase {
             serving.ended();

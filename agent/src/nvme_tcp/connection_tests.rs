@@ -396,6 +396,29 @@ fn preempt_and_abort_waits_for_what_it_aborts() {
     assert_eq!(*landed.lock().unwrap(), Some(1), "nothing lands behind it");
 }
 
+#[test]
+fn who_vanished_is_aborted_all_the_same() {
+    let bench = Bench::new();
+    let (first_admin, mut first) = bench.host(&bench.a, NONE);
+    let (_admin, mut second) = bench.host(&bench.b, NONE);
+    register(&mut first, 0, 0, 10);
+    register(&mut second, 0, 0, 20);
+    assert_eq!(acquire(&mut first, 0, 1, 10, 0), 0);
+    // Its connections are gone, its command is still on its way.
+    let inside = bench.a.current().unwrap().gate().enter();
+    drop((first_admin, first));
+    assert!(bench.a.current().is_none());
+    std::thread::scope(|scope| {
+        let aborting = scope.spawn(|| acquire(&mut second, 2, 1, 20, 10));
+        while !bench.a.bars(true) {
+            std::thread::yield_now();
+        }
+        assert!(!aborting.is_finished(), "it waits");
+        drop(inside);
+        assert_eq!(aborting.join().unwrap(), 0);
+    });
+}
+
 struct Kept(Arc<Mutex<Vec<u8>>>, bool);
 
 impl Keeper for Kept {

@@ -1,7 +1,7 @@
 //! What the NVMe/TCP target counts.
 
 use std::collections::HashMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -50,6 +50,7 @@ pub struct Metrics {
     commands: Family<Labels<2>, Counter>,
     bytes: Family<Labels<1>, Counter>,
     malformed: Family<Labels<1>, Counter>,
+    terminated_by_host: Counter,
     refused: Family<Labels<1>, Counter>,
     evicted: Counter,
     logged: Logged,
@@ -59,6 +60,22 @@ pub struct Metrics {
 /// What was last logged about whom, so that no peer fills the log.
 #[derive(Debug, Clone, Default)]
 struct Logged(Arc<Mutex<HashMap<(IpAddr, &'static str), Instant>>>);
+
+/// Who is at the other end of a connection, for what is said about it: each
+/// complaint is logged once a minute, and counted every time by who makes it.
+#[derive(Debug, Clone)]
+pub struct Peer {
+    /// Where it comes from.
+    pub address: SocketAddr,
+    metrics: Metrics,
+}
+
+impl Peer {
+    /// Whether a complaint for `reason` is to be logged.
+    pub fn may_log(&self, reason: &'static str) -> bool {
+        self.metrics.may_log(self.address.ip(), reason)
+    }
+}
 
 /// One peer's same complaint is logged this often at most.
 const LOG_AGAIN: Duration = Duration::from_secs(60);
@@ -99,6 +116,11 @@ impl Metrics {
             "malformed_pdus",
             "PDUs that ended a connection",
             self.malformed.clone(),
+        );
+        registry.register(
+            "terminations_by_hosts",
+            "Connections that a host ended over what it was sent",
+            self.terminated_by_host.clone(),
         );
         registry.register(
             "refused_connects",
@@ -160,13 +182,24 @@ impl Metrics {
             .inc();
     }
 
+    /// Counts a connection that a host ended over what it was sent.
+    pub fn terminated_by_host(&self) {
+        self.terminated_by_host.inc();
+    }
+
+    /// Who is at the other end of a connection that comes from `address`.
+    pub fn peer(&self, address: SocketAddr) -> Peer {
+        let metrics = self.clone();
+        Peer { address, metrics }
+    }
+
     /// Counts a Connect that was refused.
     pub fn refused(&self, reason: &'static str) {
         self.refused.get_or_create(&[("reason", reason)]).inc();
     }
 
     /// Whether a complaint about `peer` for `reason` is to be logged: once a minute.
-    pub fn may_log(&self, peer: IpAddr, reason: &'static str) -> bool {
+    fn may_log(&self, peer: IpAddr, reason: &'static str) -> bool {
         let now = Instant::now();
         // No code panics while it holds the lock.
         let mut logged = self.logged.0.lock().unwrap_or_else(PoisonError::into_inner);

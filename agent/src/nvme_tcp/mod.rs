@@ -32,6 +32,8 @@ pub mod connection;
 pub mod controller;
 pub mod dhchap;
 pub mod discovery;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod doors;
 mod ffdhe;
 pub mod identify;
 pub mod io;
@@ -49,8 +51,12 @@ pub mod wire;
 #[cfg(test)]
 mod bench_for_tests;
 #[cfg(test)]
+mod conformance_tests;
+#[cfg(test)]
 mod connect_tests;
 #[cfg(test)]
 mod connection_tests;
 #[cfg(test)]
 mod discovery_tests;
+#[cfg(test)]
+mod mischief_tests;

@@ -112,7 +112,7 @@ pub struct Queue {
 }
 
 impl Queue {
-    /// A queue pair with nothing outstanding.
+    /// A queue pair whose Connect was answered.
     pub fn new(shape: Shape, metrics: Metrics) -> Self {
         let slot = |_| Slot {
             command: 0,
@@ -127,7 +127,8 @@ impl Queue {
             free: (0..shape.depth).rev().collect(),
             used: bytemuck::zeroed_box(),
             waiting: VecDeque::with_capacity(shape.depth.into()),
-            head: 0,
+            // The Connect was its first entry.
+            head: 1 % shape.depth,
             due: None,
             asked: 0,
         }

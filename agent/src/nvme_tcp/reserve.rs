@@ -6,6 +6,7 @@
 //! thread that may wait; what each host may do is one atomic byte in its own
 //! subsystem, which is all that its commands look at.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
@@ -51,6 +52,8 @@ pub trait Keeper: Send + Sync + 'static {
 #[derive(Default)]
 pub struct Reservations {
     keeper: Option<Box<dyn Keeper>>,
+    /// Whether it last could not keep them; said once, however often hosts try.
+    unkept: AtomicBool,
     /// Held while a change is made, which may wait.
     changing: Mutex<()>,
     record: Mutex<Arc<Record>>,
@@ -175,13 +178,16 @@ impl Reservations {
     fn settle(&self, record: &Record, whatever: bool) -> bool {
         // Also one that stops persisting: it must not come back.
         let wanted = record.persistent() || self.record().persistent();
-        if wanted
-            && let Some(keeper) = &self.keeper
-            && let Err(error) = keeper.keep(&record.to_bytes())
-        {
-            tracing::error!(%error, "keep a volume's reservations");
-            if !whatever {
-                return false;
+        if wanted && let Some(keeper) = &self.keeper {
+            let kept = keeper.keep(&record.to_bytes());
+            let again = self.unkept.swap(kept.is_err(), Ordering::Relaxed);
+            if let Err(error) = kept {
+                if !again {
+                    tracing::error!(%error, "keep a volume's reservations");
+                }
+                if !whatever {
+                    return false;
+                }
             }
         }
         *lock(&self.record) = Arc::new(record.clone());
@@ -206,9 +212,8 @@ impl Reservations {
         let mut members = self.members();
         members.retain(|member| hosts.contains(&member.host().id));
         let until = Instant::now() + ABORTING;
-        for controller in members.iter().filter_map(|member| member.current()) {
-            controller.end();
-            while controller.gate().inside() > 0 {
+        for gate in members.iter().filter_map(|member| member.disconnect()) {
+            while gate.inside() > 0 {
                 if Instant::now() >= until {
                     return Err(Status::INTERNAL_ERROR);
                 }

@@ -17,7 +17,7 @@ use super::command::{Entry, FABRICS, Io, Place};
 use super::connection::Capsule;
 use super::controller::Controller;
 use super::io::Task;
-use super::metrics::{Counting, Hot, Metrics};
+use super::metrics::{Counting, Hot, Metrics, Peer};
 use super::queue::{Index, Queue, Shape, Work};
 use super::reserve;
 use super::status::Status;
@@ -31,6 +31,7 @@ pub struct Serving {
     pub(super) subsystem: Arc<Subsystem>,
     pub(super) queue: Queue,
     pub(super) metrics: Metrics,
+    peer: Peer,
     hot: Hot,
     /// Whether outstanding commands were answered because the namespace is gone.
     told: bool,
@@ -48,6 +49,7 @@ impl Serving {
         controller: Arc<Controller>,
         shape: Shape,
         metrics: Metrics,
+        peer: Peer,
         until: Instant,
         link: &mut Link,
     ) -> Self {
@@ -59,10 +61,11 @@ impl Serving {
             told: false,
             unproved: subsystem.secrets().map(|_| until),
             auth: (subsystem.secrets().is_some())
-                .then(|| Auth::new(Arc::clone(&controller), shape.id == 0)),
+                .then(|| Auth::new(Arc::clone(&controller), peer.clone(), shape.id == 0)),
             _connection: subsystem.count(),
             _association: (shape.id == 0).then(|| metrics.association()),
             metrics,
+            peer,
             controller,
             subsystem,
         }
@@ -211,10 +214,12 @@ impl Serving {
             (Work::Other(_), Failed::Device(error)) => (Status::of_write(error), None),
             (_, Failed::Other(_)) => (Status::INTERNAL_ERROR, None),
         };
-        tracing::warn!(
-            subsystem = self.subsystem.nqn(), ?command, error = %failed,
-            "a host's command was not done"
-        );
+        if self.peer.may_log(status.class()) {
+            tracing::warn!(
+                subsystem = self.subsystem.nqn(), ?command, error = %failed,
+                "a host's command was not done"
+            );
+        }
         status
     }
 
@@ -234,19 +239,23 @@ impl Serving {
         if admin {
             self.deliver(link);
             if self.controller.is_silent(link.now()) {
-                tracing::warn!(
-                    subsystem = self.subsystem.nqn(),
-                    controller = self.controller.id(),
-                    "the host was silent beyond its keep-alive timeout"
-                );
+                if self.peer.may_log("silent") {
+                    tracing::warn!(
+                        peer = %self.peer.address, subsystem = self.subsystem.nqn(),
+                        controller = self.controller.id(),
+                        "the host was silent beyond its keep-alive timeout"
+                    );
+                }
                 return Err(End::Late("keep alive"));
             }
         }
         if self.queue.overdue(link.now()) {
-            tracing::warn!(
-                subsystem = self.subsystem.nqn(),
-                "a host did not send the data it was asked for"
-            );
+            if self.peer.may_log("data-stalled") {
+                tracing::warn!(
+                    peer = %self.peer.address, subsystem = self.subsystem.nqn(),
+                    "a host did not send the data it was asked for"
+                );
+            }
             self.controller.end();
             return Err(End::Late("the data that the host was asked for"));
         }
@@ -270,9 +279,6 @@ impl Serving {
         let id = self.queue.shape().id;
         if id == 0 {
             self.controller.end();
-            if self.subsystem.discovery().is_some() {
-                self.subsystem.dissolve();
-            }
         } else if self.unproved.is_some() {
             self.controller.release_queue(id);
         }

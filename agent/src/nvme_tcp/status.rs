@@ -33,7 +33,6 @@ impl Status {
     pub const ASYNC_EVENT_LIMIT_EXCEEDED: Self = Self(DNR | 0x105);
     pub const INVALID_LOG_PAGE: Self = Self(DNR | 0x109);
     pub const FEATURE_NOT_SAVEABLE: Self = Self(DNR | 0x10d);
-    pub const FEATURE_NOT_CHANGEABLE: Self = Self(DNR | 0x10e);
     pub const COMMAND_SIZE_LIMIT_EXCEEDED: Self = Self(DNR | 0x183);
     pub const INCOMPATIBLE_FORMAT: Self = Self(DNR | 0x180);
     pub const CONTROLLER_BUSY: Self = Self(0x181);

@@ -4,10 +4,13 @@
 //! and is admitted only when every command of the older one has settled: its
 //! host replays what was not answered, and a command that is still on its way
 //! to the disk would land over the replay and over what follows it.
+//!
+//! An association belongs to its connections, and knows its subsystem; the
+//! subsystem keeps only what outlives it, the gate that its commands are in.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use uuid::Uuid;
@@ -125,8 +128,33 @@ struct ReservationLog {
 
 #[derive(Default)]
 struct Association {
-    current: Option<Arc<Controller>>,
+    current: Option<Current>,
     last_id: u16,
+}
+
+/// The association there is, or was last.
+struct Current {
+    id: u16,
+    gate: Arc<Gate>,
+    controller: Weak<Controller>,
+}
+
+impl Current {
+    fn new(controller: &Arc<Controller>) -> Self {
+        Self {
+            id: controller.id(),
+            gate: Arc::clone(controller.gate()),
+            controller: Arc::downgrade(controller),
+        }
+    }
+
+    fn end(&self) {
+        // Without a controller nobody is left to enter, and nobody to be told.
+        match self.controller.upgrade() {
+            Some(controller) => controller.end(),
+            None => _ = self.gate.close(),
+        }
+    }
 }
 
 /// A connection's place in its subsystem's count.
@@ -285,9 +313,10 @@ impl Subsystem {
             .unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
-    /// The association now, if there is one.
+    /// The association now, if it has connections.
     pub fn current(&self) -> Option<Arc<Controller>> {
-        self.association().current.clone()
+        let association = self.association();
+        association.current.as_ref()?.controller.upgrade()
     }
 
     /// Whether the namespace is gone.
@@ -303,17 +332,13 @@ impl Subsystem {
         }
     }
 
-    /// Ends the association, if there is one.
-    pub fn disconnect(&self) {
-        if let Some(controller) = self.current() {
-            controller.end();
-        }
-    }
-
-    /// Forgets the association, which has ended and will have no successor: the
-    /// two hold each other.
-    pub fn dissolve(&self) {
-        self.association().current = None;
+    /// Ends the association, if there is one. Its gate: whether its commands
+    /// have settled.
+    pub fn disconnect(&self) -> Option<Arc<Gate>> {
+        let association = self.association();
+        let current = association.current.as_ref()?;
+        current.end();
+        Some(Arc::clone(&current.gate))
     }
 
     /// Admits a new association, in place of the one there is, which ends.
@@ -340,7 +365,7 @@ impl Subsystem {
             return Err(Status::CONNECT_INVALID_HOST.into());
         }
         let controller = self.new_controller(&mut association, keep_alive, now);
-        association.current = Some(Arc::clone(&controller));
+        association.current = Some(Current::new(&controller));
         Ok(Some(controller))
     }
 
@@ -350,7 +375,7 @@ impl Subsystem {
         keep_alive: u32,
         now: Instant,
     ) -> Arc<Controller> {
-        let taken = association.current.as_ref().map(|current| current.id());
+        let taken = association.current.as_ref().map(|current| current.id);
         association.last_id = association.last_id % LAST_CONTROLLER_ID + 1;
         if taken == Some(association.last_id) {
             association.last_id = association.last_id % LAST_CONTROLLER_ID + 1;
@@ -362,15 +387,15 @@ impl Subsystem {
     /// Looked at under the lock: of several at once each sees the one before.
     fn older_is_gone(&self, association: &Association) -> bool {
         association.current.as_ref().is_none_or(|older| {
-            if !older.has_ended() {
-                tracing::info!(
+            if !older.gate.is_closed() {
+                tracing::debug!(
                     subsystem = self.nqn(),
-                    controller = older.id(),
+                    controller = older.id,
                     "a new association takes over"
                 );
             }
             older.end();
-            older.gate().inside() == 0
+            older.gate.inside() == 0
         })
     }
 
@@ -384,14 +409,14 @@ impl Subsystem {
         loop {
             let mut association = self.association();
             let current = association.current.as_ref();
-            if current.is_some_and(|current| Arc::ptr_eq(current, controller)) {
+            if current.is_some_and(|current| Arc::ptr_eq(&current.gate, controller.gate())) {
                 return Ok(());
             }
             if self.gate.is_closed() {
                 return Err(Status::CONNECT_INVALID_HOST);
             }
             if self.older_is_gone(&association) {
-                association.current = Some(Arc::clone(controller));
+                association.current = Some(Current::new(controller));
                 return Ok(());
             }
             drop(association);

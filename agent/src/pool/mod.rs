@@ -22,6 +22,8 @@
 //! use a volume is not the pool's business but `crate::home`'s.
 
 pub mod device;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod doors;
 mod error;
 mod files;
 pub mod lock;

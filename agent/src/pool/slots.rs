@@ -40,7 +40,7 @@ impl Image {
 }
 
 /// Writes a slot's bytes, or gives the payload's length back when it does not fit.
-fn encode(sequence: u64, payload: &[u8], slot: &mut [u8]) -> Result<(), usize> {
+pub(super) fn encode(sequence: u64, payload: &[u8], slot: &mut [u8]) -> Result<(), usize> {
     let Some(length) = u32::try_from(payload.len())
         .ok()
         .filter(|_| payload.len() <= SLOT - HEADER)
@@ -75,7 +75,7 @@ fn checksum(slot: &[u8], length: usize) -> u32 {
 }
 
 /// Which slot counts, its sequence number and its payload.
-fn newest(image: &[u8]) -> Option<(usize, u64, &[u8])> {
+pub(super) fn newest(image: &[u8]) -> Option<(usize, u64, &[u8])> {
     let (first, second) = image.split_at_checked(SLOT)?;
     let slots = [(0, decode(first)), (1, decode(second))];
     slots

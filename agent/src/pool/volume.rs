@@ -24,7 +24,7 @@ const META: &str = "meta";
 
 /// How a volume was asked for, so that a repeat of the request is known as one.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct Meta {
+pub(super) struct Meta {
     id: VolumeId,
     size: Bytes,
     content: Content,

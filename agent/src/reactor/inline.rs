@@ -102,3 +102,10 @@ impl Inline {
         }
     }
 }
+
+impl Drop for Inline {
+    /// A thread that drops a connection has told it of its end before.
+    fn drop(&mut self) {
+        self.connection.finish(End::Closed);
+    }
+}

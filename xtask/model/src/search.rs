@@ -177,7 +177,6 @@ fn print(state: &State) -> u64 {
 
 /// The properties' names.
 pub mod named {
-    #![expect(missing_docs, reason = "each says what it is")]
     pub const OLDER_WRITE: &str = "no write of an older epoch lands once a newer one is open";
     pub const UNDONE: &str = "an acknowledged write is never undone";
     pub const ONE_GRANT: &str = "at most one grant is live, and store and home agree on it";

@@ -154,7 +154,6 @@ pub struct State {
 
 /// What can happen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[expect(missing_docs, reason = "the model's step tells what each does")]
 pub enum Action {
     Publish(Node),
     Unpublish,

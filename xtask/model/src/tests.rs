@@ -67,10 +67,7 @@ fn a_grant_without_a_receipt_is_found() {
 fn a_fence_that_does_not_wait_for_the_commands_inside_is_found() {
     broken(Planted::FenceDoesNotWait, named::TRUE_RECEIPT);
     let way = broken(Planted::FenceDoesNotWait, named::OLDER_WRITE);
-    assert!(
-        way.last().is_some_and(|step| step.starts_with("Lands")),
-        "{way:?}"
-    );
+    assert!(way.iter().any(|step| step.starts_with("Lands")), "{way:?}");
 }
 
 #[test]

@@ -427,7 +427,9 @@ async fn mistyped(cluster: &Cluster, line: &Timeline) -> anyhow::Result<()> {
     let escaped = controller.publish("../../etc", "b", FS).await;
     escaped.refused("ControllerPublish of a path", Code::NotFound)?;
     let home = ("a", cluster.protocol().name());
-    let huge = controller.create("pvc-huge", i64::MAX, FS, home, None).await;
+    let huge = controller
+        .create("pvc-huge", i64::MAX, FS, home, None)
+        .await;
     ensure!(
         huge.answer
             .is_err_and(|s| matches!(s.code(), Code::OutOfRange | Code::ResourceExhausted)),

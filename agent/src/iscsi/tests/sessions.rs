@@ -263,3 +263,43 @@ fn a_fence_refuses_what_was_asked_for_and_all_that_comes() {
     assert_eq!(only(one.manage(5, 0)).header[2], 0, "a reset is answered");
     assert_eq!(one.stored(0), 0);
 }
+
+#[test]
+fn nothing_is_left_of_initiators_that_vanish() {
+    let device = MemoryDevice::new(8);
+    let watched = Arc::downgrade(&device);
+    let served = Arc::clone(&device) as Arc<dyn crate::block::BlockDevice>;
+    let target = target(served, None, None, 2);
+    let session = |isid| {
+        let mut one = Initiator::of(&target, &device, isid);
+        assert_eq!(only(one.log_in(&[])).word(36) >> 16, 0);
+        one
+    };
+    // One closes and one is cut off, each with a command at the device, which
+    // settles when nobody asks any more.
+    let inside: Vec<_> = [session(1), session(2)]
+        .into_iter()
+        .map(|mut one| {
+            let mut sessions = target.unit().sessions();
+            sessions.retain(|session| session.nexus().isid[5] == one.isid);
+            let inside = sessions[0].gate().enter().unwrap();
+            if one.isid == 1 {
+                one.line.close();
+            }
+            inside
+        })
+        .collect();
+    let sessions = target.unit().sessions();
+    assert_eq!(sessions.len(), 2, "their commands have not settled");
+    let sessions: Vec<_> = sessions
+        .into_iter()
+        .map(|one| Arc::downgrade(&one))
+        .collect();
+    drop(inside);
+    drop((target, device));
+    assert!(sessions.iter().all(|one| one.upgrade().is_none()));
+    assert!(
+        watched.upgrade().is_none(),
+        "the export lets go of its device"
+    );
+}

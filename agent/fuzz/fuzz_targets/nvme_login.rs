@@ -1,0 +1,12 @@
+//! NVMe/TCP connections from their first byte on: ICReq, Connect, discovery and
+//! DH-HMAC-CHAP.
+#![no_main]
+
+use drover_fuzz::Input;
+use drover_fuzz::nvme::Scene;
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|bytes: &[u8]| {
+    let mut input = Input(bytes);
+    Scene::new(input.byte() & 1 == 1).play(&mut input);
+});
