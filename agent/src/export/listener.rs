@@ -37,6 +37,12 @@ pub fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
     };
     // What is left of an earlier agent's connections does not keep this one out.
     socket.set_reuseaddr(true)?;
+    // A host without keep-alive that loses its power would be served for ever.
+    // What is accepted inherits all of this (tcp(7)), so it costs no call each.
+    socket.set_keepalive(true)?;
+    setsockopt(&socket, sockopt::TcpKeepIdle, &KEEPALIVE_IDLE)?;
+    setsockopt(&socket, sockopt::TcpKeepInterval, &KEEPALIVE_INTERVAL)?;
+    setsockopt(&socket, sockopt::TcpKeepCount, &KEEPALIVE_COUNT)?;
     socket.bind(address)?;
     socket.listen(BACKLOG)
 }
@@ -92,14 +98,6 @@ fn begin<F: Front>(
     stream: TcpStream,
     peer: SocketAddr,
 ) {
-    // A host without keep-alive that loses its power would be served for ever.
-    let kept = setsockopt(&stream, sockopt::KeepAlive, &true)
-        .and_then(|()| setsockopt(&stream, sockopt::TcpKeepIdle, &KEEPALIVE_IDLE))
-        .and_then(|()| setsockopt(&stream, sockopt::TcpKeepInterval, &KEEPALIVE_INTERVAL))
-        .and_then(|()| setsockopt(&stream, sockopt::TcpKeepCount, &KEEPALIVE_COUNT));
-    if let Err(errno) = kept {
-        tracing::debug!(%peer, %errno, "set TCP keepalive");
-    }
     let (place, caller, made_room) = waiting.enter(peer.ip().to_canonical());
     if made_room {
         front.evicted();

@@ -2,6 +2,7 @@
 # What is written is what is read: fio with verify in random sizes, direct and
 # through the page cache, both protocols, digests and queues; file systems;
 # space that is given back; growth; disks that come and go.
+# asked: it has not been seen to pass in a VM yet
 # kernels: 6.1 6.12
 # timeout: 3600
 source "${BASH_SOURCE%/*}/shared.bash"

@@ -144,6 +144,7 @@ mod tests {
             command: vec!["sh".into(), "-c".into(), script.into()],
             timeout: Duration::from_secs(20),
             libtest: false,
+            asked: false,
         }
     }
 

@@ -18,6 +18,7 @@ use anyhow::{Context, Result};
 
 use crate::vm::Kernel;
 use crate::{build, deploy, fuzz, lint, places, process, say, setup, suite};
+use stages::Program;
 use tally::Tally;
 
 /// All tests on the machine, without their compilation.
@@ -152,11 +153,12 @@ fn vms(arguments: &Arguments, tally: &mut Tally) -> Result<()> {
         }
     };
     let library = stages::library(&binaries)?;
-    let wanted = |name: &str| {
-        arguments.names.is_empty() || arguments.names.iter().any(|part| name.contains(part))
+    let wanted = |program: &Program| match &arguments.names[..] {
+        [] => !program.asked,
+        names => names.iter().any(|part| program.name.contains(part)),
     };
     for (kernel, mut programs) in stages::programs(&binaries)? {
-        programs.retain(|program| wanted(&program.name));
+        programs.retain(&wanted);
         let asked = arguments.kernel.as_ref().is_none_or(|only| *only == kernel);
         if asked && !programs.is_empty() {
             boot::run(&kernel, &programs, &library, tally)?;

@@ -7,6 +7,7 @@
 //! ```sh
 //! # kernels: 6.1 6.12      (6.12 alone, when it does not say)
 //! # timeout: 300           (seconds; 600, when it does not say)
+//! # asked: why             (runs only when it is asked for by its name)
 //! ```
 //!
 //! A script runs as root in the checkout's root, read-only, and finds
@@ -50,6 +51,8 @@ pub struct Program {
     pub timeout: Duration,
     /// Whether it is a Rust test binary, whose own tests are counted.
     pub libtest: bool,
+    /// Whether it runs only when it is asked for by its name.
+    pub asked: bool,
 }
 
 /// All programs by the kernel they run on, so that each kernel boots once.
@@ -63,6 +66,7 @@ pub fn programs(binaries: &[TestBinary]) -> Result<BTreeMap<Kernel, Vec<Program>
                 command: vec![library.clone(), (*filter).to_owned()],
                 timeout: TIMEOUT,
                 libtest: true,
+                asked: false,
             });
         }
     }
@@ -74,6 +78,7 @@ pub fn programs(binaries: &[TestBinary]) -> Result<BTreeMap<Kernel, Vec<Program>
                 command: vec!["bash".into(), format!("{SCRIPTS}/{name}")],
                 timeout: head.timeout,
                 libtest: false,
+                asked: head.asked,
             });
         }
     }
@@ -121,6 +126,7 @@ fn scripts(folder: &Path) -> Result<BTreeMap<String, String>> {
 struct Head {
     kernels: Vec<Kernel>,
     timeout: Duration,
+    asked: bool,
 }
 
 impl Head {
@@ -128,6 +134,7 @@ impl Head {
         let mut head = Self {
             kernels: vec![Kernel::V6_12],
             timeout: TIMEOUT,
+            asked: false,
         };
         for line in text.lines().take_while(|line| line.starts_with('#')) {
             if let Some(names) = line.strip_prefix("# kernels:") {
@@ -143,6 +150,8 @@ impl Head {
                 let seconds =
                     seconds.with_context(|| format!("{line:?} is no count of seconds"))?;
                 head.timeout = Duration::from_secs(seconds);
+            } else if line.starts_with("# asked:") {
+                head.asked = true;
             }
         }
         Ok(head)
@@ -158,12 +167,14 @@ mod tests {
         let head = Head::read("#!/bin/bash\n# kernels: 6.1 6.12\n# timeout: 30\necho\n").unwrap();
         assert_eq!(head.kernels, [Kernel::V6_1, Kernel::V6_12]);
         assert_eq!(head.timeout, Duration::from_secs(30));
+        assert!(Head::read("# asked: it takes an hour\n").unwrap().asked);
         let plain = Head::read("#!/bin/bash\necho\n# kernels: 6.1\n").unwrap();
         assert_eq!(
             plain,
             Head {
                 kernels: vec![Kernel::V6_12],
-                timeout: TIMEOUT
+                timeout: TIMEOUT,
+                asked: false
             }
         );
     }

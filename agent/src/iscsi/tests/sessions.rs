@@ -147,10 +147,8 @@ fn a_session_has_one_connection_and_a_target_so_many_sessions() {
     let mut one = Initiator::new(OPEN);
     let mut more = one.another(9);
     let answer = only(more.log_in(&[]));
-    (more.tsih, more.line) = (
-        u16::try_from(answer.word(12) & 0xffff).unwrap(),
-        line(&one.target, &one.metrics),
-    );
+    more.tsih = u16::try_from(answer.word(12) & 0xffff).unwrap();
+    let _first = std::mem::replace(&mut more.line, line(&one.target, &one.metrics));
     assert_eq!(
         only(more.log_in(&[])).login_status(),
         0x0206,
