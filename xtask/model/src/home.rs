@@ -5,7 +5,7 @@
 use crate::bounds::Planted;
 use crate::product::Move;
 use crate::protocol::Protocol;
-use crate::records::Open;
+use crate::records::OnDisk;
 use crate::state::{Call, Fault, NO_WRITE, Serving, State, Waits, Write};
 use crate::wire::{Number, Reply, Request};
 
@@ -78,7 +78,7 @@ impl Protocol {
     /// `claim`: the file is the restore's, and the record says so before it begins.
     fn claim(&self, state: &mut State) {
         let disk = self.product.disk(state.disk);
-        if disk.open == Open::Closed && !disk.restoring && !state.restoring {
+        if disk.open == OnDisk::Closed && !disk.restoring && !state.restoring {
             state.restoring = true;
             if !self.planted(Planted::RestoreUnrecorded) {
                 self.put(state, self.product.restoring(state.disk, true));
@@ -107,7 +107,7 @@ impl Protocol {
     /// `let_in`: unless a fence was quicker.
     fn let_in(&self, state: &mut State) -> bool {
         let open = self.product.disk(state.disk).open;
-        let Open::Open(epoch, _) = open else {
+        let OnDisk::Open(epoch, _) = open else {
             return false;
         };
         let quicker = state.floor >= epoch;
@@ -123,7 +123,7 @@ impl Protocol {
 
     /// The record says that an export is open: now its gate opens.
     pub fn open_gate(&self, state: &mut State) {
-        let Open::Open(epoch, node) = self.product.disk(state.disk).open else {
+        let OnDisk::Open(epoch, node) = self.product.disk(state.disk).open else {
             return;
         };
         state.call = Call::None;
@@ -160,7 +160,7 @@ impl Protocol {
         let Some((request, Move::Close { of, closed, .. })) = self.closing(state) else {
             return;
         };
-        let noted = self.product.disk(state.disk).open == Open::Closing(of);
+        let noted = self.product.disk(state.disk).open == OnDisk::Closing(of);
         let inside = state
             .under_way()
             .any(|write| write.waits != Waits::Kernel && (write.epoch == of));
@@ -183,7 +183,7 @@ impl Protocol {
         let serves =
             matches!(state.serving, Serving::Open(of) | Serving::Closing(of) if of <= epoch);
         let under_way = state.under_way().any(|write| write.epoch <= epoch);
-        if open != Open::Closed || serves || under_way {
+        if open != OnDisk::Closed || serves || under_way {
             state.faults.add(Fault::FalseReceipt);
         }
         self.answer(state, Some(request), Reply::Done);
@@ -195,7 +195,7 @@ impl Protocol {
         };
         let open = self.product.disk(state.disk).open;
         let serves = matches!(state.serving, Serving::Open(_) | Serving::Closing(_));
-        if open != Open::Closed || serves || state.under_way().count() > 0 {
+        if open != OnDisk::Closed || serves || state.under_way().count() > 0 {
             state.faults.add(Fault::OpenedOver);
         }
         if epoch > state.opened {

@@ -41,7 +41,7 @@ pub struct Facts {
 
 /// Whether an export is open, as the home's record says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Open {
+pub enum OnDisk {
     /// Nothing is.
     Closed,
     /// This epoch has not ended.
@@ -56,7 +56,7 @@ pub struct DiskFacts {
     /// The highest epoch it took note of.
     pub highest: Number,
     /// What is open.
-    pub open: Open,
+    pub open: OnDisk,
     /// Whether a restore writes the file, or has written half of it.
     pub restoring: bool,
 }
@@ -129,9 +129,9 @@ pub fn disk_facts(record: &Record) -> DiskFacts {
         highest: number(record.highest),
         restoring: record.restoring,
         open: match &record.export {
-            ExportState::Closed => Open::Closed,
-            ExportState::Closing { export, .. } => Open::Closing(number(export.epoch)),
-            ExportState::Open { export } => Open::Open(number(export.epoch), index(&export.node)),
+            ExportState::Closed => OnDisk::Closed,
+            ExportState::Closing { export, .. } => OnDisk::Closing(number(export.epoch)),
+            ExportState::Open { export } => OnDisk::Open(number(export.epoch), index(&export.node)),
         },
     }
 }

@@ -26,7 +26,7 @@ use stateright::{Checker, HasDiscoveries, Model, Property};
 
 use crate::bounds::Bounds;
 use crate::protocol::Protocol;
-use crate::records::Open;
+use crate::records::OnDisk;
 use crate::state::{Action, Fault, Serving, State};
 
 /// A search, to be checked.
@@ -60,11 +60,11 @@ impl Search {
         let open = product.disk(state.disk).open;
         let facts = product.facts(state.record);
         let of_record = match state.serving {
-            Serving::Open(serves) => matches!(open, Open::Open(epoch, _) if epoch == serves),
+            Serving::Open(serves) => matches!(open, OnDisk::Open(epoch, _) if epoch == serves),
             _ => true,
         };
         let of_store = match facts.holder {
-            Some(node) if facts.stage == Stage::Attached => open == Open::Open(facts.epoch, node),
+            Some(node) if facts.stage == Stage::Attached => open == OnDisk::Open(facts.epoch, node),
             _ => true,
         };
         of_record && (of_store || state.put_back > 0)
@@ -80,8 +80,8 @@ impl Search {
             return true;
         }
         let ended = match product.disk(state.disk).open {
-            Open::Closed => true,
-            Open::Closing(of) | Open::Open(of, _) => of >= facts.epoch,
+            OnDisk::Closed => true,
+            OnDisk::Closing(of) | OnDisk::Open(of, _) => of >= facts.epoch,
         };
         ended && state.under_way().all(|write| write.epoch >= facts.epoch)
     }

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use crate::product::{DiskId, Product, RecordId};
-use crate::records::Open;
+use crate::records::OnDisk;
 use crate::wire::{Node, Number, Replies, Reply, Request, Requests};
 
 /// What the home's process serves, as [`Serving`](drover::home) of the product.
@@ -223,7 +223,7 @@ impl State {
         let disk = product.disk(self.disk);
         let (highest, open) = (disk.highest, disk.open);
         // Below the record's epoch, a floor refuses nothing that the record lets in.
-        let closed = open == Open::Closed && self.call == Call::None;
+        let closed = open == OnDisk::Closed && self.call == Call::None;
         if self.floor < highest || (self.floor == highest && closed) {
             self.floor = 0;
         }
@@ -233,10 +233,10 @@ impl State {
         if prune && self.late != Requests::default() {
             self.late.keep(|request| match request {
                 Request::Fence { epoch, .. } => {
-                    epoch > highest || (epoch == highest && open != Open::Closed)
+                    epoch > highest || (epoch == highest && open != OnDisk::Closed)
                 }
                 Request::Export { epoch, node } => {
-                    epoch > highest || open == Open::Open(epoch, node)
+                    epoch > highest || open == OnDisk::Open(epoch, node)
                 }
                 Request::Restore => true,
             });
