@@ -23,8 +23,9 @@
 //! ```
 //!
 //! It refuses: to format what was ever written or cannot be read ([`device`]),
-//! to unmount what is not the volume's, and to cut off a live holder before its
-//! deadline while the volume is this node's.
+//! to unmount what is not the volume's, to cut off a live holder before its
+//! deadline while the volume is this node's, and to use a disk whose gate is
+//! closed ([`gate`]).
 
 mod child;
 mod child_calls;
@@ -32,6 +33,7 @@ mod child_ops;
 mod device;
 mod fabric;
 mod fabrics;
+mod gate;
 mod iscsi;
 mod metrics;
 mod mountinfo;
@@ -70,7 +72,7 @@ pub use open_iscsi::OpenIscsi;
 pub use sysfs::Roots;
 
 use crate::attach::ports::{
-    Attachment, Control, ControlError, Disk, HostIdentity, NodeError, Note, Witness,
+    Attachment, Control, ControlError, Disk, HostIdentity, NodeError, NodeGate, Note, Witness,
 };
 use crate::ids::{Epoch, NodeId, VolumeId};
 use child_ops::Op;
@@ -117,6 +119,7 @@ pub struct Initiator {
     devices: Devices,
     control: Arc<dyn Control>,
     witness: Arc<dyn Witness>,
+    gate: Arc<dyn NodeGate>,
     metrics: Metrics,
     turns: Mutex<HashMap<VolumeId, Arc<tokio::sync::Mutex<()>>>>,
     refused_since: Mutex<HashMap<(VolumeId, Epoch), Instant>>,
@@ -141,6 +144,7 @@ impl Initiator {
         children: Children,
         control: Arc<dyn Control>,
         witness: Arc<dyn Witness>,
+        gate: Arc<dyn NodeGate>,
     ) -> Arc<Self> {
         let devices = Devices {
             children,
@@ -152,6 +156,7 @@ impl Initiator {
             devices,
             control,
             witness,
+            gate,
             metrics: Metrics::new(),
             turns: Mutex::default(),
             refused_since: Mutex::default(),
@@ -164,6 +169,7 @@ impl Initiator {
         host: HostIdentity,
         control: Arc<dyn Control>,
         witness: Arc<dyn Witness>,
+        gate: Arc<dyn NodeGate>,
     ) -> Arc<Self> {
         let children = Children::of_this_binary();
         let deadlines = FabricDeadlines::default();
@@ -172,7 +178,7 @@ impl Initiator {
             nvme: Nvme::new(roots.clone(), host.clone(), children.clone(), deadlines),
             iscsi: Iscsi::new(roots, host, children.clone(), OpenIscsi::of_this_host()),
         };
-        Self::new(settings, Arc::new(fabric), children, control, witness)
+        Self::new(settings, Arc::new(fabric), children, control, witness, gate)
     }
 
     /// The exports that this node's kernel is connected to now, for the
@@ -370,6 +376,10 @@ fn resolve(path: &Path) -> Result<Option<PathBuf>, NodeError> {
 #[cfg(test)]
 #[path = "bench_tests.rs"]
 mod bench;
+
+#[cfg(test)]
+#[path = "gate_tests.rs"]
+mod gate_when;
 
 #[cfg(test)]
 #[path = "life_tests.rs"]
