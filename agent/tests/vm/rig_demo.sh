@@ -1,6 +1,6 @@
 #!/bin/bash
 # The story of `cargo xtask demo`, with every claim checked.
-# timeout: 900
+# timeout: 1500
 set -u
 scratch=/dev/shm/rig-demo
 "$DROVER_BUILD/rig" demo --drover "$DROVER" --scratch "$scratch" --json
