@@ -16,7 +16,7 @@ other_id=00000000-0000-4000-8000-00000000000b
 writer=
 
 group() { echo +io > /sys/fs/cgroup/cgroup.subtree_control && mkdir -p $slow; }
-may_write() { # BYTES_PER_SECOND: so much of what the group has written goes on
+may_write() { # BYTES_PER_SECOND, more than 1: so much of what the group has written goes on
     echo "$(lsblk -no MAJ:MIN "$(findmnt -no SOURCE "$work/pool")" | tr -d ' ') wbps=$1" > $slow/io.max
 }
 block() { dd "$@" bs=4k count=1 status=none; }
@@ -28,7 +28,7 @@ write_block() { block if="$work/$1" of="/dev/$2" seek=100 oflag=direct conv=fsyn
 # killed [more arguments of the heir]: the first target is killed with a write in
 # the kernel's hands, and its successor started
 killed() {
-    write_block base "$(disk $old)" && on_disk base && may_write 1 || return
+    write_block base "$(disk $old)" && on_disk base && may_write 2 || return
     echo "${pids[nvme]}" > $slow/cgroup.procs
     write_block older "$(disk $old)" &
     writer=$!

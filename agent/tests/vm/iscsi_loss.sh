@@ -92,9 +92,9 @@ kill -CONT "${pids[iscsi]}"
 succeeds > /dev/null
 sum=$(sha256sum < "$volume")
 tell iscsi fence
-check "fence" heard iscsi 60 "^fenced .*known=true"
 writes
 check "fence: a write fails at once" fails 20
+check "fence: so the initiator knows the end" heard iscsi 60 "^fenced .*known=true"
 check "fence: nothing was written" is "$(sha256sum < "$volume")" "$sum"
 check "fence: what is left is logged out by its name" logout $iqn
 refused "fence: the session has gone" session $iqn

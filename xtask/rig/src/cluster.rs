@@ -268,6 +268,18 @@ impl Cluster {
         checked(&format!("drover {}", words.join(" ")), output)
     }
 
+    /// A new backup repository, made by stock restic, which fits the cost of its
+    /// key to the machine; the key that drover makes costs each process that
+    /// opens it ten seconds and more of an emulated one.
+    ///
+    /// # Errors
+    /// When restic fails, with its words.
+    pub fn repository(&self) -> anyhow::Result<PathBuf> {
+        let path = self.path("repository");
+        self.restic(&path, ["init"])?;
+        Ok(path)
+    }
+
     /// Runs stock restic on a repository.
     ///
     /// # Errors

@@ -86,7 +86,7 @@ async fn story(cluster: &mut Cluster) -> anyhow::Result<Value> {
     verdicts.insert("pod writes", expect_verdict(cluster, &on_a.volume, "live")?);
     let text = format!("the pod writes, syncs and checks {DATA_MIB} MiB: verdict live");
     line.note("a", &text);
-    let repository = cluster.path("repository");
+    let repository = cluster.repository()?;
     let ticket = start_backup(cluster, &on_a.volume, &repository)?;
     let text = format!("drover's own backup begins, to a repository at {SLOW_KIB} KiB/s");
     line.note("a", &text);

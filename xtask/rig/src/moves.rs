@@ -43,7 +43,7 @@ pub async fn tell(place: &Place, moves: u32, seed: Option<u64>) -> anyhow::Resul
         },
         snapshots: Vec::new(),
         backups: Vec::new(),
-        repository: cluster.path("repository"),
+        repository: cluster.repository()?,
     };
     let told = tour.travel(&mut cluster, moves, &line).await;
     told.map_err(|error| {

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
@@ -75,7 +75,7 @@ pub fn command(arguments: &Arguments) -> Result<ExitCode> {
         bail!("no figure's name contains {}", arguments.only.join(" or "));
     }
     setup::run()?;
-    let folder = programs()?;
+    let folder = build::programs(true)?;
     let mut bench = Bench::new(arguments, &folder)?;
     for medium in [Medium::Memory, Medium::Disk] {
         let rows: Vec<&Row> = rows
@@ -99,26 +99,6 @@ pub fn command(arguments: &Arguments) -> Result<ExitCode> {
         bench.note(measured.context("drover and nvmet in a VM"));
     }
     bench.end()
-}
-
-/// Builds drover's examples and the load generator, with optimisation.
-fn programs() -> Result<PathBuf> {
-    let arguments = [
-        "build",
-        "--release",
-        "-p",
-        "drover",
-        "-p",
-        "load",
-        "--bin",
-        "load",
-        "--example",
-        "nvme_target",
-        "--example",
-        "iscsi_target",
-    ];
-    build::cargo_step("build drover and the load generator (release)", &arguments)?;
-    Ok(places::target()?.join("release"))
 }
 
 struct Bench<'a> {
