@@ -100,8 +100,9 @@ impl BlockDevice for Careless {
         self.0.deallocate(lba, blocks)
     }
 
+    /// Of reads only: a ring would make durable what is to be.
     fn direct(&self, lba: Lba, length: usize, write: bool) -> Option<Direct> {
-        self.0.direct(lba, length, write)
+        (!write).then(|| self.0.direct(lba, length, write))?
     }
 
     fn in_memory(&self) -> bool {

@@ -3,7 +3,6 @@
 # kernel's hands lands before its successor serves, so that nothing newer is
 # undone by it. The write is held in the block layer by a limit of the first
 # target's cgroup alone (blk-throttle), and let go by lifting that.
-# asked: it has not been seen to pass in a VM yet
 # kernels: 6.1 6.12
 # timeout: 400
 source "${BASH_SOURCE%/*}/shared.bash"

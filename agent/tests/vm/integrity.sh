@@ -2,7 +2,6 @@
 # What is written is what is read: fio with verify in random sizes, direct and
 # through the page cache, both protocols, digests and queues; file systems;
 # space that is given back; growth; disks that come and go.
-# asked: it has not been seen to pass in a VM yet
 # kernels: 6.1 6.12
 # timeout: 3600
 source "${BASH_SOURCE%/*}/shared.bash"
@@ -39,10 +38,13 @@ keeps_zeroes() {
     "$@" && zeroes "$device" 160 8
 }
 space() { # PROTOCOL
+    local punched=gives_back
+    # Linux before 6.2 cannot say over NVMe that a hole is meant (DEAC).
+    case $1,$kernel in nvme,6.1.*) punched=keeps_zeroes ;; esac
     check "$1: blkdiscard reads as zeroes and gives the space back" \
         gives_back blkdiscard -o $((160 << 20)) -l $((8 << 20)) "$device"
-    check "$1: fallocate -p reads as zeroes and gives the space back" \
-        gives_back fallocate -p -o $((160 << 20)) -l $((8 << 20)) "$device"
+    check "$1: fallocate -p: $punched" \
+        $punched fallocate -p -o $((160 << 20)) -l $((8 << 20)) "$device"
     check "$1: blkdiscard -z reads as zeroes" \
         keeps_zeroes blkdiscard -z -o $((160 << 20)) -l $((8 << 20)) "$device"
     check "$1: fallocate -z reads as zeroes" \

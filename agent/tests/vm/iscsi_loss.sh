@@ -1,7 +1,6 @@
 #!/bin/bash
 # How open-iscsi takes the loss of its target and each kind of refusal, row by
 # row: drover relies on it.
-# asked: it has not been seen to pass in a VM yet
 # kernels: 6.1 6.12
 # timeout: 600
 source "${BASH_SOURCE%/*}/shared.bash"

@@ -2,7 +2,6 @@
 # sg3_utils and iscsiadm against the target: inquiry and all its pages, capacity,
 # mode pages, opcodes, LUNs, persistent reservations of all types, resets, and
 # the block commands, each answer looked at for its meaning.
-# asked: it has not been seen to pass in a VM yet
 # kernels: 6.1 6.12
 # timeout: 400
 source "${BASH_SOURCE%/*}/shared.bash"

@@ -3,7 +3,6 @@
 # is dirty can be written only through the target, which must go on without any.
 # Over NVMe/TCP with the real agent, over iSCSI with the example target that
 # stays in memory as an agent does.
-# asked: it has not been seen to pass in a VM yet
 # kernels: 6.1 6.12
 # timeout: 900
 source "${BASH_SOURCE%/*}/shared.bash"

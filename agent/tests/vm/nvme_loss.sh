@@ -1,7 +1,6 @@
 #!/bin/bash
 # How Linux takes the loss of its NVMe/TCP target and each kind of refusal, row by
 # row: drover relies on it. The fence's own rows are in nvme_target.sh.
-# asked: it has not been seen to pass in a VM yet
 # kernels: 6.1 6.12
 # timeout: 600
 source "${BASH_SOURCE%/*}/shared.bash"

@@ -1,7 +1,6 @@
 #!/bin/bash
 # nvme-cli against the target: every log page, feature, reservation and I/O
 # command, each answer looked at for its meaning.
-# asked: it has not been seen to pass in a VM yet
 # kernels: 6.1 6.12
 # timeout: 400
 source "${BASH_SOURCE%/*}/shared.bash"

@@ -2,7 +2,6 @@
 # The power fails: dm-log-writes below the pool's XFS keeps what is durable and
 # when; at the boundaries of that log the pool and the volume's file system are
 # mounted again, checked, and must have all that had been fsynced by then.
-# asked: it has not been seen to pass in a VM yet
 # kernels: 6.1 6.12
 # timeout: 3600
 # Of each story some boundaries are looked at, all steps among them; with
