@@ -1,9 +1,9 @@
 //! `cargo xtask test`: everything that is tested, in one go; what CI runs.
 //!
 //! Checks of the text first (format, clippy, manifests), then all tests on this
-//! machine's own kernel, then one VM a kernel for what this machine's kernel
-//! lacks. A failure never keeps the rest from running. The last line sums up:
-//! "N passed, N failed".
+//! machine's own kernel, then the fuzz targets for a moment each, then one VM a
+//! kernel for what this machine's kernel lacks. A failure never keeps the rest
+//! from running. The last line sums up: "N passed, N failed".
 
 mod boot;
 mod stages;
@@ -17,12 +17,16 @@ use std::time::{Duration, Instant, SystemTime};
 use anyhow::{Context, Result};
 
 use crate::vm::Kernel;
-use crate::{build, deploy, lint, places, process, say, setup, suite};
+use crate::{build, deploy, fuzz, lint, places, process, say, setup, suite};
 use stages::Program;
 use tally::Tally;
 
 /// All tests on the machine, without their compilation.
 const MACHINE: Duration = Duration::from_secs(1800);
+/// How long each target is fuzzed: all of them take two minutes.
+const FUZZ_SECONDS: u64 = 30;
+/// Targets that are fuzzed at a time.
+const FUZZ_JOBS: u8 = 2;
 
 /// Which of the tests to run; all, when nothing is said.
 #[derive(clap::Args)]
@@ -123,7 +127,20 @@ fn machine(tally: &mut Tally) -> Result<()> {
     }
     tally.libtest("cargo test --workspace", &text, success);
     tally.check("iscsi-test-cu", suite::libiscsi::check());
+    fuzzing(tally);
     Ok(())
+}
+
+fn fuzzing(tally: &mut Tally) {
+    say::title("Fuzzing");
+    match fuzz::run(FUZZ_SECONDS, FUZZ_JOBS, &[]) {
+        Ok(outcomes) => {
+            for (name, outcome) in outcomes {
+                tally.check(&format!("fuzz {name}"), outcome.map(drop));
+            }
+        }
+        Err(failure) => tally.check("build the fuzz targets", Err(failure)),
+    }
 }
 
 fn vms(arguments: &Arguments, tally: &mut Tally) -> Result<()> {
