@@ -1,5 +1,6 @@
 #!/bin/bash
 # drover's initiator against the kernel's own NVMe/TCP target.
+# kernels: 6.1 6.12
 # timeout: 600
 set -eu
 for module in configfs nvmet nvmet-tcp nvme-tcp loop ext4 xfs; do modprobe "$module"; done

@@ -1,6 +1,7 @@
 #!/bin/bash
 # drover's initiator over iSCSI, against drover's own target, which is killed
 # ten times under I/O.
+# kernels: 6.1 6.12
 # timeout: 900
 set -u
 . "$(dirname "$0")/lib/iscsid.sh"

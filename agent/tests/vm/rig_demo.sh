@@ -1,6 +1,7 @@
 #!/bin/bash
 # The story of `cargo xtask demo`, with every claim checked.
-# timeout: 1500
+# kernels: 6.1 6.12
+# timeout: 600
 set -u
 scratch=/dev/shm/rig-demo
 "$DROVER_BUILD/rig" demo --drover "$DROVER" --scratch "$scratch" --json

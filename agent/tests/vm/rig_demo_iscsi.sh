@@ -1,6 +1,6 @@
 #!/bin/bash
 # The story of `cargo xtask demo` over iSCSI, with every claim checked.
-# asked: it takes eight minutes and more when emulated, and was not seen to its end yet
+# kernels: 6.1 6.12
 # timeout: 900
 set -u
 . "$(dirname "$0")/lib/iscsid.sh"

@@ -1,6 +1,5 @@
 #!/bin/bash
 # Regular moves over iSCSI, with the same things thrown in as over NVMe/TCP.
-# asked: it takes eight minutes and more when emulated, and was not seen to its end yet
 # timeout: 900
 set -u
 . "$(dirname "$0")/lib/iscsid.sh"
