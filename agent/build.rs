@@ -1,4 +1,4 @@
-//! Compiles the protocol files, and the eBPF programs to an object with BTF
+//! Compiles the protocol files, and the eBPF programs to two objects with BTF
 //! that the binary embeds.
 //!
 //! The programs need a rustc with its own source tree and the bpf-linker that
@@ -43,8 +43,7 @@ fn programs() -> Result<(), Box<dyn Error>> {
             "build",
             "--release",
             "--locked",
-            "--bin",
-            "drover-ebpf",
+            "--bins",
             "--features",
             "programs",
         ])
@@ -76,10 +75,12 @@ fn programs() -> Result<(), Box<dyn Error>> {
         )
         .into());
     }
-    std::fs::copy(
-        target.join("bpfel-unknown-none/release/drover-ebpf"),
-        out.join("drover-ebpf.o"),
-    )?;
+    for object in ["drover-ebpf", "drover-gates"] {
+        std::fs::copy(
+            target.join("bpfel-unknown-none/release").join(object),
+            out.join(format!("{object}.o")),
+        )?;
+    }
     Ok(())
 }
 

@@ -1,7 +1,8 @@
 //! Reads of the running kernel's structures, at the offsets the agent found.
 
-use aya_ebpf::helpers::bpf_probe_read_kernel;
 use drover_ebpf::Offsets;
+
+pub use crate::object::Object;
 
 /// Filled in by the agent before the programs are loaded.
 #[unsafe(no_mangle)]
@@ -22,26 +23,6 @@ pub fn offset(entry: usize) -> usize {
     let table = (&raw const OFFSETS).cast::<u8>();
     // SAFETY: `at!` names a field of OFFSETS, all of which are aligned u32.
     (unsafe { table.add(entry).cast::<u32>().read_volatile() }) as usize
-}
-
-/// A kernel structure, by address. May be stale or wrong: reads are checked.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub struct Object(pub *const u8);
-
-impl Object {
-    /// Reads a field at `offset` bytes.
-    #[inline(always)]
-    pub fn read<T: Copy>(self, offset: usize) -> Option<T> {
-        // SAFETY: bpf_probe_read_kernel refuses addresses that cannot be read.
-        unsafe { bpf_probe_read_kernel(self.0.wrapping_add(offset).cast::<T>()) }.ok()
-    }
-
-    /// Follows a pointer at `offset` bytes; none when it is null.
-    #[inline(always)]
-    pub fn follow(self, offset: usize) -> Option<Object> {
-        let to: *const u8 = self.read(offset)?;
-        if to.is_null() { None } else { Some(Object(to)) }
-    }
 }
 
 /// The sequence number of a gendisk.

@@ -147,14 +147,13 @@ pub const FMODE_WRITE: u32 = 0x2;
 pub const FMODE_PATH: u32 = 0x4000;
 
 macro_rules! offsets {
-    ($($(#[$doc:meta])* $field:ident,)*) => {
-        /// Where the running kernel keeps what the programs read, in bytes
-        /// from the beginning of each structure.
+    ($(#[$about:meta])* $name:ident { $($(#[$doc:meta])* $field:ident,)* }) => {
+        $(#[$about])*
         #[repr(C)]
         #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-        pub struct Offsets { $($(#[$doc])* pub $field: u32,)* }
+        pub struct $name { $($(#[$doc])* pub $field: u32,)* }
 
-        impl Offsets {
+        impl $name {
             /// What the object is compiled with, before the agent puts in its own.
             pub const UNKNOWN: Self = Self { $($field: 0,)* };
 
@@ -165,72 +164,77 @@ macro_rules! offsets {
         }
     };
 }
+pub mod gate;
 
 offsets! {
-    /// `bio.bi_bdev`
-    bio_bdev,
-    /// `bio.bi_opf`
-    bio_opf,
-    /// `bio.bi_iter.bi_size`
-    bio_size,
-    /// `block_device.bd_disk`
-    bdev_disk,
-    /// `block_device.bd_openers`
-    bdev_openers,
-    /// `block_device.bd_dev`
-    bdev_dev,
-    /// `block_device.bd_device.kobj`
-    bdev_kobject,
-    /// `gendisk.diskseq`
-    disk_seq,
-    /// `request.q`
-    rq_queue,
-    /// `request.cmd_flags`
-    rq_flags,
-    /// `request.start_time_ns`
-    rq_start,
-    /// `request.__data_len`
-    rq_len,
-    /// `request_queue.disk`
-    queue_disk,
-    /// `task_struct.tgid`
-    task_tgid,
-    /// `task_struct.group_leader`
-    task_leader,
-    /// `task_struct.start_boottime`
-    task_start,
-    /// `task_struct.comm`
-    task_comm,
-    /// `task_struct.cgroups`
-    task_cgroups,
-    /// `css_set.dfl_cgrp`, or the element of `css_set.subsys` for the chosen controller
-    css_set_slot,
-    /// 1 where `css_set_slot` holds a `cgroup_subsys_state`, 0 where it holds a `cgroup`
-    through_subsys,
-    /// `cgroup_subsys_state.cgroup`
-    css_cgroup,
-    /// `cgroup.kn`
-    cgroup_node,
-    /// `kernfs_node.id`
-    node_id,
-    /// `kernfs_node.priv`
-    node_private,
-    /// `file.f_mode`
-    file_mode,
-    /// `file.f_mapping`
-    file_mapping,
-    /// `address_space.host`
-    mapping_host,
-    /// `inode.i_sb`
-    inode_sb,
-    /// `inode.i_private`
-    inode_private,
-    /// `super_block.s_magic`
-    sb_magic,
-    /// `super_block.s_bdev`
-    sb_bdev,
-    /// `bdev_inode.vfs_inode` less `bdev_inode.bdev`
-    inode_from_bdev,
-    /// `vm_area_struct.vm_file`
-    vma_file,
+    /// Where the running kernel keeps what the programs read, in bytes
+    /// from the beginning of each structure.
+    Offsets {
+        /// `bio.bi_bdev`
+        bio_bdev,
+        /// `bio.bi_opf`
+        bio_opf,
+        /// `bio.bi_iter.bi_size`
+        bio_size,
+        /// `block_device.bd_disk`
+        bdev_disk,
+        /// `block_device.bd_openers`
+        bdev_openers,
+        /// `block_device.bd_dev`
+        bdev_dev,
+        /// `block_device.bd_device.kobj`
+        bdev_kobject,
+        /// `gendisk.diskseq`
+        disk_seq,
+        /// `request.q`
+        rq_queue,
+        /// `request.cmd_flags`
+        rq_flags,
+        /// `request.start_time_ns`
+        rq_start,
+        /// `request.__data_len`
+        rq_len,
+        /// `request_queue.disk`
+        queue_disk,
+        /// `task_struct.tgid`
+        task_tgid,
+        /// `task_struct.group_leader`
+        task_leader,
+        /// `task_struct.start_boottime`
+        task_start,
+        /// `task_struct.comm`
+        task_comm,
+        /// `task_struct.cgroups`
+        task_cgroups,
+        /// `css_set.dfl_cgrp`, or the element of `css_set.subsys` for the chosen controller
+        css_set_slot,
+        /// 1 where `css_set_slot` holds a `cgroup_subsys_state`, 0 where it holds a `cgroup`
+        through_subsys,
+        /// `cgroup_subsys_state.cgroup`
+        css_cgroup,
+        /// `cgroup.kn`
+        cgroup_node,
+        /// `kernfs_node.id`
+        node_id,
+        /// `kernfs_node.priv`
+        node_private,
+        /// `file.f_mode`
+        file_mode,
+        /// `file.f_mapping`
+        file_mapping,
+        /// `address_space.host`
+        mapping_host,
+        /// `inode.i_sb`
+        inode_sb,
+        /// `inode.i_private`
+        inode_private,
+        /// `super_block.s_magic`
+        sb_magic,
+        /// `super_block.s_bdev`
+        sb_bdev,
+        /// `bdev_inode.vfs_inode` less `bdev_inode.bdev`
+        inode_from_bdev,
+        /// `vm_area_struct.vm_file`
+        vma_file,
+    }
 }

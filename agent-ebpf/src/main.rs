@@ -8,6 +8,7 @@
 mod holders;
 mod io;
 mod kernel;
+mod object;
 
 #[panic_handler]
 fn panic(_info: &core::panic::PanicInfo) -> ! {

@@ -5,7 +5,7 @@
 //! [`store`]; at the volume's [`home`] the old [`export`] is fenced through its
 //! [`block::gate`], recorded in the [`pool`], and a new one opened; on the
 //! workload's node [`initiator`] connects, judges by [`evidence`] who holds a
-//! device, and mounts. [`backup`] streams read snapshots meanwhile. [`rpc`]
+//! device, shuts it by [`fence`] when its epoch has ended, and mounts. [`backup`] streams read snapshots meanwhile. [`rpc`]
 //! carries calls between the processes; [`metrics`] tells what happened.
 
 pub mod attach;
@@ -19,6 +19,7 @@ pub mod daemon;
 pub mod doors;
 pub mod evidence;
 pub mod export;
+pub mod fence;
 pub mod home;
 pub mod ids;
 pub mod initiator;

@@ -15,8 +15,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::ids::{Bytes, Diskseq, Epoch, NodeId, SnapshotId, TicketId, VolumeId};
 
+mod gate;
 mod reach;
 
+pub use gate::{GateLayer, GateReport, NodeGate};
 pub use reach::{Chap, Credentials, HostIdentity, NAME_MAX, Protocol, Target, is_iqn};
 
 /// Let `host` of `node` use the volume from `epoch` on.
@@ -234,6 +236,13 @@ pub enum NodeAnswer {
     Held(String),
     /// It did not answer; the text says what was tried.
     Silent(String),
+    /// It had the volume attached, and shut it.
+    Shut {
+        /// What was shut there, and how fast.
+        gate: GateReport,
+        /// What still holds the (dead) device, if anything does.
+        held: Option<String>,
+    },
 }
 
 /// The workload node's side, as the controller sees it. Best effort: no receipt depends on it.

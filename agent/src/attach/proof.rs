@@ -163,6 +163,16 @@ impl Receipt {
             Some(NodeAnswer::Clean) => "the old node is clean".to_owned(),
             Some(NodeAnswer::Held(by)) => format!("on the old node {by} holds the dead device"),
             Some(NodeAnswer::Silent(why)) => format!("the old node was silent ({why})"),
+            Some(NodeAnswer::Shut { gate, held: None }) => {
+                format!("the old node shut {} and is clean", gate.describe())
+            }
+            Some(NodeAnswer::Shut {
+                gate,
+                held: Some(by),
+            }) => format!(
+                "the old node shut {}; {by} holds the dead device",
+                gate.describe()
+            ),
         };
         Note {
             time: self.time,
@@ -248,7 +258,7 @@ impl Grant {
 mod tests {
     use uuid::Uuid;
 
-    use super::super::ports::{HostIdentity, Protocol};
+    use super::super::ports::{GateLayer, GateReport, HostIdentity, Protocol};
     use super::*;
 
     fn asked(epoch: u64) -> FenceRequest {
@@ -320,6 +330,23 @@ mod tests {
         }
         assert!(Grant::new(&Cleared::First, request("v", 1)).is_ok());
         assert!(Grant::new(&Cleared::First, request("v", 2)).is_err());
+    }
+
+    #[test]
+    fn a_receipt_says_what_the_old_node_shut() {
+        let gate = GateReport {
+            layers: vec![GateLayer::Files, GateLayer::Opens, GateLayer::Removal],
+            shut_in: Duration::from_micros(80),
+            took: Duration::from_millis(12),
+        };
+        let held = None;
+        let receipt = receipt(4).with_answer(NodeAnswer::Shut { gate, held });
+        let text = serde_json::to_string(&receipt).unwrap();
+        assert_eq!(serde_json::from_str::<Receipt>(&text).unwrap(), receipt);
+        let note = receipt.to_note();
+        let said = "the old node shut its gate (files, opens, removal) in 12ms, the eBPF part of it in 80µs and is clean";
+        assert!(note.text.contains(said), "{}", note.text);
+        assert_eq!(note.detail["answer"]["shut"]["gate"]["shut_in"], 80);
     }
 
     #[test]

@@ -25,6 +25,8 @@ pub enum BtfError {
 const STRUCT: u32 = 4;
 const UNION: u32 = 5;
 const ENUM: u32 = 6;
+const FUNC: u32 = 12;
+const FUNC_PROTO: u32 = 13;
 const ENUM64: u32 = 19;
 /// Kinds whose only content is the type they refer to: typedef, volatile, const, restrict, type tag.
 const TRANSPARENT: [u32; 5] = [8, 9, 10, 11, 18];
@@ -104,7 +106,7 @@ impl<'a> Types<'a> {
                     1 | 14 | 17 => 4,
                     3 => 12,
                     STRUCT | UNION | 15 | ENUM64 => 12 * kind.records(),
-                    ENUM | 13 => 8 * kind.records(),
+                    ENUM | FUNC_PROTO => 8 * kind.records(),
                     2 | 7..=12 | 16 | 18 => 0,
                     _ => {
                         let what = "a kind of type that drover does not know";
@@ -187,6 +189,17 @@ impl<'a> Types<'a> {
         Err(BtfError::Missing(format!("struct {structure}.{path}")))
     }
 
+    /// How many parameters a function has; none: the kernel has no such function.
+    pub fn parameters(&self, function: &str) -> Option<usize> {
+        let is_it =
+            |kind: &&Kind| kind.kind() == FUNC && self.string(kind.name) == function.as_bytes();
+        let found = self.types.iter().find(is_it)?;
+        let prototype = self
+            .types
+            .get(found.size_or_type.checked_sub(1)? as usize)?;
+        (prototype.kind() == FUNC_PROTO).then(|| prototype.records())
+    }
+
     /// The value of an enumerator, whatever its enumeration.
     pub fn enumerator(&self, name: &str) -> Result<u32, BtfError> {
         for kind in &self.types {
@@ -235,6 +248,14 @@ mod tests {
             "the kernel's BTF has no struct bio.bi_nothing"
         );
         assert!(types.enumerator("no_such_cgrp_id").is_err());
+        assert_eq!(types.parameters("no_such_function"), None);
+    }
+
+    #[test]
+    fn parameters_of_a_function_are_counted() {
+        let bytes = kernel();
+        let types = Types::parse(&bytes).unwrap();
+        assert_eq!(types.parameters("vfs_read"), Some(4));
     }
 
     #[test]

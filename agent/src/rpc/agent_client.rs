@@ -226,8 +226,12 @@ impl Node for AgentClient {
             epoch: epoch.0,
         };
         match self.workload().release(within(CALL, request)).await {
-            Ok(answer) if answer.get_ref().clean => NodeAnswer::Clean,
-            Ok(answer) => NodeAnswer::Held(answer.into_inner().held_by),
+            Ok(answer) => answer
+                .into_inner()
+                .try_into()
+                .unwrap_or_else(|malformed: Malformed| {
+                    NodeAnswer::Silent(format!("its answer: {malformed}"))
+                }),
             Err(status) => NodeAnswer::Silent(format!(
                 "agent of {} at {}: {}: {}",
                 self.node,

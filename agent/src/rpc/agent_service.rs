@@ -411,11 +411,8 @@ impl<W: Workload> pb::node_server::Node for NodeService<W> {
     async fn release(&self, request: Request<pb::ReleaseRequest>) -> Answer<pb::ReleaseAnswer> {
         let request = request.into_inner();
         let volume = text("volume", &request.volume)?;
-        let (clean, held_by) = match self.workload.release(&volume, Epoch(request.epoch)).await {
-            NodeAnswer::Clean => (true, String::new()),
-            NodeAnswer::Held(what) | NodeAnswer::Silent(what) => (false, what),
-        };
-        Ok(Response::new(pb::ReleaseAnswer { clean, held_by }))
+        let answer = self.workload.release(&volume, Epoch(request.epoch)).await;
+        Ok(Response::new(answer.into()))
     }
 
     async fn interrupt(

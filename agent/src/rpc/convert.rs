@@ -9,9 +9,9 @@ use tonic::Status;
 
 use super::pb;
 use crate::attach::ports::{
-    Attachment, Chap, Content, Credentials, ExportRequest, Exported, FenceRequest, Holder,
-    HostIdentity, Judgement, NAME_MAX, Note, Protocol, SettledBy, Settlement, SnapshotInfo, Target,
-    Verdict, is_iqn,
+    Attachment, Chap, Content, Credentials, ExportRequest, Exported, FenceRequest, GateLayer,
+    GateReport, Holder, HostIdentity, Judgement, NAME_MAX, NodeAnswer, Note, Protocol, SettledBy,
+    Settlement, SnapshotInfo, Target, Verdict, is_iqn,
 };
 use crate::attach::record::{
     NodeRecord, Registration, SnapshotRecord, Ticket, TicketKind, VolumeView,
@@ -314,6 +314,45 @@ impl TryFrom<pb::FenceRequest> for FenceRequest {
             epoch: Epoch(request.epoch),
             granted: request.granted,
         })
+    }
+}
+
+impl From<NodeAnswer> for pb::ReleaseAnswer {
+    fn from(answer: NodeAnswer) -> Self {
+        let (clean, held_by, gate) = match answer {
+            NodeAnswer::Clean => (true, String::new(), None),
+            NodeAnswer::Held(what) | NodeAnswer::Silent(what) => (false, what, None),
+            NodeAnswer::Shut { gate, held } => {
+                (held.is_none(), held.unwrap_or_default(), Some(gate))
+            }
+        };
+        Self {
+            clean,
+            held_by,
+            gate: gate.map(|gate| pb::ShutGate {
+                layers: gate.layers.iter().map(|l| l.name().to_owned()).collect(),
+                shut_in: Some(span_message(gate.shut_in)),
+                took: Some(span_message(gate.took)),
+            }),
+        }
+    }
+}
+
+impl TryFrom<pb::ReleaseAnswer> for NodeAnswer {
+    type Error = Malformed;
+    fn try_from(message: pb::ReleaseAnswer) -> Result<Self, Malformed> {
+        let held = (!message.clean).then_some(message.held_by);
+        let Some(gate) = message.gate else {
+            return Ok(held.map_or(Self::Clean, Self::Held));
+        };
+        // A layer that only a newer node knows is left out.
+        let layers = gate.layers.iter().filter_map(|name| GateLayer::named(name));
+        let gate = GateReport {
+            layers: layers.collect(),
+            shut_in: span("gate.shut_in", gate.shut_in)?,
+            took: span("gate.took", gate.took)?,
+        };
+        Ok(Self::Shut { gate, held })
     }
 }
 

@@ -20,6 +20,29 @@ fn a_settlement_comes_back_as_itself() {
 }
 
 #[test]
+fn what_the_old_node_answered_comes_back_as_itself() {
+    let gate = GateReport {
+        layers: vec![GateLayer::Files, GateLayer::Removal],
+        shut_in: Duration::from_micros(80),
+        took: Duration::from_millis(400),
+    };
+    let held = NodeAnswer::Shut {
+        gate: gate.clone(),
+        held: Some("a mount".to_owned()),
+    };
+    let shut = NodeAnswer::Shut { gate, held: None };
+    let still = NodeAnswer::Held("a mount".to_owned());
+    for answer in [NodeAnswer::Clean, still, shut.clone(), held] {
+        let message = pb::ReleaseAnswer::from(answer.clone());
+        assert_eq!(NodeAnswer::try_from(message).unwrap(), answer);
+    }
+    let mut message = pb::ReleaseAnswer::from(shut.clone());
+    let layers = &mut message.gate.as_mut().unwrap().layers;
+    layers.push("of a newer node".to_owned());
+    assert_eq!(NodeAnswer::try_from(message).unwrap(), shut);
+}
+
+#[test]
 fn a_bad_field_is_named() {
     let request = pb::ExportRequest {
         volume: "../x".into(),
