@@ -21,6 +21,7 @@ use crate::block::file::FileDevice;
 use crate::csi;
 use crate::evidence::{Evidence, EvidenceConfig};
 use crate::export::{self, Exports};
+use crate::fence::Gates;
 use crate::home::{Home, HomeConfig};
 use crate::initiator::{Initiator, Settings};
 use crate::pool::{Pool, PoolConfig};
@@ -44,6 +45,11 @@ pub(super) async fn start(process: &mut Process) -> anyhow::Result<Arc<dyn Stagi
     let evidence = evidence(config.progress_window).await;
     evidence.register_metrics(&mut process.registry);
     let program = std::env::current_exe().context("find drover's own binary")?;
+    let node = config.node.clone();
+    let gates = tokio::task::spawn_blocking(move || Gates::start(&node))
+        .await
+        .context("load the gates")?;
+    gates.register_metrics(&mut process.registry);
     let streams = Streams::new(program);
     streams.register_metrics(&mut process.registry);
 
@@ -54,11 +60,21 @@ pub(super) async fn start(process: &mut Process) -> anyhow::Result<Arc<dyn Stagi
         host.clone(),
         Arc::new(control.clone()),
         evidence.clone(),
+        gates,
     );
     initiator.register_metrics(&mut process.registry);
     if let Err(error) = initiator.adopt() {
         tracing::error!(%error, "what the kernel has attached cannot be listed");
     }
+    let (shut, mut stop) = (Arc::clone(&initiator), process.stop.clone());
+    process.tasks.spawn(async move {
+        tokio::select! {
+            // The end of a task is the end of the process.
+            () = async { shut.finish_shut().await; std::future::pending().await } => {}
+            _ = stop.wait_for(|stop| *stop) => {}
+        }
+        Ok(())
+    });
     let keeper = Keeper::open(config.state_dir.join("streams"), Arc::clone(&streams)).await?;
     let workload = Arc::new(Workload::new(
         config.node.clone(),

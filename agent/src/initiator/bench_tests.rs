@@ -14,8 +14,8 @@ use uuid::Uuid;
 use super::child::tests::children;
 use super::*;
 use crate::attach::ports::{
-    Access, Disk, Exported, FsType, Holder, Judgement, Protocol, PublishRequest, StageRequest,
-    Staging, Target, Verdict,
+    Access, Disk, Exported, FsType, GateLayer, Holder, Judgement, Protocol, PublishRequest,
+    StageRequest, Staging, Target, Verdict,
 };
 use crate::ids::{Bytes, Diskseq};
 
@@ -139,11 +139,37 @@ impl Witness for Eye {
     }
 }
 
+/// Gates that only remember what was closed.
+#[derive(Default)]
+pub(super) struct Shut(pub(super) Mutex<Vec<(Disk, Epoch)>>);
+
+impl NodeGate for Shut {
+    fn close(&self, disk: &Disk, _: &VolumeId, epoch: Epoch) -> Result<Vec<GateLayer>, NodeError> {
+        let mut closed = self.0.lock().unwrap();
+        if !closed.iter().any(|(known, _)| known == disk) {
+            closed.push((disk.clone(), epoch));
+        }
+        Ok(vec![GateLayer::Files, GateLayer::Opens])
+    }
+    fn is_closed(&self, disk: &Disk) -> bool {
+        self.0
+            .lock()
+            .unwrap()
+            .iter()
+            .any(|(known, _)| known == disk)
+    }
+    fn sweep(&self) {}
+    fn exemptions(&self) -> Option<PathBuf> {
+        None
+    }
+}
+
 pub(super) struct Bench {
     folder: tempfile::TempDir,
     pub(super) fabric: Arc<Loops>,
     pub(super) control: Arc<Controller>,
     pub(super) eye: Arc<Eye>,
+    pub(super) shut: Arc<Shut>,
     pub(super) node: Arc<Initiator>,
     pub(super) volume: VolumeId,
 }
@@ -181,6 +207,7 @@ impl Bench {
             notes: Mutex::default(),
         });
         let eye = Arc::new(Eye(Mutex::new(Verdict::Quiet)));
+        let shut = Arc::new(Shut::default());
         let mut settings = Settings::of("node-a".parse().unwrap());
         settings.device.appear = Duration::from_secs(2);
         let node = Initiator::new(
@@ -189,12 +216,14 @@ impl Bench {
             children(),
             control.clone(),
             eye.clone(),
+            shut.clone(),
         );
         let bench = Self {
             folder,
             fabric,
             control,
             eye,
+            shut,
             node,
             volume,
         };

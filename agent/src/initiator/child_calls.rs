@@ -15,6 +15,7 @@ use nix::sys::statvfs::{FsFlags, statvfs};
 
 use super::child_ops::{Ended, Examination, Failure, Node, Room};
 use super::superblock::{self, FormatMark};
+use crate::fence::shutdown::{self, Shut};
 use crate::ids::{Bytes, VolumeId};
 
 fn failure(call: &str, object: &Path, error: &io::Error) -> Failure {
@@ -319,6 +320,19 @@ pub(super) fn sync_device(device: &Node) -> Result<(), Failure> {
     open_node(device, false, libc::O_EXCL)?
         .sync_all()
         .map_err(|e| failure("fsync", &device.path, &e))
+}
+
+/// Whether a file system was mounted from the device.
+pub(super) fn shut_down(
+    device: &Node,
+    shown: Option<&Path>,
+    exemptions: Option<&Path>,
+) -> Result<bool, Failure> {
+    let failed = |e| failure("shut down the file system on", &device.path, &e);
+    match shutdown::shut_down(&device.path, device.diskseq, shown, exemptions).map_err(failed)? {
+        Shut::Down => Ok(true),
+        Shut::NoneMounted => Ok(false),
+    }
 }
 
 pub(super) fn room(path: &Path) -> Result<Room, Failure> {

@@ -89,6 +89,13 @@ pub(super) enum Op {
     SyncDevice { device: Node },
     /// Room of the file system at a path.
     Room { path: PathBuf },
+    /// Shut down the file system on a device, wherever it is mounted. `shown`
+    /// is a mount of it that is seen here, `exemptions` the way through its gate.
+    ShutDown {
+        device: Node,
+        shown: Option<PathBuf>,
+        exemptions: Option<PathBuf>,
+    },
     /// Make a device refuse writes, or take them again.
     SetReadOnly { device: Node, read_only: bool },
 }
@@ -117,6 +124,7 @@ impl Op {
             Self::SyncFileSystem { path } => format!("syncfs {}", path.display()),
             Self::SyncDevice { device } => format!("fsync {device}"),
             Self::Room { path } => format!("statvfs {}", path.display()),
+            Self::ShutDown { device, .. } => format!("shut down the file system on {device}"),
             Self::SetReadOnly { device, .. } => format!("set read-only {device}"),
         }
     }
@@ -136,6 +144,8 @@ pub(super) enum Answer {
     Room(Room),
     /// How a tool ended.
     Ended(Ended),
+    /// The file system is shut down, if one was mounted.
+    ShutDown { mounted: bool },
 }
 
 /// How a tool ended.
@@ -223,6 +233,12 @@ pub(super) fn perform(op: &Op) -> Result<Answer, Failure> {
         Op::SyncFileSystem { path } => calls::sync_file_system(path).map(|()| Answer::Done),
         Op::SyncDevice { device } => calls::sync_device(device).map(|()| Answer::Done),
         Op::Room { path } => calls::room(path).map(Answer::Room),
+        Op::ShutDown {
+            device,
+            shown,
+            exemptions,
+        } => calls::shut_down(device, shown.as_deref(), exemptions.as_deref())
+            .map(|mounted| Answer::ShutDown { mounted }),
         Op::SetReadOnly { device, read_only } => {
             calls::set_read_only(device, *read_only).map(|()| Answer::Done)
         }

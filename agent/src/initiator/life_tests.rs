@@ -430,7 +430,10 @@ async fn root_what_an_ended_epoch_left_is_cleaned_before_the_next() {
         "kept"
     );
     let answer = bench.node.release(&bench.volume, Epoch(2)).await;
-    assert!(matches!(answer, NodeAnswer::Held(_)), "{answer:?}");
+    assert!(
+        matches!(answer, NodeAnswer::Shut { held: Some(_), .. }),
+        "{answer:?}"
+    );
     assert!(bench.live().is_empty());
     // The dead mount is NodeUnstage's.
     bench.unstage().await.unwrap();

@@ -23,8 +23,9 @@
 //! ```
 //!
 //! It refuses: to format what was ever written or cannot be read ([`device`]),
-//! to unmount what is not the volume's, and to cut off a live holder before its
-//! deadline while the volume is this node's.
+//! to unmount what is not the volume's, to cut off a live holder before its
+//! deadline while the volume is this node's, and to use a disk whose gate is
+//! closed ([`gate`]).
 
 mod child;
 mod child_calls;
@@ -34,6 +35,7 @@ mod device;
 pub(crate) mod doors;
 mod fabric;
 mod fabrics;
+mod gate;
 mod iscsi;
 mod metrics;
 mod mountinfo;
@@ -72,7 +74,7 @@ pub use open_iscsi::OpenIscsi;
 pub use sysfs::Roots;
 
 use crate::attach::ports::{
-    Attachment, Control, ControlError, Disk, HostIdentity, NodeError, Note, Witness,
+    Attachment, Control, ControlError, Disk, HostIdentity, NodeError, NodeGate, Note, Witness,
 };
 use crate::ids::{Epoch, NodeId, VolumeId};
 use child_ops::Op;
@@ -119,6 +121,7 @@ pub struct Initiator {
     devices: Devices,
     control: Arc<dyn Control>,
     witness: Arc<dyn Witness>,
+    gate: Arc<dyn NodeGate>,
     metrics: Metrics,
     turns: Mutex<HashMap<VolumeId, Arc<tokio::sync::Mutex<()>>>>,
     refused_since: Mutex<HashMap<(VolumeId, Epoch), Instant>>,
@@ -143,6 +146,7 @@ impl Initiator {
         children: Children,
         control: Arc<dyn Control>,
         witness: Arc<dyn Witness>,
+        gate: Arc<dyn NodeGate>,
     ) -> Arc<Self> {
         let devices = Devices {
             children,
@@ -154,6 +158,7 @@ impl Initiator {
             devices,
             control,
             witness,
+            gate,
             metrics: Metrics::new(),
             turns: Mutex::default(),
             refused_since: Mutex::default(),
@@ -166,6 +171,7 @@ impl Initiator {
         host: HostIdentity,
         control: Arc<dyn Control>,
         witness: Arc<dyn Witness>,
+        gate: Arc<dyn NodeGate>,
     ) -> Arc<Self> {
         let children = Children::of_this_binary();
         let deadlines = FabricDeadlines::default();
@@ -174,7 +180,7 @@ impl Initiator {
             nvme: Nvme::new(roots.clone(), host.clone(), children.clone(), deadlines),
             iscsi: Iscsi::new(roots, host, children.clone(), OpenIscsi::of_this_host()),
         };
-        Self::new(settings, Arc::new(fabric), children, control, witness)
+        Self::new(settings, Arc::new(fabric), children, control, witness, gate)
     }
 
     /// Whether this node's kernel can prove itself over NVMe/TCP, for the
@@ -378,6 +384,10 @@ fn resolve(path: &Path) -> Result<Option<PathBuf>, NodeError> {
 #[cfg(test)]
 #[path = "bench_tests.rs"]
 mod bench;
+
+#[cfg(test)]
+#[path = "gate_tests.rs"]
+mod gate_when;
 
 #[cfg(test)]
 #[path = "life_tests.rs"]

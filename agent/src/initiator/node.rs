@@ -4,22 +4,40 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 
+use serde_json::json;
+
+use super::fabric::Attached;
+use super::gate::Shutting;
 use super::mountinfo;
 use super::steps::Steps;
 use super::{Initiator, POLL};
-use crate::attach::ports::{Node, NodeAnswer, NodeError, Verdict};
+use crate::attach::ports::{GateLayer, Node, NodeAnswer, NodeError, Verdict};
 use crate::ids::{Epoch, TicketId, VolumeId};
 
 #[async_trait]
 impl Node for Initiator {
-    /// The home has fenced these epochs, so what is attached of them is dead:
-    /// it is disconnected, that nothing hangs there. Mounts are left to
-    /// NodeUnstage and NodeUnpublish, which find them dead.
+    /// The home has fenced these epochs, so what is attached of them is dead.
+    /// It is shut at once, whatever else goes on with the volume here, and then
+    /// disconnected, that nothing hangs there. Mounts are left to NodeUnstage
+    /// and NodeUnpublish, which find them dead.
     async fn release(&self, volume: &VolumeId, epoch: Epoch) -> NodeAnswer {
-        match self.release_in_turn(volume, epoch).await {
-            Ok(held) if held.is_empty() => NodeAnswer::Clean,
-            Ok(held) => NodeAnswer::Held(format!("still mounted: {}", held.join(", "))),
-            Err(error) => NodeAnswer::Held(error.to_string()),
+        let ended = match self.ended(volume, epoch) {
+            Ok(ended) => ended,
+            Err(error) => return NodeAnswer::Held(error.to_string()),
+        };
+        let mut shutting = self.shut(&ended);
+        let held = match self.release_in_turn(volume, epoch, &mut shutting).await {
+            Ok(held) if held.is_empty() => None,
+            Ok(held) => Some(format!("still mounted: {}", held.join(", "))),
+            Err(error) => Some(error.to_string()),
+        };
+        match held {
+            None if ended.is_empty() => NodeAnswer::Clean,
+            Some(held) if ended.is_empty() => NodeAnswer::Held(held),
+            held => NodeAnswer::Shut {
+                gate: shutting.report(),
+                held,
+            },
         }
     }
 
@@ -41,16 +59,31 @@ impl Node for Initiator {
 }
 
 impl Initiator {
-    async fn release_in_turn(
+    /// What is attached of a volume's epochs up to `epoch`.
+    fn ended(&self, volume: &VolumeId, epoch: Epoch) -> Result<Vec<Attached>, NodeError> {
+        let mut ended = self.attached_of(volume)?;
+        ended.retain(|attached| attached.name.epoch <= epoch);
+        Ok(ended)
+    }
+
+    /// Ends what is shut already; the mounts that are left of it.
+    pub(super) async fn release_in_turn(
         &self,
         volume: &VolumeId,
         epoch: Epoch,
+        shutting: &mut Shutting,
     ) -> Result<Vec<String>, NodeError> {
         let _turn = self.turn(volume).await?;
         let mut steps = Steps::begin();
         let mut held = Vec::new();
-        let mut ended = self.attached_of(volume)?;
-        ended.retain(|attached| attached.name.epoch <= epoch);
+        let ended = self.ended(volume, epoch)?;
+        // What was being attached when the others were shut.
+        self.shut(&ended);
+        let mut down = true;
+        for device in ended.iter().filter_map(|attached| attached.device.as_ref()) {
+            down &= self.shut_file_system(device, &mut steps).await;
+        }
+        shutting.closed(GateLayer::Shutdown, down && !ended.is_empty());
         for attached in &ended {
             self.disconnect(&attached.name, &mut steps).await?;
             let Some(device) = &attached.device else {
@@ -60,12 +93,16 @@ impl Initiator {
             let points = mounts.iter().filter(|m| m.number == device.number);
             held.extend(points.map(|m| m.point.display().to_string()));
         }
+        shutting.closed(GateLayer::Removal, true);
+        self.gate.sweep();
         if !ended.is_empty() {
             let text = format!(
                 "node {} let go of volume {volume} up to epoch {epoch}",
                 self.settings.node
             );
-            self.note("released", volume, text, steps.detail());
+            let mut detail = steps.detail();
+            detail["gate"] = json!(shutting.report());
+            self.note("released", volume, text, detail);
         }
         Ok(held)
     }

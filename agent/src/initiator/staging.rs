@@ -104,11 +104,17 @@ impl Initiator {
             Found::Leftover => self.detach(&staging, steps).await?,
             Found::Nothing => {}
         }
-        for ended in attached.iter().filter(|a| a.name != name) {
-            self.disconnect(&ended.name, steps).await?;
+        // Also this very export, where its disk was shut: a closed gate is
+        // never opened, and the export has not ended, so it is connected anew.
+        let (over, live): (Vec<_>, Vec<_>) = attached
+            .iter()
+            .partition(|a| a.name != name || self.is_shut(a));
+        for over in over {
+            self.disconnect(&over.name, steps).await?;
         }
+        self.gate.sweep();
 
-        let connected_before = attached.iter().any(|a| a.name == name);
+        let connected_before = !live.is_empty();
         if !connected_before {
             let took = self.fabric.connect(&attachment.exported.target).await?;
             steps.kernel("connect", took);
@@ -197,7 +203,7 @@ impl Initiator {
             };
         };
         match self.whose(mount, attached) {
-            Whose::Volume(a) if a.name == *name => match &request.access {
+            Whose::Volume(a) if a.name == *name && !self.is_shut(&a) => match &request.access {
                 Access::Mount { fs, .. } => {
                     same(volume, mount, *fs, attachment.read_only)?;
                     Ok(Found::Staged)
@@ -216,6 +222,12 @@ impl Initiator {
                 mount.number
             ))),
         }
+    }
+
+    /// Whether an attachment's disk was shut for good.
+    pub(super) fn is_shut(&self, attached: &Attached) -> bool {
+        let device = attached.device.as_ref();
+        device.is_some_and(|device| self.gate.is_closed(&device.disk))
     }
 
     /// Waits for the kernel to make the disk, and checks that it is the one.

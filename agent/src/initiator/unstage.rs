@@ -12,7 +12,10 @@
 //! | file system still claims the disk     | began with the first refusal,  |                     |
 //! |                                       | then sync and cut off          |                     |
 //!
-//! Cutting off ends nobody's process: its reads and writes fail with EIO.
+//! Cutting off ends nobody's process: its reads and writes fail with EIO. The
+//! disk's gate is closed, the file system shut down, its mounts are detached,
+//! and the disk is disconnected. A sync goes before that, with a deadline; not
+//! where the epoch has ended, since the home takes nothing of it any more.
 //! "Claims the disk" is the kernel's own word: an open with O_EXCL fails with
 //! EBUSY while a super block lives, in any mount namespace, and also while an
 //! earlier umount is still writing back. A sync or umount that hangs has its
@@ -63,6 +66,8 @@ enum Ending {
     CutReaders,
     /// Somebody else is left and has no more time.
     CutHolders,
+    /// Somebody else is left, and the epoch has ended: nothing is written back.
+    CutEnded,
     /// Somebody else is left and has this much time.
     Refuse(Duration),
 }
@@ -80,7 +85,7 @@ fn decide(verdict: Verdict, claim: &Claim, standing: &Standing, waited: Duration
         | (Verdict::Live | Verdict::Unknown, _) => {}
     }
     match standing {
-        Standing::Ended => Ending::CutHolders,
+        Standing::Ended => Ending::CutEnded,
         Standing::Current(deadline) => match deadline.checked_sub(waited) {
             None | Some(Duration::ZERO) => Ending::CutHolders,
             Some(left) => Ending::Refuse(left),
@@ -273,7 +278,7 @@ impl Initiator {
             &Standing::Current(Duration::MAX),
             waited,
         );
-        if matches!(ending, Ending::Refuse(_) | Ending::CutHolders) {
+        if matches!(ending, Ending::Refuse(_)) {
             let standing = self.standing(name).await;
             ending = decide(judgement.verdict, &claim, &standing, waited);
         }
@@ -304,11 +309,17 @@ impl Initiator {
             }
             Ending::Disconnect => None,
             Ending::CutReaders | Ending::CutHolders => {
-                self.detach_all(device, steps).await?;
+                self.write_back(device, steps).await?;
+                self.cut_off(attached, device, steps).await?;
+                Some(who)
+            }
+            Ending::CutEnded => {
+                self.cut_off(attached, device, steps).await?;
                 Some(who)
             }
         };
         self.disconnect(name, steps).await?;
+        self.gate.sweep();
         self.refused_since
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
@@ -386,16 +397,9 @@ impl Initiator {
         }
     }
 
-    /// Writes back, within its deadline, and takes every mount of the disk out
-    /// of this namespace's tree.
-    async fn detach_all(&self, device: &Device, steps: &mut Steps) -> Result<(), NodeError> {
+    /// Writes the disk back, within its deadline.
+    async fn write_back(&self, device: &Device, steps: &mut Steps) -> Result<(), NodeError> {
         let mounts = mountinfo::mounts()?;
-        let points: Vec<&Path> = mounts
-            .iter()
-            .rev()
-            .filter(|m| m.shows(device))
-            .map(|m| m.point.as_path())
-            .collect();
         let on_it = mounts.iter().find(|m| m.number == device.number);
         let sync = match on_it {
             Some(mount) => Op::SyncFileSystem {
@@ -416,7 +420,23 @@ impl Initiator {
                 tracing::warn!(disk = device.disk.name, %error, "no sync before the holders are cut off");
             }
         }
-        for point in points {
+        Ok(())
+    }
+
+    /// Shuts the disk and the file system on it, and takes every mount of it
+    /// out of this namespace's tree.
+    async fn cut_off(
+        &self,
+        attached: &Attached,
+        device: &Device,
+        steps: &mut Steps,
+    ) -> Result<(), NodeError> {
+        let shutting = self.shut(std::slice::from_ref(attached));
+        steps.own("gate", shutting.report().shut_in);
+        self.shut_file_system(device, steps).await;
+        let mounts = mountinfo::mounts()?;
+        let points = mounts.iter().rev().filter(|m| m.shows(device));
+        for point in points.map(|m| m.point.as_path()) {
             self.detach(point, steps).await?;
         }
         Ok(())

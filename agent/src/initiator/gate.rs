@@ -1,0 +1,148 @@
+//! Shutting a disk here, layer by layer: by eBPF at once, then the file system
+//! on it, and then the disk is disconnected.
+
+use std::time::{Duration, Instant};
+
+use super::child_ops::{Answer, Node, Op};
+use super::fabric::{Attached, Device};
+use super::mountinfo;
+use super::steps::Steps;
+use super::{Initiator, POLL};
+use crate::attach::ports::{GateLayer, GateReport, NodeError};
+
+/// How long the shutdown of a file system may hold up the disk's removal,
+/// which ends what the shutdown waits for.
+const SHUTDOWN: Duration = Duration::from_secs(2);
+/// How often an agent that has just started tries to end what one before it
+/// had shut and not yet let go of.
+const AGAIN: Duration = Duration::from_secs(5);
+
+/// What was shut so far.
+#[derive(Debug)]
+pub(super) struct Shutting {
+    started: Instant,
+    layers: Vec<GateLayer>,
+    shut_in: Duration,
+}
+
+impl Shutting {
+    /// The same for receipts and notes.
+    pub(super) fn report(&self) -> GateReport {
+        GateReport {
+            layers: self.layers.clone(),
+            shut_in: self.shut_in,
+            took: self.started.elapsed(),
+        }
+    }
+
+    /// Keeps of the layers those that closed on every disk.
+    pub(super) fn closed(&mut self, layer: GateLayer, everywhere: bool) {
+        if everywhere {
+            self.layers.push(layer);
+        }
+    }
+}
+
+impl Initiator {
+    /// Shuts the disks of attachments by eBPF. It waits for nothing, not for
+    /// the volume's turn either.
+    pub(super) fn shut(&self, ended: &[Attached]) -> Shutting {
+        let started = Instant::now();
+        let mut layers: Option<Vec<GateLayer>> = None;
+        for attached in ended {
+            let Some(device) = &attached.device else {
+                continue;
+            };
+            let name = &attached.name;
+            let closed = self
+                .gate
+                .close(&device.disk, &name.volume, name.epoch)
+                .unwrap_or_else(|error| {
+                    tracing::warn!(volume = %name.volume, %error, "a gate is not closed");
+                    Vec::new()
+                });
+            match &mut layers {
+                None => layers = Some(closed),
+                Some(all) => all.retain(|layer| closed.contains(layer)),
+            }
+        }
+        Shutting {
+            started,
+            layers: layers.unwrap_or_default(),
+            shut_in: started.elapsed(),
+        }
+    }
+
+    /// Shuts the file system on a disk down, wherever it is mounted, within a
+    /// deadline. Whether that is done; true as well where none is mounted.
+    pub(super) async fn shut_file_system(&self, device: &Device, steps: &mut Steps) -> bool {
+        let shown = mountinfo::mounts().ok().and_then(|mounts| {
+            let mount = mounts.into_iter().find(|m| m.number == device.number);
+            mount.map(|mount| mount.point)
+        });
+        let op = Op::ShutDown {
+            device: Node::from(&device.disk),
+            shown,
+            exemptions: self.gate.exemptions(),
+        };
+        match self.devices.children.run(&op, SHUTDOWN).await {
+            Ok((Answer::ShutDown { mounted }, took)) => {
+                if mounted {
+                    steps.kernel("shutdown", took);
+                }
+                true
+            }
+            Ok((other, _)) => {
+                tracing::warn!(?other, "a shutdown was answered with something else");
+                false
+            }
+            Err(error) => {
+                tracing::warn!(disk = device.disk.name, %error, "the file system is not shut down; its disk goes all the same");
+                false
+            }
+        }
+    }
+
+    /// What is shut for good and still attached: an agent before this one had
+    /// no time to let go of it.
+    pub(super) fn left_shut(&self) -> Result<Vec<Attached>, NodeError> {
+        let mut left = self.fabric.attached()?;
+        left.retain(|attached| self.is_shut(attached));
+        Ok(left)
+    }
+
+    /// Ends what an earlier agent had shut. A closed gate is never opened, so
+    /// whether the volume's epoch has ended or its holder was only cut off, its
+    /// disk has to go; a new epoch, or a new connection of this one, brings
+    /// another.
+    pub async fn finish_shut(&self) {
+        loop {
+            let left = match self.left_shut() {
+                Ok(left) => left,
+                Err(error) => {
+                    tracing::warn!(%error, "cannot tell what an earlier agent has shut");
+                    tokio::time::sleep(AGAIN).await;
+                    continue;
+                }
+            };
+            if left.is_empty() {
+                return self.gate.sweep();
+            }
+            for attached in left {
+                let name = &attached.name;
+                tracing::info!(volume = %name.volume, epoch = %name.epoch, "ending what an earlier agent had shut");
+                let mut shutting = self.shut(std::slice::from_ref(&attached));
+                if let Err(error) = self
+                    .release_in_turn(&name.volume, name.epoch, &mut shutting)
+                    .await
+                {
+                    tracing::warn!(volume = %name.volume, %error, "what an earlier agent had shut is attached still");
+                }
+            }
+            tokio::time::sleep(POLL).await;
+            if self.left_shut().is_ok_and(|left| !left.is_empty()) {
+                tokio::time::sleep(AGAIN).await;
+            }
+        }
+    }
+}
