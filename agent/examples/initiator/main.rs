@@ -1,13 +1,18 @@
 //! Proves the initiator on a real kernel: both file systems and raw block, a
 //! fence by the target, and a restart of the agent in between. Over NVMe/TCP
 //! against the kernel's own target (nvmet, through configfs); over iSCSI against
-//! drover's target, which is also killed under I/O.
+//! drover's target, which is also killed under I/O. And the node's gate, which
+//! shuts a disk there, by itself.
 //!
-//! Run it in a VM: `agent/tests/vm/initiator.sh`, `iscsi_initiator.sh`. Needs root.
+//! Run it in a VM: `agent/tests/vm/initiator.sh`, `iscsi_initiator.sh`, `gate_node.sh`.
+//! Needs root.
 
+mod gate;
+mod gate_bench;
 mod iscsi;
 mod nvmet;
 mod scene;
+mod writer;
 
 use std::process::ExitCode;
 
@@ -16,11 +21,25 @@ use drover::attach::ports::{Access, FsType};
 use drover::initiator::child_main;
 use scene::{Open, life};
 
-async fn lives(open: Open) -> Result<()> {
-    let fs = |fs| Access::Mount {
+fn fs(fs: FsType) -> Access {
+    Access::Mount {
         fs,
         flags: Vec::new(),
-    };
+    }
+}
+
+async fn gates(open: Open) -> Result<()> {
+    let (ext4, xfs) = (fs(FsType::Ext4), fs(FsType::Xfs));
+    gate::proof("raw", Access::Block, 64, open)
+        .await
+        .context("raw")?;
+    gate::proof("gate-ext4", ext4, 160, open)
+        .await
+        .context("ext4")?;
+    gate::proof("gate-xfs", xfs, 320, open).await.context("xfs")
+}
+
+async fn lives(open: Open) -> Result<()> {
     let (ext4, xfs) = (fs(FsType::Ext4), fs(FsType::Xfs));
     life("ext4", ext4, 160, open).await.context("ext4")?;
     life("xfs", xfs, 320, open).await.context("xfs")?;
@@ -38,13 +57,17 @@ fn main() -> ExitCode {
     let run = || -> Result<()> {
         let runtime = tokio::runtime::Runtime::new()?;
         match what.as_deref() {
+            Some("writer") => writer::main(args),
+            Some("gate-hold") => gate::hold(args),
+            Some("gate") => runtime.block_on(gates(nvmet::exports()?)),
+            Some("gate-bench") => runtime.block_on(gate_bench::run(nvmet::exports()?)),
             None | Some("nvme") => runtime.block_on(lives(nvmet::exports()?)),
             Some("iscsi") => runtime.block_on(async {
                 iscsi::ten_kills().await.context("ten kills")?;
                 iscsi::ten_cuts().await.context("ten cuts")?;
                 lives(iscsi::exports()).await
             }),
-            Some(other) => bail!("{other:?} is neither nvme nor iscsi"),
+            Some(other) => bail!("{other:?} is neither nvme, iscsi nor gate"),
         }
     };
     match run() {

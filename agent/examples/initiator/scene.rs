@@ -9,8 +9,10 @@ use anyhow::{Result, bail, ensure};
 use async_trait::async_trait;
 use drover::attach::ports::{
     Access, Attachment, Control, ControlError, Disk, Exported, HostIdentity, Judgement, Node,
-    NodeAnswer, NodeError, Note, PublishRequest, StageRequest, Staging, Target, Verdict, Witness,
+    NodeAnswer, NodeError, NodeGate, Note, PublishRequest, StageRequest, Staging, Target, Verdict,
+    Witness,
 };
+use drover::fence::Gates;
 use drover::ids::{Bytes, Epoch, NodeId, VolumeId};
 use drover::initiator::{Initiator, Settings};
 use uuid::Uuid;
@@ -73,6 +75,14 @@ impl Witness for Nobody {
 
 /// An agent's initiator on this kernel.
 pub fn initiator(control: &Arc<Controller>) -> Result<Arc<Initiator>> {
+    initiator_with(control, Gates::start(&"node-a".parse()?))
+}
+
+/// The same with gates that are kept.
+pub fn initiator_with(
+    control: &Arc<Controller>,
+    gates: Arc<dyn NodeGate>,
+) -> Result<Arc<Initiator>> {
     let mut settings = Settings::of("node-a".parse()?);
     // The VM is emulated.
     settings.device.appear = Duration::from_secs(60);
@@ -85,6 +95,7 @@ pub fn initiator(control: &Arc<Controller>) -> Result<Arc<Initiator>> {
         host,
         control.clone(),
         Arc::new(Nobody),
+        gates,
     ))
 }
 
