@@ -27,11 +27,12 @@ const AMONG_THEM: Duration = Duration::from_secs(10);
 /// One flood at a time: this process has the other ends of it, too.
 static ONE: Mutex<()> = Mutex::const_new(());
 
-/// Lets this process have so many descriptors; root may raise the hard limit, too.
+/// Lets this process have descriptors for both ends of the flood, and for the
+/// tests beside it; root may raise the hard limit, too.
 fn raise_limit() {
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
-    let hard = hard.max(2 * FLOOD as u64);
-    setrlimit(Resource::RLIMIT_NOFILE, hard, hard).expect("20000 descriptors");
+    let hard = hard.max(3 * FLOOD as u64);
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard).expect("30000 descriptors");
 }
 
 /// Connects as number `number` of the flood and sends what it begins with.
