@@ -204,10 +204,8 @@ impl Before {
         refused("write", self.file.write_at(&[9; 512], 8192))?;
         refused("read", self.file.read_at(&mut [0; 512], 0))?;
         // SAFETY: the descriptor is open; the call takes numbers only.
-        refused(
-            "fallocate",
-            called(unsafe { libc::fallocate(fd, 3, 0, 4096) }.into()),
-        )?;
+        let punched = unsafe { libc::fallocate(fd, 3, 0, 4096) };
+        refused("fallocate", called(punched.into()))?;
         // SAFETY: a new mapping, wherever the kernel likes; it is not to come about.
         let map = unsafe {
             libc::mmap(

@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::{Mutex, watch};
 
@@ -16,6 +16,9 @@ use crate::nvme_tcp::wire::{self, Digests, Kind};
 use crate::reactor::HALF_OPEN;
 
 const FLOOD: usize = 10_000;
+/// Further ahead of those that were turned away it does not get: this process
+/// has both ends, and tests beside this one that need descriptors as well.
+const AHEAD: usize = 4 * HALF_OPEN;
 /// Where they come from: addresses of loopback, none of them the host's.
 const SOURCES: usize = 4;
 /// A host is in within this, whatever others hold open.
@@ -24,15 +27,17 @@ const PROMISED: Duration = Duration::from_secs(1);
 /// them share two processors with other tests.
 const AMONG_THEM: Duration = Duration::from_secs(10);
 
+/// When the oldest has long made room for those behind it.
+const TURNED_AWAY: Duration = Duration::from_secs(60);
+
 /// One flood at a time: this process has the other ends of it, too.
 static ONE: Mutex<()> = Mutex::const_new(());
 
-/// Lets this process have descriptors for both ends of the flood, and for the
-/// tests beside it; root may raise the hard limit, too.
+/// Lets this process have so many descriptors; root may raise the hard limit, too.
 fn raise_limit() {
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
-    let hard = hard.max(3 * FLOOD as u64);
-    setrlimit(Resource::RLIMIT_NOFILE, hard, hard).expect("30000 descriptors");
+    let hard = hard.max(2 * FLOOD as u64);
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard).expect("20000 descriptors");
 }
 
 /// Connects as number `number` of the flood and sends what it begins with.
@@ -47,6 +52,12 @@ async fn knock(address: SocketAddr, number: usize, hello: &[u8]) -> TcpStream {
     let sent = [0, hello.len() / 2, hello.len()][number / SOURCES % 3];
     let _ = stream.write_all(&hello[..sent]).await;
     stream
+}
+
+/// Waits until the other end has closed it, whatever it said before.
+async fn turned_away(stream: &mut TcpStream) {
+    let mut said = [0; 512];
+    while stream.read(&mut said).await.is_ok_and(|bytes| bytes > 0) {}
 }
 
 /// Has a host come in again and again while the flood comes, and when all of it
@@ -66,9 +77,14 @@ async fn withstands<F: Future<Output = ()>>(
             .build()
             .unwrap();
         runtime.block_on(async {
-            let mut held = Vec::with_capacity(FLOOD);
+            let mut held: Vec<TcpStream> = Vec::with_capacity(FLOOD);
             for number in 0..FLOOD {
                 held.push(knock(address, number, &hello).await);
+                if let Some(oldest) = number.checked_sub(AHEAD) {
+                    let gone = turned_away(&mut held[oldest]);
+                    let gone = tokio::time::timeout(TURNED_AWAY, gone).await;
+                    gone.expect("the oldest has made room");
+                }
             }
             flooded.send_replace(Some(held.len()));
             // They hold on until the host has been served.

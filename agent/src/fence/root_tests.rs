@@ -134,9 +134,9 @@ fn root_a_gate_stays_closed_over_its_agents_and_is_forgotten_with_its_disk() {
     gates.sweep();
     refused(open(&disk, false));
     const LOOP_CLR_FD: libc::c_ulong = 0x4c01;
-    // SAFETY: the descriptor is open, and the call takes no more.
     let cleared = {
         let _pass = Pass::take(&gates.exemptions().unwrap()).unwrap();
+        // SAFETY: the descriptor is open, and the call takes no more.
         unsafe { libc::ioctl(before.as_raw_fd(), LOOP_CLR_FD) }
     };
     assert_eq!(cleared, 0, "{}", std::io::Error::last_os_error());
