@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::{Mutex, watch};
 
@@ -16,9 +16,11 @@ use crate::nvme_tcp::wire::{self, Digests, Kind};
 use crate::reactor::HALF_OPEN;
 
 const FLOOD: usize = 10_000;
-/// Further ahead of those that were turned away it does not get: this process
-/// has both ends, and tests beside this one that need descriptors as well.
-const AHEAD: usize = 4 * HALF_OPEN;
+/// So many come in each [`PACE`] at most. Who was turned away and does not close
+/// keeps the other end's descriptor for a second more, this process has both
+/// ends, and tests beside this one need descriptors as well.
+const AT_ONCE: usize = 250;
+const PACE: Duration = Duration::from_millis(100);
 /// Where they come from: addresses of loopback, none of them the host's.
 const SOURCES: usize = 4;
 /// A host is in within this, whatever others hold open.
@@ -26,9 +28,6 @@ const PROMISED: Duration = Duration::from_secs(1);
 /// While they come, a host waits behind those that came before it, and all of
 /// them share two processors with other tests.
 const AMONG_THEM: Duration = Duration::from_secs(10);
-
-/// When the oldest has long made room for those behind it.
-const TURNED_AWAY: Duration = Duration::from_secs(60);
 
 /// One flood at a time: this process has the other ends of it, too.
 static ONE: Mutex<()> = Mutex::const_new(());
@@ -54,12 +53,6 @@ async fn knock(address: SocketAddr, number: usize, hello: &[u8]) -> TcpStream {
     stream
 }
 
-/// Waits until the other end has closed it, whatever it said before.
-async fn turned_away(stream: &mut TcpStream) {
-    let mut said = [0; 512];
-    while stream.read(&mut said).await.is_ok_and(|bytes| bytes > 0) {}
-}
-
 /// Has a host come in again and again while the flood comes, and when all of it
 /// is there: `evicted` says how many had to make room so far.
 async fn withstands<F: Future<Output = ()>>(
@@ -77,14 +70,12 @@ async fn withstands<F: Future<Output = ()>>(
             .build()
             .unwrap();
         runtime.block_on(async {
-            let mut held: Vec<TcpStream> = Vec::with_capacity(FLOOD);
+            let mut held = Vec::with_capacity(FLOOD);
             for number in 0..FLOOD {
-                held.push(knock(address, number, &hello).await);
-                if let Some(oldest) = number.checked_sub(AHEAD) {
-                    let gone = turned_away(&mut held[oldest]);
-                    let gone = tokio::time::timeout(TURNED_AWAY, gone).await;
-                    gone.expect("the oldest has made room");
+                if number % AT_ONCE == 0 {
+                    tokio::time::sleep(PACE).await;
                 }
+                held.push(knock(address, number, &hello).await);
             }
             flooded.send_replace(Some(held.len()));
             // They hold on until the host has been served.
