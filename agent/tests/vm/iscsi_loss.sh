@@ -2,6 +2,7 @@
 # How open-iscsi takes the loss of its target and each kind of refusal, row by
 # row: drover relies on it.
 # kernels: 6.1 6.12
+# asked: 6.1
 # timeout: 600
 source "${BASH_SOURCE%/*}/shared.bash"
 iqn=iqn.2026-11.io.drover.vm:loss

@@ -2,6 +2,7 @@
 # How Linux takes the loss of its NVMe/TCP target and each kind of refusal, row by
 # row: drover relies on it. The fence's own rows are in nvme_target.sh.
 # kernels: 6.1 6.12
+# asked: 6.1
 # timeout: 600
 source "${BASH_SOURCE%/*}/shared.bash"
 name=nqn.2026-01.io.drover:vm:loss

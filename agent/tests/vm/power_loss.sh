@@ -3,6 +3,7 @@
 # when; at the boundaries of that log the pool and the volume's file system are
 # mounted again, checked, and must have all that had been fsynced by then.
 # kernels: 6.1 6.12
+# asked: 6.1
 # timeout: 3600
 # Of each story some boundaries are looked at, all steps among them; with
 # DROVER_VM_LONG=1 every one, and all pairs of protocol and file system.

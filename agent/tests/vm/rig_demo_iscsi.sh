@@ -1,6 +1,7 @@
 #!/bin/bash
 # The story of `cargo xtask demo` over iSCSI, with every claim checked.
 # kernels: 6.1 6.12
+# asked: 6.1
 # timeout: 900
 set -u
 . "$(dirname "$0")/lib/iscsid.sh"

@@ -1,5 +1,6 @@
 #!/bin/bash
 # Regular moves over iSCSI, with the same things thrown in as over NVMe/TCP.
+# asked: 6.12
 # timeout: 900
 set -u
 . "$(dirname "$0")/lib/iscsid.sh"

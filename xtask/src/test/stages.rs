@@ -7,7 +7,7 @@
 //! ```sh
 //! # kernels: 6.1 6.12      (6.12 alone, when it does not say)
 //! # timeout: 300           (seconds; 600, when it does not say)
-//! # asked: why             (runs only when it is asked for by its name)
+//! # asked: 6.1              (kernels on which it runs only when asked for by its name)
 //! ```
 //!
 //! A script runs as root in the checkout's root, read-only, and finds
@@ -73,12 +73,13 @@ pub fn programs(binaries: &[TestBinary]) -> Result<BTreeMap<Kernel, Vec<Program>
     for (name, text) in scripts(&places::root().join(SCRIPTS))? {
         let head = Head::read(&text).with_context(|| format!("read {SCRIPTS}/{name}"))?;
         for kernel in head.kernels {
+            let asked = head.asked.contains(&kernel);
             found.entry(kernel).or_default().push(Program {
                 name: name.clone(),
                 command: vec!["bash".into(), format!("{SCRIPTS}/{name}")],
                 timeout: head.timeout,
                 libtest: false,
-                asked: head.asked,
+                asked,
             });
         }
     }
@@ -126,7 +127,7 @@ fn scripts(folder: &Path) -> Result<BTreeMap<String, String>> {
 struct Head {
     kernels: Vec<Kernel>,
     timeout: Duration,
-    asked: bool,
+    asked: Vec<Kernel>,
 }
 
 impl Head {
@@ -134,24 +135,28 @@ impl Head {
         let mut head = Self {
             kernels: vec![Kernel::V6_12],
             timeout: TIMEOUT,
-            asked: false,
+            asked: Vec::new(),
+        };
+        let kernels = |line: &str, names: &str| -> Result<Vec<Kernel>> {
+            let kernels = names.split_whitespace().map(|name| name.parse::<Kernel>());
+            let kernels: Vec<_> = kernels
+                .collect::<Result<_, _>>()
+                .map_err(|wrong| anyhow::anyhow!(wrong))?;
+            if kernels.is_empty() {
+                bail!("{line:?} names no kernel");
+            }
+            Ok(kernels)
         };
         for line in text.lines().take_while(|line| line.starts_with('#')) {
             if let Some(names) = line.strip_prefix("# kernels:") {
-                let kernels = names.split_whitespace().map(|name| name.parse::<Kernel>());
-                head.kernels = kernels
-                    .collect::<Result<_, _>>()
-                    .map_err(|wrong| anyhow::anyhow!(wrong))?;
-                if head.kernels.is_empty() {
-                    bail!("{line:?} names no kernel");
-                }
+                head.kernels = kernels(line, names)?;
+            } else if let Some(names) = line.strip_prefix("# asked:") {
+                head.asked = kernels(line, names)?;
             } else if let Some(seconds) = line.strip_prefix("# timeout:") {
                 let seconds = seconds.trim().parse();
                 let seconds =
                     seconds.with_context(|| format!("{line:?} is no count of seconds"))?;
                 head.timeout = Duration::from_secs(seconds);
-            } else if line.starts_with("# asked:") {
-                head.asked = true;
             }
         }
         Ok(head)
@@ -167,21 +172,26 @@ mod tests {
         let head = Head::read("#!/bin/bash\n# kernels: 6.1 6.12\n# timeout: 30\necho\n").unwrap();
         assert_eq!(head.kernels, [Kernel::V6_1, Kernel::V6_12]);
         assert_eq!(head.timeout, Duration::from_secs(30));
-        assert!(Head::read("# asked: it takes an hour\n").unwrap().asked);
+        assert_eq!(Head::read("# asked: 6.1\n").unwrap().asked, [Kernel::V6_1]);
         let plain = Head::read("#!/bin/bash\necho\n# kernels: 6.1\n").unwrap();
         assert_eq!(
             plain,
             Head {
                 kernels: vec![Kernel::V6_12],
                 timeout: TIMEOUT,
-                asked: false
+                asked: Vec::new()
             }
         );
     }
 
     #[test]
     fn a_head_that_makes_no_sense_is_refused() {
-        for head in ["# kernels:", "# kernels: 5.0", "# timeout: soon"] {
+        for head in [
+            "# kernels:",
+            "# kernels: 5.0",
+            "# asked: why",
+            "# timeout: soon",
+        ] {
             assert!(Head::read(head).is_err(), "{head}");
         }
     }
