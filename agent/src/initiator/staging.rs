@@ -232,8 +232,9 @@ impl Initiator {
 
     /// Waits for the kernel to make the disk, and checks that it is the one.
     async fn disk_of(&self, name: &ExportName, target: &Target) -> Result<Device, NodeError> {
+        // The kernel shows a disk's folder ahead of what is in it.
         self.poll_disk(name, self.settings.device.appear, |device| {
-            device.size > Bytes(0)
+            device.size > Bytes(0) && device.unit.is_some()
         })
         .await
         .and_then(|device| match device.unit {
