@@ -59,9 +59,9 @@ fn main() -> ExitCode {
         match what.as_deref() {
             Some("writer") => writer::main(args),
             Some("gate-hold") => gate::hold(args),
-            Some("gate") => runtime.block_on(gates(nvmet::exports()?)),
-            Some("gate-bench") => runtime.block_on(gate_bench::run(nvmet::exports()?)),
-            None | Some("nvme") => runtime.block_on(lives(nvmet::exports()?)),
+            Some("gate") => runtime.block_on(gates(nvmet::Port::open()?.exports())),
+            Some("gate-bench") => runtime.block_on(gate_bench::run(nvmet::Port::open()?.exports())),
+            None | Some("nvme") => runtime.block_on(lives(nvmet::Port::open()?.exports())),
             Some("iscsi") => runtime.block_on(async {
                 iscsi::ten_kills().await.context("ten kills")?;
                 iscsi::ten_cuts().await.context("ten cuts")?;
