@@ -20,6 +20,7 @@ use anyhow::{Context, anyhow, bail};
 use clap::Parser;
 use drover::block::BlockDevice;
 use drover::block::file::FileDevice;
+use drover::config::Span;
 use drover::ids::Bytes;
 use drover::iscsi::chap::Credentials;
 use drover::iscsi::connection::{Iscsi, Shared};
@@ -28,7 +29,7 @@ use drover::iscsi::scsi::inquiry::Identity;
 use drover::iscsi::scsi::reservation::{Keeper, State};
 use drover::iscsi::target::{Access, Directory, Found, Spec, Target};
 use drover::iscsi::unit::Unit;
-use drover::reactor::{Engine, Reactors, Settings};
+use drover::reactor::{Engine, POLL, Reactors, Settings};
 use uuid::Uuid;
 
 #[derive(Parser)]
@@ -69,6 +70,9 @@ struct Arguments {
     /// Use epoll and threads that wait, not io_uring.
     #[arg(long)]
     no_uring: bool,
+    /// How long the threads look out before they sleep.
+    #[arg(long)]
+    poll: Option<Span>,
     /// The target was served and never will be again: every login is refused.
     #[arg(long)]
     closed: bool,
@@ -151,6 +155,7 @@ fn main() -> anyhow::Result<()> {
     let reactors = Reactors::start(Settings {
         threads: arguments.threads,
         engine: arguments.no_uring.then_some(Engine::Threads),
+        poll: arguments.poll.map_or(POLL, |span| span.0),
         held: std::mem::take(&mut held.by_rings),
     })?;
     for address in &arguments.listen {

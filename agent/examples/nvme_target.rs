@@ -18,11 +18,12 @@ use clap::Parser;
 use drover::attach::ports::{HostIdentity, Protocol};
 use drover::block::BlockDevice;
 use drover::block::file::FileDevice;
+use drover::config::Span;
 use drover::export::{ExportSpec, Exports, Keeper, Kept, Proof};
 use drover::ids::{Bytes, Epoch, VolumeId};
 use drover::nvme_tcp::auth::Secrets;
 use drover::nvme_tcp::dhchap::{Group, Hash, Secret};
-use drover::reactor::{Engine, Reactors, Settings};
+use drover::reactor::{Engine, POLL, Reactors, Settings};
 use uuid::Uuid;
 
 #[derive(Parser)]
@@ -54,6 +55,9 @@ struct Arguments {
     /// What they use, io-uring or threads; io_uring where the kernel allows it unless given.
     #[arg(long)]
     engine: Option<Engine>,
+    /// How long they look out before they sleep.
+    #[arg(long)]
+    poll: Option<Span>,
     /// Where to listen for discovery as well.
     #[arg(long)]
     discovery: Option<SocketAddr>,
@@ -124,6 +128,7 @@ async fn main() -> anyhow::Result<()> {
     let reactors = Reactors::start(Settings {
         threads: arguments.threads,
         engine: arguments.engine,
+        poll: arguments.poll.map_or(POLL, |span| span.0),
         held: std::mem::take(&mut held.by_rings),
     })?;
     let exports = Exports::new(reactors);

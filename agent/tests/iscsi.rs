@@ -17,7 +17,7 @@ use drover::iscsi::metrics::Metrics;
 use drover::iscsi::scsi::inquiry::Identity;
 use drover::iscsi::target::{Access, Directory, Found, Spec, Target};
 use drover::iscsi::unit::Unit;
-use drover::reactor::{Engine, Reactors, Settings};
+use drover::reactor::{Engine, POLL, Reactors, Settings};
 use uuid::Uuid;
 
 const TARGET: &str = "iqn.2026-11.io.drover:qemu";
@@ -83,6 +83,7 @@ impl Served {
         let reactors = Reactors::start(Settings {
             threads: 1,
             engine,
+            poll: POLL,
             held: Vec::new(),
         });
         let reactors = reactors.unwrap();

@@ -19,7 +19,7 @@ use drover::iscsi::metrics::Metrics;
 use drover::iscsi::scsi::inquiry::Identity;
 use drover::iscsi::target::{Access, Directory, Found, Spec, Target};
 use drover::iscsi::unit::Unit;
-use drover::reactor::{Engine, Reactors, Settings};
+use drover::reactor::{Engine, POLL, Reactors, Settings};
 use nix::sys::resource::{UsageWho, getrusage};
 use uuid::Uuid;
 
@@ -106,6 +106,7 @@ fn serve(folder: &Path, engine: Engine) -> (Arc<Reactors>, TcpStream) {
     let reactors = Reactors::start(Settings {
         threads: 1,
         engine: Some(engine),
+        poll: POLL,
         held: Vec::new(),
     })
     .unwrap();

@@ -195,6 +195,7 @@ async fn home(process: &mut Process) -> anyhow::Result<Option<Home>> {
     let reactors = Reactors::start(reactor::Settings {
         threads: process.config.data_threads,
         engine: process.config.data_engine,
+        poll: process.config.data_poll,
         held: vec![
             pool.lock()
                 .file()

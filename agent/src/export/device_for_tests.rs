@@ -11,7 +11,7 @@ use tokio::sync::Semaphore;
 use super::Exports;
 use crate::block::{BLOCK, BlockDevice, DeviceError};
 use crate::ids::{Bytes, Lba};
-use crate::reactor::{Reactors, Settings};
+use crate::reactor::{POLL, Reactors, Settings};
 
 pub const BLOCKS: u64 = 1024;
 pub const BLOCK_BYTES: usize = BLOCK as usize;
@@ -101,6 +101,7 @@ pub fn reactors() -> Arc<Reactors> {
     let settings = Settings {
         threads: 2,
         engine: None,
+        poll: POLL,
         held: Vec::new(),
     };
     Reactors::start(settings).unwrap()

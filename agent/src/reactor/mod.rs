@@ -20,6 +20,7 @@ mod driver;
 mod half_open;
 pub mod inline;
 pub mod link;
+mod patience;
 mod polling;
 pub mod protocol;
 mod serve;
@@ -32,7 +33,7 @@ pub use connection::Connection;
 pub use half_open::{Caller, HALF_OPEN, HalfOpen, Place};
 pub use link::{Link, Waker};
 pub use protocol::{End, Failed, Operation, Outcome, Protocol, Tag};
-pub use threads::{Engine, Reactors, Settings};
+pub use threads::{Engine, POLL, Reactors, Settings};
 
 #[cfg(test)]
 mod tests;

@@ -141,6 +141,7 @@ impl Bench {
         let settings = Settings {
             threads: 2,
             engine: Some(engine),
+            poll: POLL,
             held,
         };
         Self {
@@ -179,6 +180,7 @@ fn engines() -> Vec<Engine> {
     let settings = Settings {
         threads: 1,
         engine: Some(Engine::Uring),
+        poll: POLL,
         held: Vec::new(),
     };
     match Reactors::start(settings) {

@@ -7,6 +7,7 @@ use std::str::FromStr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
 use std::sync::{Arc, OnceLock, Weak};
+use std::time::Duration;
 
 use super::bell::{Handle, Inbox, Message};
 use super::driver::Driver;
@@ -39,12 +40,19 @@ impl FromStr for Engine {
     }
 }
 
+/// How long a thread looks out unless it is told otherwise: what a command on a
+/// volume with one in flight takes, on a network of today, and then some.
+pub const POLL: Duration = Duration::from_micros(200);
+
 /// How the data path's threads are made.
 pub struct Settings {
     /// How many there are.
     pub threads: usize,
     /// What they use. None: io_uring where the kernel allows it.
     pub engine: Option<Engine>,
+    /// How long a thread on io_uring looks out for what comes next before it
+    /// sleeps, as long as that pays.
+    pub poll: Duration,
     /// Must stay open as long as any of their I/O can reach a disk, even after
     /// this process was killed: the pool's lock.
     pub held: Vec<OwnedFd>,
@@ -70,7 +78,8 @@ impl Reactors {
         let start = |engine| {
             let mut started = Vec::new();
             for number in 0..settings.threads.max(1) {
-                started.push(thread(number, engine, Arc::clone(&held), &workers)?);
+                let held = Arc::clone(&held);
+                started.push(thread(number, engine, settings.poll, held, &workers)?);
             }
             Ok::<_, io::Error>(started)
         };
@@ -149,6 +158,7 @@ impl Drop for Reactors {
 fn thread(
     number: usize,
     engine: Engine,
+    poll: Duration,
     held: Arc<[OwnedFd]>,
     workers: &Arc<Workers>,
 ) -> io::Result<Arc<Inbox>> {
@@ -174,7 +184,7 @@ fn thread(
             let bell = mine.bell();
             serve(match engine {
                 Engine::Uring => {
-                    Uring::new(bell, &held).map(|uring| Box::new(uring) as Box<dyn Driver>)
+                    Uring::new(bell, &held, poll).map(|uring| Box::new(uring) as Box<dyn Driver>)
                 }
                 Engine::Threads => {
                     Polling::new(bell).map(|polling| Box::new(polling) as Box<dyn Driver>)

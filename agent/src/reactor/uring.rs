@@ -19,6 +19,7 @@ use nix::errno::Errno;
 
 use super::bell::Bell;
 use super::driver::{Driver, Event, Key, Memory, Way};
+use super::patience::Patience;
 use crate::block::Direct;
 
 /// Requests that are started at once, at most; more wait in the next batch.
@@ -50,26 +51,30 @@ pub struct Uring {
     /// Whether the socket at each place had nothing left when it was last read.
     /// It is a hint: to look before one waits would be in vain.
     drained: Vec<bool>,
+    patience: Patience,
 }
 
 impl Uring {
-    /// A ring of the calling thread's. It is woken by `bell`, and keeps `held`
-    /// open as long as any of its requests can still have an effect.
+    /// A ring of the calling thread's. It is woken by `bell`, keeps `held` open
+    /// as long as any of its requests can still have an effect, and looks out
+    /// for up to `poll` before it sleeps.
     ///
     /// # Errors
     /// The kernel forbids io_uring, or is older than 5.19.
-    pub fn new(bell: Bell, held: &[RawFd]) -> io::Result<Self> {
+    pub fn new(bell: Bell, held: &[RawFd], poll: Duration) -> io::Result<Self> {
         let best = IoUring::builder()
             .setup_cqsize(ENDS)
             .setup_single_issuer()
             .setup_coop_taskrun()
             .setup_defer_taskrun()
+            .setup_taskrun_flag()
             .build(ENTRIES);
         let ring = match best {
             // Linux before 6.1 has no deferred task work.
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) => IoUring::builder()
                 .setup_cqsize(ENDS)
                 .setup_coop_taskrun()
+                .setup_taskrun_flag()
                 .build(ENTRIES)?,
             other => other?,
         };
@@ -86,6 +91,7 @@ impl Uring {
             listening: false,
             unstarted: 0,
             drained: Vec::new(),
+            patience: Patience::new(poll),
         })
     }
 
@@ -97,6 +103,75 @@ impl Uring {
             // Full: starting what is there makes room. A failure shows at the next turn.
             if self.ring.submit().is_err() {
                 std::thread::yield_now();
+            }
+        }
+    }
+
+    /// Waits without sleeping, for a moment, if that pays. Whether all that the
+    /// ring has to tell can be collected, and all that was asked for has begun.
+    fn look_out(&mut self, wait: Option<Duration>) -> bool {
+        let Self { ring, patience, .. } = self;
+        let mut begun = false;
+        patience.look_out(wait, || {
+            if !std::mem::replace(&mut begun, true) && !ring.submission().is_empty() {
+                // What does not begin now does at the enter, where a failure shows.
+                let _ = ring.submit();
+            }
+            ring.submission().taskrun() || !ring.completion().is_empty()
+        });
+        let submission = ring.submission();
+        let enter = submission.taskrun() || submission.cq_overflow() || !submission.is_empty();
+        drop(submission);
+        !enter && !ring.completion().is_empty()
+    }
+
+    /// Starts what was asked for, and sleeps until something has ended or the time is over.
+    fn enter(&mut self, wait: Option<Duration>) -> io::Result<()> {
+        let time = wait.map(Timespec::from);
+        let mut arguments = SubmitArgs::new();
+        if let Some(time) = &time {
+            arguments = arguments.timespec(time);
+        }
+        // One is wanted even where there is no time to wait: deferred task work,
+        // and with it every end, is done only by an enter that wants some.
+        match self.ring.submitter().submit_with_args(1, &arguments) {
+            Ok(_) => Ok(()),
+            // Time is over; a signal came; ends must be collected first.
+            Err(error)
+                if matches!(
+                    error.raw_os_error(),
+                    Some(libc::ETIME | libc::EINTR | libc::EBUSY | libc::EAGAIN)
+                ) =>
+            {
+                Ok(())
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn collect(&mut self, ended: &mut Vec<Event>) {
+        for end in self.ring.completion() {
+            let data = end.user_data();
+            let key = Key {
+                place: u32::try_from(data >> 32 & 0x00ff_ffff).unwrap_or_default(),
+                turn: u32::try_from(data & 0xffff_ffff).unwrap_or_default(),
+            };
+            let result = match end.result() {
+                failed @ ..0 => Err(Errno::from_raw(-failed)),
+                moved => Ok(usize::try_from(moved).unwrap_or_default()),
+            };
+            match data >> 56 {
+                RECEIVE => {
+                    let place = key.place as usize;
+                    if self.drained.len() <= place {
+                        self.drained.resize(place + 1, false);
+                    }
+                    self.drained[place] = !cqueue::sock_nonempty(end.flags());
+                    ended.push(Event::Received(key, result));
+                }
+                SEND => ended.push(Event::Sent(key, result)),
+                TRANSFER => ended.push(Event::Moved(key.turn, result)),
+                _ => self.listening = false,
             }
         }
     }
@@ -165,47 +240,10 @@ impl Driver for Uring {
     fn turn(&mut self, wait: Option<Duration>, ended: &mut Vec<Event>) -> io::Result<()> {
         self.listen();
         self.unstarted = 0;
-        let time = wait.map(Timespec::from);
-        let mut arguments = SubmitArgs::new();
-        if let Some(time) = &time {
-            arguments = arguments.timespec(time);
+        if !self.look_out(wait) {
+            self.enter(wait)?;
         }
-        // One is wanted even where there is no time to wait: deferred task work,
-        // and with it every end, is done only by an enter that wants some.
-        match self.ring.submitter().submit_with_args(1, &arguments) {
-            Ok(_) => {}
-            // Time is over; a signal came; ends must be collected first.
-            Err(error)
-                if matches!(
-                    error.raw_os_error(),
-                    Some(libc::ETIME | libc::EINTR | libc::EBUSY | libc::EAGAIN)
-                ) => {}
-            Err(error) => return Err(error),
-        }
-        for end in self.ring.completion() {
-            let data = end.user_data();
-            let key = Key {
-                place: u32::try_from(data >> 32 & 0x00ff_ffff).unwrap_or_default(),
-                turn: u32::try_from(data & 0xffff_ffff).unwrap_or_default(),
-            };
-            let result = match end.result() {
-                failed @ ..0 => Err(Errno::from_raw(-failed)),
-                moved => Ok(usize::try_from(moved).unwrap_or_default()),
-            };
-            match data >> 56 {
-                RECEIVE => {
-                    let place = key.place as usize;
-                    if self.drained.len() <= place {
-                        self.drained.resize(place + 1, false);
-                    }
-                    self.drained[place] = !cqueue::sock_nonempty(end.flags());
-                    ended.push(Event::Received(key, result));
-                }
-                SEND => ended.push(Event::Sent(key, result)),
-                TRANSFER => ended.push(Event::Moved(key.turn, result)),
-                _ => self.listening = false,
-            }
-        }
+        self.collect(ended);
         Ok(())
     }
 
