@@ -2,16 +2,19 @@
 //! identities of their own; the volumes live on agent a, on XFS in a loop device.
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow, bail, ensure};
+use nix::unistd::Pid;
 
 use crate::csi;
+use crate::link::Link;
 use crate::{Place, Protocol};
 
 /// A process of drover's is ready within this, emulated kernels included.
@@ -26,6 +29,8 @@ pub struct Cluster {
     place: Place,
     controller: Option<Child>,
     agents: BTreeMap<&'static str, Option<Child>>,
+    /// Between a and b, if b has a network of its own.
+    link: Option<Link>,
 }
 
 /// A folder in which something is mounted until it is dropped.
@@ -42,10 +47,10 @@ fn mount_pool(scratch: &Path) -> anyhow::Result<()> {
 ///
 /// # Errors
 /// When it cannot be run or fails, with its words.
-pub fn run<const N: usize, const P: usize>(
+pub fn run<'a>(
     tool: &str,
-    words: [&str; N],
-    paths: [&PathBuf; P],
+    words: impl IntoIterator<Item = &'a str>,
+    paths: impl IntoIterator<Item = &'a PathBuf>,
 ) -> anyhow::Result<String> {
     let output = Command::new(tool)
         .args(words)
@@ -72,6 +77,18 @@ impl Cluster {
     /// # Errors
     /// When a part does not become ready.
     pub async fn start(place: &Place) -> anyhow::Result<Self> {
+        Self::with(place, None).await
+    }
+
+    /// As [`Cluster::start`], with b behind a link that can be cut.
+    ///
+    /// # Errors
+    /// When a part does not become ready.
+    pub async fn start_apart(place: &Place) -> anyhow::Result<Self> {
+        Self::with(place, Some(Link::make()?)).await
+    }
+
+    async fn with(place: &Place, link: Option<Link>) -> anyhow::Result<Self> {
         fs::create_dir_all(place.scratch.join("logs"))?;
         mount_pool(&place.scratch)?;
         fs::write(place.scratch.join("password"), PASSWORD)?;
@@ -79,6 +96,7 @@ impl Cluster {
             place: place.clone(),
             controller: None,
             agents: BTreeMap::new(),
+            link,
         };
         cluster.start_controller().await?;
         for node in ["a", "b"] {
@@ -94,7 +112,7 @@ impl Cluster {
     pub async fn start_controller(&mut self) -> anyhow::Result<()> {
         let words = self.controller_words();
         self.controller = Some(self.spawn("controller", &words)?);
-        self.ready("controller", metrics("controller")).await
+        self.ready("controller").await
     }
 
     fn controller_words(&self) -> Vec<String> {
@@ -109,9 +127,10 @@ impl Cluster {
         .into_iter()
         .map(String::from)
         .chain(["--csi-socket".into(), path("controller.sock")])
+        .chain(["--controller".into(), self.controller_address()])
         .chain([
             "--metrics-address".into(),
-            metrics("controller").to_string(),
+            self.metrics_address("controller").to_string(),
         ])
         .collect()
     }
@@ -123,19 +142,26 @@ impl Cluster {
     pub async fn start_agent(&mut self, node: &'static str) -> anyhow::Result<()> {
         let child = self.spawn(node, &self.agent_words(node))?;
         self.agents.insert(node, Some(child));
-        self.ready(node, metrics(node)).await
+        self.ready(node).await
     }
 
     fn agent_words(&self, node: &str) -> Vec<String> {
         let path = |name: &str| self.path(name).to_string_lossy().into_owned();
         let mut words: Vec<String> = vec!["agent".into(), "--node".into(), node.into()];
         words.extend(["--state-dir".into(), path(&format!("state-{node}"))]);
-        words.extend(["--agent-address".into(), agent(node).to_string()]);
+        words.extend(["--controller".into(), self.controller_address()]);
+        words.extend(["--agent-address".into(), self.agent(node).to_string()]);
         words.extend(["--csi-socket".into(), path(&format!("{node}.sock"))]);
-        words.extend(["--metrics-address".into(), metrics(node).to_string()]);
+        words.extend([
+            "--metrics-address".into(),
+            self.metrics_address(node).to_string(),
+        ]);
         words.extend(["--progress-window".into(), "3s".into()]);
         if node == HOME {
             words.extend(["--pool".into(), path("pool/drover")]);
+            let (nvme, iscsi) = (self.at(node, 4420), self.at(node, 3260));
+            words.extend(["--nvme-address".into(), nvme.to_string()]);
+            words.extend(["--iscsi-address".into(), iscsi.to_string()]);
         }
         words
     }
@@ -144,7 +170,11 @@ impl Cluster {
         fs::create_dir_all(self.path("pool/drover"))?;
         let log = self.path(&format!("logs/{name}.log"));
         let log = OpenOptions::new().create(true).append(true).open(&log)?;
-        Command::new(&self.place.drover)
+        let prefix = self.link.as_ref().map_or(&[][..], |link| link.prefix(name));
+        let program = [self.place.drover.as_os_str()];
+        let mut parts = prefix.iter().map(OsStr::new).chain(program);
+        Command::new(parts.next().context("no command")?)
+            .args(parts)
             .args(words)
             .env("DROVER_LOG", "info,drover=debug")
             .env("NO_COLOR", "1")
@@ -155,7 +185,8 @@ impl Cluster {
             .with_context(|| format!("start {}", self.place.drover.display()))
     }
 
-    async fn ready(&mut self, name: &str, address: SocketAddr) -> anyhow::Result<()> {
+    async fn ready(&mut self, name: &str) -> anyhow::Result<()> {
+        let address = self.metrics_address(name);
         let start = Instant::now();
         loop {
             let report = http(address, "/readyz");
@@ -202,6 +233,19 @@ impl Cluster {
         end(child.ok_or_else(|| anyhow!("no agent {node} runs"))?)
     }
 
+    /// The process id of the controller, or of a node's agent.
+    ///
+    /// # Errors
+    /// When it was not started.
+    pub fn pid(&self, name: &str) -> anyhow::Result<Pid> {
+        let child = match name {
+            "controller" => self.controller.as_ref(),
+            node => self.agents.get(node).and_then(Option::as_ref),
+        };
+        let child = child.with_context(|| format!("no {name} runs"))?;
+        Ok(Pid::from_raw(i32::try_from(child.id())?))
+    }
+
     /// The CSI Controller.
     ///
     /// # Errors
@@ -216,6 +260,41 @@ impl Cluster {
     /// When its socket makes no endpoint.
     pub fn node(&self, node: &str) -> anyhow::Result<csi::Node> {
         csi::Node::at(&self.path(&format!("{node}.sock")))
+    }
+
+    /// The link to b.
+    ///
+    /// # Errors
+    /// When b has no network of its own.
+    pub fn link(&self) -> anyhow::Result<&Link> {
+        self.link.as_ref().context("b has no network of its own")
+    }
+
+    /// Where an agent listens for the controller.
+    pub fn agent(&self, node: &str) -> SocketAddr {
+        self.at(node, if node == HOME { 9761 } else { 9771 })
+    }
+
+    fn metrics_address(&self, process: &str) -> SocketAddr {
+        let port = match process {
+            "controller" => 9753,
+            HOME => 9762,
+            _ => 9772,
+        };
+        self.at(process, port)
+    }
+
+    fn controller_address(&self) -> String {
+        self.at("controller", 9750).to_string()
+    }
+
+    fn at(&self, process: &str, port: u16) -> SocketAddr {
+        let alone = IpAddr::from([127, 0, 0, 1]);
+        let address = self
+            .link
+            .as_ref()
+            .map_or(alone, |link| link.address(process));
+        SocketAddr::new(address, port)
     }
 
     /// The protocol that volumes are exported over.
@@ -260,6 +339,7 @@ impl Cluster {
     pub fn cli<const N: usize>(&self, words: [&str; N]) -> anyhow::Result<String> {
         let output = Command::new(&self.place.drover)
             .args(words)
+            .env("DROVER_CONTROLLER", self.controller_address())
             .env("RESTIC_PASSWORD", PASSWORD)
             .env("DROVER_LOG", "warn")
             .stdin(Stdio::null())
@@ -306,7 +386,7 @@ impl Cluster {
     /// # Errors
     /// When it does not answer with 200.
     pub fn metrics(&self, process: &str) -> anyhow::Result<String> {
-        let answer = http(metrics(process), "/metrics")?;
+        let answer = http(self.metrics_address(process), "/metrics")?;
         let (head, body) = answer.split_once("\r\n\r\n").context("no answer of HTTP")?;
         ensure!(head.starts_with("HTTP/1.1 200"), "{process}: {head}");
         Ok(body.to_owned())
@@ -378,20 +458,6 @@ fn end(mut child: Child) -> anyhow::Result<()> {
     child.kill().context("kill")?;
     child.wait().context("wait for a killed process")?;
     Ok(())
-}
-
-/// Where an agent listens for the controller.
-pub fn agent(node: &str) -> SocketAddr {
-    SocketAddr::from(([127, 0, 0, 1], if node == HOME { 9761 } else { 9771 }))
-}
-
-fn metrics(process: &str) -> SocketAddr {
-    let port = match process {
-        "controller" => 9753,
-        HOME => 9762,
-        _ => 9772,
-    };
-    SocketAddr::from(([127, 0, 0, 1], port))
 }
 
 fn http(address: SocketAddr, path: &str) -> anyhow::Result<String> {

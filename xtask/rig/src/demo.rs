@@ -21,7 +21,7 @@ use self::checks::{
     expect_verdict, first_block, judge_rogue, receipt, uploaded_twice, wait_for_cursor,
 };
 use self::moving::{Moved, Step, move_to_b};
-use crate::cluster::{Cluster, agent, run};
+use crate::cluster::{Cluster, run};
 use crate::csi::Use;
 use crate::flow::{await_phase, stream};
 use crate::roles::{BLOCK, Playing, Work, checksum};
@@ -297,7 +297,7 @@ fn start_reader(
         expect_verdict(cluster, &on_a.volume, "quiet")?,
     );
     let reader = Playing::start(&["reader", &on_a.device.to_string_lossy()])?;
-    let (pid, address) = (reader.pid().to_string(), agent("a").to_string());
+    let (pid, address) = (reader.pid().to_string(), cluster.agent("a").to_string());
     cluster.cli([
         "backup",
         "register",

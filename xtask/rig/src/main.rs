@@ -7,14 +7,18 @@
 //!
 //! Order of reading: [`cluster`] starts and kills drover's processes, [`csi`]
 //! calls them, [`roles`] are the processes that use volumes; [`demo`],
-//! [`moves`], [`stuck`] and [`faults`] are the stories.
+//! [`moves`], [`stuck`], [`faults`], [`rogues`] and [`partition`]
+//! are the stories.
 
 mod cluster;
 mod csi;
 mod demo;
 mod faults;
 mod flow;
+mod link;
 mod moves;
+mod partition;
+mod rogues;
 mod roles;
 mod stuck;
 mod timeline;
@@ -94,6 +98,22 @@ enum Command {
         #[command(flatten)]
         place: Place,
     },
+    /// A node whose link is cut is declared lost, and comes back
+    Partition {
+        #[command(flatten)]
+        place: Place,
+    },
+    /// Epochs handed round under writers with stale devices, while processes are killed at random
+    Rogues {
+        #[command(flatten)]
+        place: Place,
+        /// How long
+        #[arg(long, default_value_t = 60)]
+        seconds: u64,
+        /// The seed of everything that is thrown in; printed, so that a run can be had again
+        #[arg(long)]
+        seed: Option<u64>,
+    },
     /// A part that another command of the rig starts
     #[command(hide = true, subcommand)]
     Role(roles::Role),
@@ -128,6 +148,12 @@ async fn tell(story: Command) -> anyhow::Result<()> {
         Command::Moves { place, moves, seed } => moves::tell(&place, moves, seed).await,
         Command::Stuck { place } => stuck::tell(&place).await,
         Command::Faults { place } => faults::tell(&place).await,
+        Command::Partition { place } => partition::tell(&place).await,
+        Command::Rogues {
+            place,
+            seconds,
+            seed,
+        } => rogues::tell(&place, seconds, seed).await,
         Command::Role(role) => roles::play(role),
     }
 }

@@ -1,6 +1,9 @@
 //! The processes that use volumes: an honest workload, a rogue writer, and a
 //! reader that hangs. Each is a process of its own, as it would be on a node.
 
+pub mod holder;
+pub mod stale;
+
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
@@ -14,6 +17,7 @@ use clap::Subcommand;
 use nix::sys::signal::{SigHandler, Signal, kill, signal};
 use nix::time::{ClockId, clock_gettime};
 use nix::unistd::Pid;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -55,6 +59,10 @@ pub enum Role {
         /// The device
         device: PathBuf,
     },
+    /// Writes a raw volume and reads it back, and knows what must be on it
+    Holder(holder::Holder),
+    /// Keeps the device of an epoch that has ended, and writes
+    Stale(stale::Stale),
 }
 
 /// What a workload did.
@@ -106,6 +114,8 @@ pub fn play(role: Role) -> anyhow::Result<()> {
             log,
         } => rogue(&device, at, blocks, &log),
         Role::Reader { device } => reader(&device),
+        Role::Holder(of) => holder::play(&of),
+        Role::Stale(of) => stale::play(&of),
     }
 }
 
@@ -327,9 +337,17 @@ impl Playing {
     /// When it met an error of its own, or does not end in time. Linux gives an
     /// admin command 60 s (nvme_core.admin_timeout), also one of a reconnect whose
     /// home was killed in its midst; a write may wait for two of them.
-    pub fn finish(mut self) -> anyhow::Result<Work> {
+    pub fn finish(self) -> anyhow::Result<Work> {
+        self.end()
+    }
+
+    /// Asks for the end, and returns what the last line says.
+    ///
+    /// # Errors
+    /// As [`Playing::finish`].
+    pub fn end<T: DeserializeOwned>(mut self) -> anyhow::Result<T> {
         let pid = Pid::from_raw(i32::try_from(self.pid())?);
-        kill(pid, Signal::SIGTERM).context("ask the workload to end")?;
+        kill(pid, Signal::SIGTERM).context("ask for the end")?;
         let start = Instant::now();
         let status = loop {
             if let Some(status) = self.child.try_wait()? {
@@ -337,14 +355,14 @@ impl Playing {
             }
             ensure!(
                 start.elapsed() < Duration::from_secs(150),
-                "the workload does not end"
+                "it does not end"
             );
             std::thread::sleep(Duration::from_millis(5));
         };
-        ensure!(status.success(), "the workload met an error: {status}");
+        ensure!(status.success(), "it met an error: {status}");
         let mut line = String::new();
         self.output.read_line(&mut line)?;
-        serde_json::from_str(&line).with_context(|| format!("the workload's last line {line:?}"))
+        serde_json::from_str(&line).with_context(|| format!("its last line {line:?}"))
     }
 
     /// Whether it still plays.

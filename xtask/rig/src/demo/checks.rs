@@ -10,7 +10,7 @@ use anyhow::{Context, anyhow, ensure};
 use serde_json::Value;
 
 use super::moving::Moved;
-use crate::cluster::{Cluster, agent, run};
+use crate::cluster::{Cluster, run};
 use crate::flow::stream;
 use crate::roles::{RogueWrite, rogue_numbers};
 use crate::timeline::Timeline;
@@ -38,7 +38,7 @@ pub(super) fn first_block(file: &PathBuf) -> anyhow::Result<u64> {
 }
 
 fn verdict(cluster: &Cluster, volume: &str) -> anyhow::Result<Value> {
-    let address = agent("a").to_string();
+    let address = cluster.agent("a").to_string();
     let text = cluster.cli(["holders", volume, "--json", "--agent", &address])?;
     serde_json::from_str(&text).with_context(|| format!("drover holders: {text}"))
 }
