@@ -23,7 +23,7 @@ use crate::{build, places, process, say, setup};
 
 const BUILD: Duration = Duration::from_secs(3600);
 /// Beyond the time that a target fuzzes for.
-const GRACE: Duration = Duration::from_secs(60);
+const GRACE: Duration = Duration::from_secs(120);
 /// A target holds less, whatever it does.
 const MEMORY_MIB: u64 = 512;
 /// What a target may hold at most in the second half of its time beyond what
@@ -205,7 +205,7 @@ impl Place {
             .arg(&corpus)
             .arg(format!("-max_total_time={}", time.as_secs()))
             .arg(format!("-rss_limit_mb={MEMORY_MIB}"))
-            .args(["-timeout=10", "-print_final_stats=1"])
+            .args(["-timeout=60", "-print_final_stats=1"])
             .arg(format!("-artifact_prefix={}/", artifacts.display()));
         let seeds = self.seeds.join(name);
         if seeds.exists() {

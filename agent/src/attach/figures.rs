@@ -7,7 +7,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
 
-use super::ports::SettledBy;
+use super::ports::{GateLayer, NodeAnswer, SettledBy};
 use super::proof::Receipt;
 use super::record::TicketKind;
 use super::state::{Stage, VolumeState, kind_name};
@@ -15,6 +15,11 @@ use super::state::{Stage, VolumeState, kind_name};
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ByResult {
     result: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ByLayer {
+    layer: &'static str,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -33,6 +38,9 @@ pub(super) struct Figures {
     unpublishes: Family<ByResult, Counter>,
     fences: Family<ByResult, Counter>,
     receipt_seconds: Histogram,
+    settle_seconds: Histogram,
+    late_refused: Counter,
+    gate_layers: Family<ByLayer, Counter>,
     expired: Counter,
     tickets: Family<ByKind, Gauge>,
     volumes: Family<ByPhase, Gauge>,
@@ -46,11 +54,18 @@ impl Figures {
             fences: Family::default(),
             // 0.5 ms to 16 s.
             receipt_seconds: Histogram::new(exponential_buckets(0.0005, 2.0, 16)),
+            // 0.1 ms to 105 s: a disk that hangs holds them.
+            settle_seconds: Histogram::new(exponential_buckets(0.0001, 4.0, 11)),
+            late_refused: Counter::default(),
+            gate_layers: Family::default(),
             expired: Counter::default(),
             tickets: Family::default(),
             volumes: Family::default(),
         };
         // A series that is there from the start can be told from a missing one.
+        for layer in GateLayer::ALL {
+            drop(figures.gate_layers.get_or_create(&by_layer(layer)));
+        }
         for stage in Stage::ALL {
             drop(figures.volumes.get_or_create(&by_phase(stage)));
         }
@@ -86,6 +101,22 @@ impl Figures {
             "Time from asking a home to end an epoch until the receipt",
             Unit::Seconds,
             self.receipt_seconds.clone(),
+        );
+        registry.register_with_unit(
+            "drover_fence_settle",
+            "Time from the closing of an epoch's gate until the last command inside had ended",
+            Unit::Seconds,
+            self.settle_seconds.clone(),
+        );
+        registry.register(
+            "drover_fence_late_commands_refused",
+            "Commands that came after the gate of their epoch had closed, up to its receipt",
+            self.late_refused.clone(),
+        );
+        registry.register(
+            "drover_fence_node_layers",
+            "Layers of their gate that old nodes shut beside a fence",
+            self.gate_layers.clone(),
         );
         registry.register(
             "drover_ticket_leases_expired",
@@ -126,6 +157,20 @@ impl Figures {
         };
         self.fences.get_or_create(&ByResult { result }).inc();
         self.receipt_seconds.observe(receipt.took().as_secs_f64());
+        if receipt.settled_by() != SettledBy::NothingOpen {
+            self.settle_seconds
+                .observe(receipt.settle_time().as_secs_f64());
+        }
+        self.late_refused.inc_by(receipt.late_refused());
+    }
+
+    /// The old node has answered.
+    pub(super) fn answered(&self, answer: &NodeAnswer) {
+        if let NodeAnswer::Shut { gate, .. } = answer {
+            for layer in &gate.layers {
+                self.gate_layers.get_or_create(&by_layer(*layer)).inc();
+            }
+        }
     }
 
     pub(super) fn lease_expired(&self) {
@@ -156,6 +201,12 @@ impl Figures {
 fn by_result(ok: bool) -> ByResult {
     ByResult {
         result: if ok { "ok" } else { "error" },
+    }
+}
+
+fn by_layer(layer: GateLayer) -> ByLayer {
+    ByLayer {
+        layer: layer.name(),
     }
 }
 

@@ -13,11 +13,32 @@ use tokio::sync::Mutex;
 
 use super::ports::{NodeAnswer, Note};
 use super::proof::Receipt;
-use crate::ids::VolumeId;
+use crate::ids::{NodeId, VolumeId};
 use crate::store::{Key, Kind, StateStore, StoreError, Version};
 
 /// How many notes, and how many receipts, are kept.
 pub const KEPT: usize = 10_000;
+
+/// Which notes and receipts are asked for; the default is all.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Wanted {
+    /// Only of this volume.
+    pub volume: Option<VolumeId>,
+    /// Only of this node.
+    pub node: Option<NodeId>,
+    /// Only receipts.
+    pub receipts: bool,
+    /// Only what happened since.
+    pub since: Option<SystemTime>,
+}
+
+impl Wanted {
+    fn takes(&self, note: &Note) -> bool {
+        (self.volume.is_none() || note.volume == self.volume)
+            && (self.node.is_none() || note.node == self.node)
+            && self.since.is_none_or(|since| note.time >= since)
+    }
+}
 
 /// What happened, oldest first.
 pub struct Journal {
@@ -106,7 +127,7 @@ impl Journal {
         tracing::info!(
             kind = note.kind,
             volume = note.volume.as_ref().map(VolumeId::as_str),
-            node = note.node.as_ref().map(crate::ids::NodeId::as_str),
+            node = note.node.as_ref().map(NodeId::as_str),
             "{}",
             note.text
         );
@@ -160,12 +181,15 @@ impl Journal {
         }
     }
 
-    /// Notes and receipts, oldest first; of one volume, or all.
+    /// Notes and receipts, oldest first.
     ///
     /// # Errors
     /// The store's.
-    pub async fn list(&self, volume: Option<&VolumeId>) -> Result<Vec<Note>, StoreError> {
-        let notes = self.store.list(Kind::Note).await?;
+    pub async fn list(&self, wanted: &Wanted) -> Result<Vec<Note>, StoreError> {
+        let notes = match wanted.receipts {
+            true => Vec::new(),
+            false => self.store.list(Kind::Note).await?,
+        };
         let receipts = self.store.list(Kind::Receipt).await?;
         let mut all = Vec::with_capacity(notes.len() + receipts.len());
         for (key, stored) in notes {
@@ -184,7 +208,7 @@ impl Journal {
         Ok(all
             .into_iter()
             .map(|(_, note)| note)
-            .filter(|note| volume.is_none() || note.volume.as_ref() == volume)
+            .filter(|note| wanted.takes(note))
             .collect())
     }
 }
@@ -224,7 +248,7 @@ mod tests {
         let settlement = Settlement {
             volume: asked.volume.clone(),
             epoch: asked.epoch,
-            node: None,
+            node: Some("a".parse().unwrap()),
             sessions_ended: 1,
             inside_at_close: 0,
             settled_by: SettledBy::Drained,
@@ -257,18 +281,39 @@ mod tests {
                 .collect()
         };
         assert_eq!(
-            texts(journal.list(None).await.unwrap()),
+            texts(journal.list(&Wanted::default()).await.unwrap()),
             ["note 1 ".trim(), "note 2", "epoch 3", "note 3"].map(|text| text.to_owned())
         );
-        let of_v = Some("v".parse().unwrap());
-        assert_eq!(journal.list(of_v.as_ref()).await.unwrap().len(), 3);
+        let wanted =
+            |volume: Option<&str>, node: Option<&str>, receipts, since: Option<u64>| Wanted {
+                volume: volume.map(|name| name.parse().unwrap()),
+                node: node.map(|name| name.parse().unwrap()),
+                receipts,
+                since: since.map(|at| SystemTime::UNIX_EPOCH + Duration::from_millis(at)),
+            };
+        for (wanted, expected) in [
+            (wanted(Some("v"), None, false, None), 3),
+            (wanted(Some("w"), None, false, None), 1),
+            (wanted(None, None, true, None), 1),
+            (wanted(Some("w"), None, true, None), 0),
+            (wanted(None, Some("a"), false, None), 1),
+            (wanted(None, Some("b"), false, None), 0),
+            (wanted(None, None, false, Some(25)), 2),
+            (wanted(None, None, true, Some(26)), 0),
+        ] {
+            assert_eq!(
+                journal.list(&wanted).await.unwrap().len(),
+                expected,
+                "{wanted:?}"
+            );
+        }
 
         // Loaded again, it goes on where it was: the answer finds its receipt,
         // and the bound still holds.
         let journal = Journal::keeping(store, 3).await.unwrap();
         journal.answered(kept, NodeAnswer::Clean).await;
         journal.note(&note("v", "note 4", 40)).await;
-        let all = journal.list(None).await.unwrap();
+        let all = journal.list(&Wanted::default()).await.unwrap();
         assert_eq!(all.len(), 4);
         assert_eq!(all[1].detail["answer"], "clean");
     }

@@ -129,6 +129,16 @@ impl Receipt {
         self.asked_to_settled
     }
 
+    /// From the closing of the gate until the last command inside had ended.
+    pub fn settle_time(&self) -> Duration {
+        self.settle_time
+    }
+
+    /// Commands that came after the gate had closed, up to the receipt.
+    pub fn late_refused(&self) -> u64 {
+        self.late_refused
+    }
+
     /// How the commands inside came to their end.
     pub fn settled_by(&self) -> SettledBy {
         self.settled_by

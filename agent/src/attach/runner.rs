@@ -24,7 +24,7 @@ use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::{Instant, timeout};
 
 use super::figures::Figures;
-use super::journal::Journal;
+use super::journal::{Journal, Wanted};
 use super::ports::{Attachment, Capacity, Note, Ports};
 use super::record::{
     AccessMode, NewVolume, NodeRecord, Registration, SnapshotRecord, Ticket, VolumeView,
@@ -550,7 +550,7 @@ impl Arbiter {
     ///
     /// # Errors
     /// `Unavailable`.
-    pub async fn notes(&self, volume: Option<&VolumeId>) -> Result<Vec<Note>, ArbiterError> {
+    pub async fn notes(&self, wanted: &Wanted) -> Result<Vec<Note>, ArbiterError> {
         let (tell, written) = oneshot::channel();
         let flushed = async {
             if self.inner.lines.send(Line::Written(tell)).await.is_ok() {
@@ -560,7 +560,7 @@ impl Arbiter {
         };
         // A slow store only costs the newest lines.
         let _ = timeout(Duration::from_secs(2), flushed).await;
-        Ok(self.inner.journal.list(volume).await?)
+        Ok(self.inner.journal.list(wanted).await?)
     }
 
     /// Adds the arbiter's metrics.

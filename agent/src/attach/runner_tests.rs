@@ -768,7 +768,11 @@ async fn tickets_are_interrupted_reaped_and_counted() {
     arbiter.unpublish(&volume, None).await.unwrap();
     publish(arbiter, &volume, "a").await.unwrap();
 
-    let notes = arbiter.notes(Some(&volume)).await.unwrap();
+    let wanted = Wanted {
+        volume: Some(volume.clone()),
+        ..Wanted::default()
+    };
+    let notes = arbiter.notes(&wanted).await.unwrap();
     let kinds: Vec<&str> = notes.iter().map(|note| note.kind.as_str()).collect();
     for kind in [
         "created",

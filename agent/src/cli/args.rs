@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::config::{AGENT_ADDRESS, CONTROLLER_ADDRESS, Options};
+use crate::config::{AGENT_ADDRESS, CONTROLLER_ADDRESS, Options, Span};
 use crate::ids::{Bytes, HostPort, NodeId, SnapshotId, TicketId, VolumeId};
 
 /// Volumes that move from node to node at once, whatever holds them.
@@ -79,9 +79,9 @@ pub enum Command {
     Node(Node),
     /// Show what happened, with the receipts of every fence
     Events {
-        /// Only what happened to this volume
-        #[arg(long)]
-        volume: Option<VolumeId>,
+        /// What to show.
+        #[command(flatten)]
+        wanted: Wanted,
         /// How to print.
         #[command(flatten)]
         output: Output,
@@ -137,6 +137,23 @@ pub struct Agent {
     /// The agent's address
     #[arg(long, env = "DROVER_AGENT_ADDRESS", default_value = AGENT_ADDRESS, value_name = "ADDRESS")]
     pub agent: SocketAddr,
+}
+
+/// Which events to show; all, unless it is said.
+#[derive(Debug, Args)]
+pub struct Wanted {
+    /// Only what happened to this volume
+    #[arg(long)]
+    pub volume: Option<VolumeId>,
+    /// Only what happened on this node, or to an epoch that it held
+    #[arg(long)]
+    pub node: Option<NodeId>,
+    /// Only the receipts of fences (docs/receipt.schema.json says what is in one)
+    #[arg(long)]
+    pub receipts: bool,
+    /// Only what happened within this time, as in 30m or 2h
+    #[arg(long, value_name = "TIME")]
+    pub since: Option<Span>,
 }
 
 /// How to print.

@@ -5,5 +5,6 @@
 
 pub mod args;
 pub mod backups;
+pub mod events;
 pub mod print;
 pub mod verbs;

@@ -3,8 +3,8 @@
 use std::fmt::Display;
 use std::time::{Duration, SystemTime};
 
-use anyhow::{Context, anyhow};
-use serde_json::{Value, json};
+use anyhow::anyhow;
+use serde_json::json;
 use tonic::Status;
 
 use super::args::{Agent, Command, Controller, Node, Output, Snapshot, Volume};
@@ -16,7 +16,7 @@ use crate::rpc::pb;
 use crate::rpc::pb::node_client::NodeClient;
 
 /// An ordinary answer is there within this.
-const CALL: Duration = Duration::from_secs(10);
+pub(super) const CALL: Duration = Duration::from_secs(10);
 /// An answer that clones or waits for a fence is there within this.
 const LONG: Duration = Duration::from_secs(90);
 
@@ -96,10 +96,10 @@ pub async fn run(command: Command) -> anyhow::Result<()> {
             controller,
         } => tickets(volume.as_ref(), &output, &controller).await,
         Command::Events {
-            volume,
+            wanted,
             output,
             controller,
-        } => events(volume.as_ref(), &output, &controller).await,
+        } => super::events::show(wanted, &output, &controller).await,
         Command::Holders {
             volume,
             output,
@@ -379,36 +379,6 @@ async fn tickets(
             &["VOLUME", "TICKET", "KIND", "NODE", "OWNER", "LEASE"],
             &rows,
         );
-    }
-    Ok(())
-}
-
-async fn events(
-    volume: Option<&VolumeId>,
-    output: &Output,
-    controller: &Controller,
-) -> anyhow::Result<()> {
-    let volume = volume.map(ToString::to_string).unwrap_or_default();
-    let answer = controller
-        .service()
-        .list_notes(within(CALL, pb::ListNotesRequest { volume }))
-        .await;
-    for note in controller.answer(answer)?.notes {
-        let time = note.time.and_then(|t| SystemTime::try_from(t).ok());
-        let time = moment(time.unwrap_or(SystemTime::UNIX_EPOCH));
-        if output.json {
-            let detail: Value =
-                serde_json::from_str(&note.detail).context("an event's detail is no JSON")?;
-            println!(
-                "{}",
-                json!({
-                    "time": time, "volume": note.volume, "node": note.node,
-                    "kind": note.kind, "text": note.text, "detail": detail,
-                })
-            );
-        } else {
-            println!("{time}  {:16}  {}", note.kind, note.text);
-        }
     }
     Ok(())
 }

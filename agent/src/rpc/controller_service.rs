@@ -12,6 +12,7 @@ use super::agent_client::{AgentClient, Directory, within};
 use super::convert::{optional, protocol, set, span, text};
 use super::pb::controller_server::Controller;
 use super::{pb, refusal};
+use crate::attach::journal::Wanted;
 use crate::attach::ports::{Content, Note};
 use crate::attach::record::{AccessMode, NewVolume, Registration, Ticket, TicketKind};
 use crate::attach::{Arbiter, ArbiterError};
@@ -280,8 +281,8 @@ impl Controller for ControllerService {
         &self,
         request: Request<pb::ListNotesRequest>,
     ) -> Answer<pb::ListNotesAnswer> {
-        let volume: Option<VolumeId> = optional("volume", &request.into_inner().volume)?;
-        let notes = self.arbiter.notes(volume.as_ref()).await.map_err(refuse)?;
+        let wanted = Wanted::try_from(request.into_inner())?;
+        let notes = self.arbiter.notes(&wanted).await.map_err(refuse)?;
         Ok(Response::new(pb::ListNotesAnswer {
             notes: notes.iter().map(Into::into).collect(),
         }))

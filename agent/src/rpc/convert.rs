@@ -1,6 +1,8 @@
 //! Messages to types and back. A message that does not convert is refused
 //! with its field's name.
 
+mod journal;
+
 use std::fmt::Display;
 use std::str::FromStr;
 use std::time::{Duration, SystemTime};
@@ -10,7 +12,7 @@ use tonic::Status;
 use super::pb;
 use crate::attach::ports::{
     Attachment, Chap, Content, Credentials, ExportRequest, Exported, FenceRequest, GateLayer,
-    GateReport, Holder, HostIdentity, Judgement, NAME_MAX, NodeAnswer, Note, Protocol, SettledBy,
+    GateReport, Holder, HostIdentity, Judgement, NAME_MAX, NodeAnswer, Protocol, SettledBy,
     Settlement, SnapshotInfo, Target, Verdict, is_iqn,
 };
 use crate::attach::record::{
@@ -471,41 +473,6 @@ impl TryFrom<pb::AttachmentAnswer> for Attachment {
             exported: set("export", answer.export)?.try_into()?,
             read_only: answer.read_only,
             busy_deadline: span("busy_deadline", answer.busy_deadline)?,
-        })
-    }
-}
-
-impl From<&Note> for pb::Note {
-    fn from(note: &Note) -> Self {
-        Self {
-            time: Some(note.time.into()),
-            volume: note
-                .volume
-                .as_ref()
-                .map(ToString::to_string)
-                .unwrap_or_default(),
-            node: note
-                .node
-                .as_ref()
-                .map(ToString::to_string)
-                .unwrap_or_default(),
-            kind: note.kind.clone(),
-            text: note.text.clone(),
-            detail: note.detail.to_string(),
-        }
-    }
-}
-
-impl TryFrom<pb::Note> for Note {
-    type Error = Malformed;
-    fn try_from(note: pb::Note) -> Result<Self, Malformed> {
-        Ok(Self {
-            time: moment("time", note.time)?,
-            volume: optional("volume", &note.volume)?,
-            node: optional("node", &note.node)?,
-            kind: note.kind,
-            text: note.text,
-            detail: optional("detail", &note.detail)?.unwrap_or_default(),
         })
     }
 }

@@ -154,6 +154,7 @@ impl Inner {
         if let Some(answer) = answer {
             tokio::spawn(async move {
                 if let Ok(answer) = answer.await {
+                    inner.figures.answered(&answer);
                     inner.journal.answered(receipt, answer).await;
                 }
             });
