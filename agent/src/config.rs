@@ -25,6 +25,9 @@ pub use options::Options;
 
 mod options;
 
+/// Where an agent serves its metrics.
+pub const METRICS_ADDRESS: &str = "127.0.0.1:9752";
+
 /// Why a configuration is refused.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
@@ -138,7 +141,6 @@ impl Config {
         } else {
             "csi.sock"
         };
-        let default_metrics = if controller_only { 9753 } else { 9752 };
         let known = |address: &str| -> SocketAddr {
             let parsed = address.parse();
             parsed.expect("an address and port written in this file")
@@ -178,7 +180,13 @@ impl Config {
                 .unwrap_or_else(|| Path::new("/run/drover").join(default_socket)),
             driver_name: driver_name(options.driver_name)?,
             kubelet_registry: options.kubelet_registry,
-            metrics_address: options.metrics_address.unwrap_or(local(default_metrics)),
+            metrics_address: options.metrics_address.unwrap_or_else(|| {
+                if controller_only {
+                    local(9753)
+                } else {
+                    known(METRICS_ADDRESS)
+                }
+            }),
             progress_window: options
                 .progress_window
                 .map_or(Duration::from_secs(30), |s| s.0),

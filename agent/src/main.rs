@@ -7,7 +7,7 @@ use clap::Parser;
 use tracing_subscriber::EnvFilter;
 
 use drover::cli::args::{Command, Drover, Run};
-use drover::cli::{backups, verbs};
+use drover::cli::{backups, doctor, verbs};
 use drover::config::{Config, Options, Role};
 use drover::{backup, daemon, initiator};
 
@@ -42,6 +42,11 @@ fn run(drover: Drover) -> anyhow::Result<()> {
             Command::Standalone(run) => serve(run, Role::Standalone).await,
             Command::Backup(verb) => backups::run(verb).await,
             Command::Restore(verb) => backups::restore(verb).await,
+            Command::Doctor {
+                metrics,
+                pool,
+                output,
+            } => doctor::run(metrics, pool, &output).await,
             verb => verbs::run(verb).await,
         }
     });

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::config::{AGENT_ADDRESS, CONTROLLER_ADDRESS, Options, Span};
+use crate::config::{AGENT_ADDRESS, CONTROLLER_ADDRESS, METRICS_ADDRESS, Options, Span};
 use crate::ids::{Bytes, HostPort, NodeId, SnapshotId, TicketId, VolumeId};
 
 /// Volumes that move from node to node at once, whatever holds them.
@@ -99,6 +99,18 @@ pub enum Command {
         /// Which agent to ask.
         #[command(flatten)]
         agent: Agent,
+    },
+    /// Look at this host: whether it has what drover needs, and what to do where it has not
+    Doctor {
+        /// Where this node's agent serves its metrics
+        #[arg(long, env = "DROVER_METRICS_ADDRESS", default_value = METRICS_ADDRESS, value_name = "ADDRESS")]
+        metrics: SocketAddr,
+        /// The folder of this node's pool, if it has one
+        #[arg(long, env = "DROVER_POOL", value_name = "DIR")]
+        pool: Option<PathBuf>,
+        /// How to print.
+        #[command(flatten)]
+        output: Output,
     },
     /// Do one thing that may hang, apart from the agent
     #[command(hide = true)]

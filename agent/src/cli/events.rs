@@ -8,7 +8,6 @@ use serde_json::{Value, json};
 use super::args::{Controller, Output, Wanted};
 use super::print::moment;
 use super::verbs::CALL;
-use crate::attach::journal;
 use crate::config::Span;
 use crate::rpc::agent_client::within;
 use crate::rpc::pb;
@@ -23,12 +22,13 @@ pub async fn show(wanted: Wanted, output: &Output, controller: &Controller) -> a
         // Longer than there is time: all of it.
         Some(Span(ago)) => SystemTime::now().checked_sub(ago),
     };
-    let request = pb::ListNotesRequest::from(&journal::Wanted {
-        volume: wanted.volume,
-        node: wanted.node,
+    let name = |name: Option<String>| name.unwrap_or_default();
+    let request = pb::ListNotesRequest {
+        volume: name(wanted.volume.map(|volume| volume.to_string())),
+        node: name(wanted.node.map(|node| node.to_string())),
         receipts: wanted.receipts,
-        since,
-    });
+        since: since.map(Into::into),
+    };
     let answer = controller.service().list_notes(within(CALL, request)).await;
     for note in controller.answer(answer)?.notes {
         if output.json {

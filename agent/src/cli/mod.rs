@@ -5,6 +5,7 @@
 
 pub mod args;
 pub mod backups;
+pub mod doctor;
 pub mod events;
 pub mod print;
 pub mod verbs;

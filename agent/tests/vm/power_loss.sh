@@ -4,7 +4,7 @@
 # mounted again, checked, and must have all that had been fsynced by then.
 # kernels: 6.1 6.12
 # asked: 6.1
-# timeout: 3600
+# timeout: 7200
 # Of each story some boundaries are looked at, all steps among them; with
 # DROVER_VM_LONG=1 every one, and all pairs of protocol and file system.
 source "${BASH_SOURCE%/*}/shared.bash"

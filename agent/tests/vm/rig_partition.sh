@@ -1,6 +1,7 @@
 #!/bin/bash
 # A node's link is cut under writes; it is declared lost, and comes back.
 # kernels: 6.1 6.12
+# asked: 6.1
 # timeout: 600
 set -u
 scratch=/dev/shm/rig-partition

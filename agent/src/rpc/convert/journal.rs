@@ -40,18 +40,6 @@ impl TryFrom<pb::Note> for Note {
     }
 }
 
-impl From<&Wanted> for pb::ListNotesRequest {
-    fn from(wanted: &Wanted) -> Self {
-        let name = |name: Option<String>| name.unwrap_or_default();
-        Self {
-            volume: name(wanted.volume.as_ref().map(ToString::to_string)),
-            node: name(wanted.node.as_ref().map(ToString::to_string)),
-            receipts: wanted.receipts,
-            since: wanted.since.map(Into::into),
-        }
-    }
-}
-
 impl TryFrom<pb::ListNotesRequest> for Wanted {
     type Error = Malformed;
     fn try_from(request: pb::ListNotesRequest) -> Result<Self, Malformed> {
