@@ -33,7 +33,7 @@ impl Inner {
             let error = match attempt.await {
                 Ok(outcome) => {
                     let refusal = match &outcome {
-                        Outcome::Refused(error) => Some(ArbiterError::from(error.clone())),
+                        Outcome::Refused(error) => Some(refused(&intent.home, error)),
                         _ => None,
                     };
                     let event = Event::Result {
@@ -205,6 +205,17 @@ impl Inner {
     }
 }
 
+/// A home's refusal in the arbiter's words. Of commands still inside it says
+/// where they are, since that disk is all that can be looked after.
+fn refused(home: &NodeId, error: &HomeError) -> ArbiterError {
+    match error {
+        HomeError::Unsettled { .. } => ArbiterError::NotYet(format!(
+            "home {home}: {error}; what follows waits for them: look at that node's disk (dmesg, processes in D state)"
+        )),
+        other => other.clone().into(),
+    }
+}
+
 fn released(answer: Option<NodeAnswer>) -> NodeAnswer {
     answer.unwrap_or_else(|| NodeAnswer::Silent(format!("no answer within {RELEASE:?}")))
 }
@@ -222,5 +233,19 @@ pub(super) async fn within<T>(
             node: node.clone(),
             detail: format!("no answer to {name} within {deadline:?}"),
         }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn commands_still_inside_are_told_with_their_home() {
+        let error = refused(&"h".parse().unwrap(), &HomeError::Unsettled { inside: 3 });
+        let ArbiterError::NotYet(text) = error else {
+            panic!("{error}");
+        };
+        assert!(text.starts_with("home h: 3 commands are still inside the closed gate"));
     }
 }
