@@ -21,12 +21,21 @@ pub fn unmet<'a>(fragment: &'a str, config: &str) -> Vec<&'a str> {
         .collect()
 }
 
-/// Whether a `System.map` has a function of exactly that name.
+/// Whether a `System.map` has a function of exactly that name, and no copy of it
+/// that the compiler made for those who call it (`f.constprop.0`).
 pub fn has_function(map: &str, name: &str) -> bool {
-    map.lines().any(|line| {
-        let mut words = line.split(' ').skip(1);
-        matches!(words.next(), Some("t" | "T")) && words.next() == Some(name)
-    })
+    let functions = || {
+        map.lines().filter_map(|line| {
+            let mut words = line.split(' ').skip(1);
+            matches!(words.next(), Some("t" | "T")).then(|| words.next())?
+        })
+    };
+    let is_copy = |found: &str| {
+        found
+            .strip_prefix(name)
+            .is_some_and(|rest| rest.starts_with('.') && !rest.starts_with(".cold"))
+    };
+    functions().any(|found| found == name) && !functions().any(is_copy)
 }
 
 #[cfg(test)]
@@ -50,5 +59,13 @@ mod tests {
         let map = "ffffffff81000000 t f.isra.0\nffffffff81000010 d g\nffffffff81000020 T h\n";
         assert!(!has_function(map, "f") && !has_function(map, "g"));
         assert!(has_function(map, "h"));
+        assert!(!has_function(
+            &format!("{map}ffffffff81000030 t h.constprop.0\n"),
+            "h"
+        ));
+        assert!(has_function(
+            &format!("{map}ffffffff81000030 t h.cold\n"),
+            "h"
+        ));
     }
 }

@@ -141,8 +141,11 @@ fn unpack(build: &Path, version: &str) -> Result<()> {
 }
 
 fn make(build: &Path, arguments: &Arguments) -> Command {
-    let mut make = Command::new("nice");
-    make.arg(format!("-n{}", arguments.nice))
+    // The lock is make's own, and its children's: when this program is killed they
+    // build on, and a second make among them would spoil what they write.
+    let mut make = Command::new("flock");
+    make.arg(build.with_extension("lock"))
+        .args(["nice", &format!("-n{}", arguments.nice)])
         .args(["make", "--silent", &format!("-j{}", arguments.jobs)])
         .current_dir(build)
         // Of a make that runs this: not this build's.
@@ -179,8 +182,8 @@ fn install(build: &Path, ready: &Path, of: &str) -> Result<()> {
     };
     if !config::has_function(&read("System.map")?, HOOKED) {
         bail!(
-            "the compiler left no function {HOOKED} in this kernel (it may have made one of \
-             another name of it): the gate's first layer has no place to sit"
+            "the compiler left no function {HOOKED} in this kernel, or made a copy of another \
+             name for those who call it: the gate's first layer has no place to sit"
         );
     }
     let release = read("include/config/kernel.release")?;
