@@ -13,6 +13,7 @@ mod build;
 mod demo;
 mod deploy;
 mod fuzz;
+mod kernel;
 mod lint;
 mod model;
 mod places;
@@ -47,6 +48,8 @@ enum Verb {
     Test(test::Arguments),
     /// Run a command in a VM with a Debian kernel; its exit status is passed on
     Vm(vm::Arguments),
+    /// Build the test kernel that `--kernel custom` boots
+    Kernel(kernel::Arguments),
     /// Run a conformance suite of others against drover
     #[command(subcommand)]
     Suite(suite::Suite),
@@ -69,6 +72,7 @@ fn main() -> ExitCode {
         Verb::Lint => lint::command(),
         Verb::Test(arguments) => test::command(&arguments),
         Verb::Vm(arguments) => vm::command(arguments),
+        Verb::Kernel(arguments) => kernel::command(&arguments),
         Verb::Suite(suite) => suite::command(&suite),
         Verb::Bench(bench) => bench::command(&bench),
         Verb::Fuzz(arguments) => fuzz::command(&arguments),

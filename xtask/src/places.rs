@@ -37,6 +37,11 @@ pub fn venv() -> Result<PathBuf> {
     Ok(cache()?.join("venv"))
 }
 
+/// The cache's folder of the test kernel: its source, and what was built of it.
+pub fn kernel() -> Result<PathBuf> {
+    Ok(cache()?.join("kernel"))
+}
+
 /// Whether this is a CI run: its build products go to the cache, since its
 /// checkout is a fresh one each time.
 pub fn in_ci() -> bool {

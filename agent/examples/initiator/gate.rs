@@ -7,10 +7,13 @@
 //! agent finds the gate closed and lets go of the disk; no process is left in D
 //! state; no block that was begun after the closing is in the data; and the
 //! volume is attached again under its next epoch.
+//!
+//! On a kernel that lets a program override what a function returns, `bio` must
+//! be among the layers. Then stores to pages that were mapped are refused too,
+//! and what was dirty at the closing never gets to the data (`dirty`).
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Read, Write};
-use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
@@ -25,6 +28,8 @@ use drover::fence::Gates;
 use drover::ids::{Diskseq, Epoch};
 use drover::initiator::Initiator;
 
+use crate::dirty::Dirty;
+use crate::knock::{Before, refused};
 use crate::scene::{Open, Scene, initiator_with};
 use crate::writer::{BLOCK, Kind, now, stamp};
 
@@ -135,156 +140,6 @@ pub fn hold(mut args: impl Iterator<Item = String>) -> Result<()> {
     Ok(())
 }
 
-/// A call that must fail.
-fn refused<T>(what: &str, result: io::Result<T>) -> Result<()> {
-    match result {
-        Ok(_) => bail!("{what} was let through"),
-        Err(error) => {
-            println!("  {what}: {error}");
-            // What fails since it was called wrongly proves nothing.
-            let sound = [libc::EIO, libc::EPERM, libc::ENODEV, libc::ENXIO];
-            ensure!(
-                error.raw_os_error().is_some_and(|e| sound.contains(&e)),
-                "{what}: {error}"
-            );
-            Ok(())
-        }
-    }
-}
-
-fn called(result: i64) -> io::Result<()> {
-    if result < 0 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(())
-    }
-}
-
-/// What was opened while the gate was open.
-struct Before {
-    file: File,
-    passthrough: Option<File>,
-    folder: Option<PathBuf>,
-}
-
-impl Before {
-    fn open(disk: &Disk, target: &Path, access: &Access) -> Result<Self> {
-        let folder = matches!(access, Access::Mount { .. }).then(|| target.to_owned());
-        let path = folder
-            .as_ref()
-            .map_or(target.to_owned(), |f| f.join("held"));
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(folder.is_some())
-            .truncate(false)
-            .open(&path)?;
-        if folder.is_some() {
-            file.write_all_at(&[7; BLOCK], 0)?;
-            file.sync_all()?;
-        }
-        let generic = disk.name.replacen("nvme", "ng", 1);
-        let passthrough = OpenOptions::new()
-            .read(true)
-            .open(Path::new("/dev").join(generic))
-            .ok();
-        Ok(Self {
-            file,
-            passthrough,
-            folder,
-        })
-    }
-
-    /// Every way in but those of the writers.
-    fn knock(&self, disk: &Disk) -> Result<()> {
-        let fd = self.file.as_raw_fd();
-        let node = disk.path();
-        refused("open read-only", File::open(&node))?;
-        refused("open to write", OpenOptions::new().write(true).open(&node))?;
-        refused("write", self.file.write_at(&[9; 512], 8192))?;
-        refused("read", self.file.read_at(&mut [0; 512], 0))?;
-        // SAFETY: the descriptor is open; the call takes numbers only.
-        let punched = unsafe { libc::fallocate(fd, 3, 0, 4096) };
-        refused("fallocate", called(punched.into()))?;
-        // SAFETY: a new mapping, wherever the kernel likes; it is not to come about.
-        let map = unsafe {
-            libc::mmap(
-                std::ptr::null_mut(),
-                4096,
-                libc::PROT_READ,
-                libc::MAP_SHARED,
-                fd,
-                0,
-            )
-        };
-        refused("mmap", called(if map == libc::MAP_FAILED { -1 } else { 0 }))?;
-        let mut at = 0;
-        let (pipe_out, mut pipe_in) = io::pipe()?;
-        let (out, into) = (pipe_out.as_raw_fd(), pipe_in.as_raw_fd());
-        let null = std::ptr::null_mut();
-        // SAFETY: the descriptors are open, and the offset is an i64.
-        let spliced = unsafe { libc::splice(fd, &raw mut at, into, null, 4096, 0) };
-        refused("splice from it", called(spliced as i64))?;
-        pipe_in.write_all(&[9; 4096])?;
-        // SAFETY: as above.
-        let spliced = unsafe { libc::splice(out, null, fd, &raw mut at, 4096, 0) };
-        refused("splice to it", called(spliced as i64))?;
-        match &self.folder {
-            None => {
-                const BLKZEROOUT: libc::c_ulong = 0x127f;
-                let range = [0_u64, 4096];
-                // SAFETY: the kernel reads two u64.
-                let zeroed = unsafe { libc::ioctl(fd, BLKZEROOUT, &raw const range) };
-                refused("ioctl BLKZEROOUT", called(zeroed.into()))?;
-            }
-            Some(folder) => {
-                refused("open a file", File::open(folder.join("held")))?;
-                refused("create", File::create(folder.join("new")))?;
-                refused("mkdir", fs::create_dir(folder.join("folder")))?;
-                refused("unlink", fs::remove_file(folder.join("held")))?;
-                refused("rename", fs::rename(folder.join("held"), folder.join("x")))?;
-                refused("truncate", self.file.set_len(0))?;
-                let mode = std::os::unix::fs::PermissionsExt::from_mode(0o600);
-                refused("chmod", self.file.set_permissions(mode))?;
-                refused("list", fs::read_dir(folder).map(|_| ()))?;
-            }
-        }
-        self.pass_through()?;
-        if self.folder.is_some() {
-            mounts(&node)?;
-        }
-        Ok(())
-    }
-
-    fn pass_through(&self) -> Result<()> {
-        let Some(generic) = &self.passthrough else {
-            println!("  passthrough: this kernel has no ng device");
-            return Ok(());
-        };
-        const NVME_IOCTL_ID: libc::c_ulong = 0x4e40;
-        // SAFETY: the descriptor is open; the call takes no more.
-        let asked = unsafe { libc::ioctl(generic.as_raw_fd(), NVME_IOCTL_ID) };
-        refused("passthrough", called(asked.into()))
-    }
-}
-
-/// One more mount of a file system that is mounted.
-fn mounts(node: &Path) -> Result<()> {
-    let point = Path::new("/run/initiator/knock");
-    fs::create_dir_all(point)?;
-    for fs in ["ext4", "xfs"] {
-        let mount = Command::new("mount")
-            .args(["-t", fs])
-            .arg(node)
-            .arg(point)
-            .output()?;
-        let said = String::from_utf8_lossy(&mount.stderr);
-        ensure!(!mount.status.success(), "mounted as {fs}");
-        println!("  mount as {fs}: {}", said.trim());
-    }
-    Ok(())
-}
-
 /// States of every thread of a process.
 fn states(pid: u32) -> String {
     let tasks = fs::read_dir(format!("/proc/{pid}/task"));
@@ -349,8 +204,8 @@ fn disk_of(node: &Initiator, scene: &Scene) -> Result<Disk> {
     Ok(found.context("no disk is attached")?.0)
 }
 
-/// All of it for one way to use a volume.
-pub async fn proof(name: &str, access: Access, mib: u64, open: Open) -> Result<()> {
+/// All of it for one way to use a volume. `bio`: this kernel offers that layer.
+pub async fn proof(name: &str, access: Access, mib: u64, bio: bool, open: Open) -> Result<()> {
     println!("{name}");
     let (scene, backing, _file) = Scene::new(name, mib)?;
     let (volume, target) = (&scene.volume, scene.folder.join("pod/target"));
@@ -372,6 +227,7 @@ pub async fn proof(name: &str, access: Access, mib: u64, open: Open) -> Result<(
     drop((node, gates));
 
     // Shut by an agent that is then killed.
+    let dirty = Dirty::leave(&disk, &target, &access)?;
     let diskseq = disk.diskseq.0.to_string();
     let (mut agent, said) = this_program(&["gate-hold", &disk.name, &diskseq, volume.as_str()])?;
     ensure!(said.recv_timeout(PATIENCE)? == "ready");
@@ -386,7 +242,8 @@ pub async fn proof(name: &str, access: Access, mib: u64, open: Open) -> Result<(
     for layer in [GateLayer::Files, GateLayer::Opens] {
         ensure!(layers.split(',').any(|l| l == layer.name()), "{layers}");
     }
-    let bio = layers.split(',').any(|l| l == GateLayer::Bio.name());
+    let has_bio = layers.split(',').any(|l| l == GateLayer::Bio.name());
+    ensure!(has_bio == bio, "layers {layers}, bio offered: {bio}");
     agent.kill()?;
     agent.wait()?;
 
@@ -400,6 +257,9 @@ pub async fn proof(name: &str, access: Access, mib: u64, open: Open) -> Result<(
         );
     }
     before.knock(&disk)?;
+    if bio {
+        dirty.cannot_be_written()?;
+    }
 
     // The next agent finds it shut, and lets go.
     let gates = Gates::start(&NODE.parse()?);
@@ -438,7 +298,10 @@ pub async fn proof(name: &str, access: Access, mib: u64, open: Open) -> Result<(
     }
     let mapped = stale.iter().find(|w| w.kind == Kind::Mapped).map(|w| w.id);
     let found = late(&backing, |id| {
-        if Some(id) == mapped && !bio {
+        if Dirty::IDS.contains(&id) {
+            // Dirty at the closing: in the data none may be, or any.
+            if bio { 0 } else { u64::MAX }
+        } else if Some(id) == mapped && !bio {
             released
         } else {
             closed
@@ -453,7 +316,7 @@ pub async fn proof(name: &str, access: Access, mib: u64, open: Open) -> Result<(
         "  refused: {:?}",
         passed.iter().filter(|(_, n)| *n > 0).collect::<Vec<_>>()
     );
-    drop((stale, before));
+    drop((stale, before, dirty));
 
     // The next epoch.
     ensure!(gates.closed().is_empty(), "{:?}", gates.closed());

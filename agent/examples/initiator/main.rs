@@ -7,9 +7,11 @@
 //! Run it in a VM: `agent/tests/vm/initiator.sh`, `iscsi_initiator.sh`, `gate_node.sh`.
 //! Needs root.
 
+mod dirty;
 mod gate;
 mod gate_bench;
 mod iscsi;
+mod knock;
 mod nvmet;
 mod scene;
 mod writer;
@@ -28,15 +30,17 @@ fn fs(fs: FsType) -> Access {
     }
 }
 
-async fn gates(open: Open) -> Result<()> {
+async fn gates(bio: bool, open: Open) -> Result<()> {
     let (ext4, xfs) = (fs(FsType::Ext4), fs(FsType::Xfs));
-    gate::proof("raw", Access::Block, 64, open)
+    gate::proof("raw", Access::Block, 64, bio, open)
         .await
         .context("raw")?;
-    gate::proof("gate-ext4", ext4, 160, open)
+    gate::proof("gate-ext4", ext4, 160, bio, open)
         .await
         .context("ext4")?;
-    gate::proof("gate-xfs", xfs, 320, open).await.context("xfs")
+    gate::proof("gate-xfs", xfs, 320, bio, open)
+        .await
+        .context("xfs")
 }
 
 async fn lives(open: Open) -> Result<()> {
@@ -59,7 +63,14 @@ fn main() -> ExitCode {
         match what.as_deref() {
             Some("writer") => writer::main(args),
             Some("gate-hold") => gate::hold(args),
-            Some("gate") => runtime.block_on(gates(nvmet::Port::open()?.exports())),
+            Some("gate") => {
+                let bio = match args.next().as_deref() {
+                    Some("bio") => true,
+                    None => false,
+                    Some(other) => bail!("gate {other:?}: only bio can be asked for"),
+                };
+                runtime.block_on(gates(bio, nvmet::Port::open()?.exports()))
+            }
             Some("gate-bench") => runtime.block_on(gate_bench::run(nvmet::Port::open()?.exports())),
             None | Some("nvme") => runtime.block_on(lives(nvmet::Port::open()?.exports())),
             Some("iscsi") => runtime.block_on(async {

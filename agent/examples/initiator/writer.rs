@@ -69,6 +69,15 @@ pub fn stamp(block: &[u8]) -> Option<(u64, u64)> {
     (block.get(..8)? == MAGIC).then_some((word(8)?, word(16)?))
 }
 
+/// A block that says who wrote it and when.
+pub fn stamped(id: u64, begun: u64) -> [u8; BLOCK] {
+    let mut block = [0xa5; BLOCK];
+    block[..8].copy_from_slice(MAGIC);
+    block[8..16].copy_from_slice(&id.to_le_bytes());
+    block[16..24].copy_from_slice(&begun.to_le_bytes());
+    block
+}
+
 /// Memory that O_DIRECT takes.
 #[repr(align(4096))]
 struct Aligned([u8; BLOCK]);
@@ -123,8 +132,7 @@ impl Writer {
             }
             map = made.cast();
         }
-        let mut block = Box::new(Aligned([0xa5; BLOCK]));
-        block.0[..8].copy_from_slice(MAGIC);
+        let block = Box::new(Aligned([0; BLOCK]));
         Ok(Self {
             id,
             block,
@@ -138,8 +146,7 @@ impl Writer {
     /// Writes block `n` and makes it durable; when that began.
     fn write(&mut self, kind: Kind, n: u64) -> (u64, io::Result<()>) {
         let begun = now();
-        self.block.0[8..16].copy_from_slice(&self.id.to_le_bytes());
-        self.block.0[16..24].copy_from_slice(&begun.to_le_bytes());
+        self.block.0 = stamped(self.id, begun);
         let at = self.offset + n % ROUND * BLOCK as u64;
         let result = match kind {
             Kind::Direct => self.file.write_all_at(&self.block.0, at),

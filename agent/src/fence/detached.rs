@@ -51,9 +51,15 @@ fn configure(
     }
 }
 
-/// Mounts a file system and opens its root folder. Of a device that is mounted
-/// already it is the same super block, whatever namespace the other mount is in.
+/// Mounts a file system and opens its root folder.
 pub fn root(fs: &CStr, source: Option<&Path>, read_only: bool) -> io::Result<File> {
+    open(&mount(fs, source, read_only)?)
+}
+
+/// Mounts a file system; the descriptor is of its root folder, as O_PATH makes
+/// them. Of a device that is mounted already it is the same super block,
+/// whatever namespace the other mount is in.
+pub fn mount(fs: &CStr, source: Option<&Path>, read_only: bool) -> io::Result<File> {
     use std::os::unix::ffi::OsStrExt as _;
 
     // SAFETY: the name is a string that lives through the call.
@@ -77,7 +83,11 @@ pub fn root(fs: &CStr, source: Option<&Path>, read_only: bool) -> io::Result<Fil
             0_u32,
         )
     };
-    let mount = descriptor(mount)?;
+    Ok(File::from(descriptor(mount)?))
+}
+
+/// Opens the root folder of a mount.
+pub fn open(mount: &File) -> io::Result<File> {
     // SAFETY: the descriptor is open, and the name is a string.
     let root = unsafe {
         libc::openat(

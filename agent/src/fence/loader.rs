@@ -93,6 +93,7 @@ fn attach(ebpf: &mut Ebpf, hook: Hook, btf: &Btf, folder: &Path) -> Result<(), G
         Hook::Bio => {
             let program: &mut KProbe = program.try_into()?;
             program.load()?;
+            is_called(hook.name())?;
             let link = program.attach(hook.name(), 0)?;
             program.take_link(link)?.try_into()?
         }
@@ -121,6 +122,37 @@ fn attach(ebpf: &mut Ebpf, hook: Hook, btf: &Btf, folder: &Path) -> Result<(), G
     pins::take_place(folder, hook)
 }
 
+const SYMBOLS: &str = "/proc/kallsyms";
+
+/// Fails where the kernel's own callers may go past a function: a program on it
+/// would attach, and never be asked.
+fn is_called(function: &str) -> Result<(), GateError> {
+    let symbols = fs::read_to_string(SYMBOLS).map_err(|error| GateError::Read {
+        path: SYMBOLS.into(),
+        error,
+    })?;
+    match copy_of(function, &symbols) {
+        Some(copy) => Err(GateError::Load(format!(
+            "this kernel's compiler made {copy} of {function}: what calls it goes past a program on it"
+        ))),
+        None => Ok(()),
+    }
+}
+
+/// A copy that the compiler made of a static function for its callers, such as
+/// `f.constprop.0` of `f`.
+fn copy_of<'a>(function: &str, symbols: &'a str) -> Option<&'a str> {
+    let names = symbols
+        .lines()
+        .filter_map(|line| line.split_whitespace().nth(2));
+    let is_copy = |name: &&str| {
+        name.strip_prefix(function)
+            .is_some_and(|rest| rest.starts_with('.'))
+    };
+    // A part that is moved away, and calls nothing differently.
+    names.filter(is_copy).find(|name| !name.contains(".cold"))
+}
+
 /// Whether the kernel asks BPF LSM programs at all: they load and attach also
 /// where `bpf` is not among the security modules of this boot.
 fn lsm_is_on() -> Result<(), String> {
@@ -137,5 +169,19 @@ fn lsm_is_on() -> Result<(), String> {
             list.trim()
         )),
         Err(error) => Err(format!("read {}: {error}", path.display())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_copy_of_just_that_function_counts() {
+        let symbols = |name| format!("0000 T should_fail_bio\n0000 t {name}\t[module]\n");
+        let copy = |name| copy_of("should_fail_bio", &symbols(name)).is_some();
+        assert!(copy("should_fail_bio.constprop.0") && copy("should_fail_bio.isra.0"));
+        assert!(!copy("should_fail_bio.cold") && !copy("should_fail_bios.isra.0"));
+        assert!(!copy("_eil_addr_should_fail_bio") && !copy("submit_bio.part.0"));
     }
 }

@@ -191,6 +191,39 @@ fn a_shutdown(name: &str, mkfs: &str) {
     assert!(!data.windows(4).any(|w| w == b"late"));
 }
 
+/// As one does whose journal or log cannot be written any more.
+fn one_that_is_down_already(name: &str, mkfs: &str) {
+    let mut scene = Scene::new(name);
+    let disk = scene.disk(320);
+    let point = scene.folder.path().join("point");
+    fs::create_dir(&point).unwrap();
+    let (path, at) = (disk.path(), point.display());
+    sh(&format!(
+        "{mkfs} {} && mount {} {at}",
+        path.display(),
+        path.display()
+    ));
+    let file = File::create(point.join("data")).unwrap();
+    for _ in 0..2 {
+        let shut = shut_down(&path, disk.diskseq, Some(&point), None).unwrap();
+        assert_eq!(shut, Shut::Down);
+    }
+    sh(&format!("umount -l {at}"));
+    let shut = shut_down(&path, disk.diskseq, None, None).unwrap();
+    assert_eq!(shut, Shut::Down);
+    drop(file);
+}
+
+#[test]
+fn root_an_ext4_that_is_down_already_is_found_so() {
+    one_that_is_down_already("down-ext4", "mkfs.ext4 -q");
+}
+
+#[test]
+fn root_an_xfs_that_is_down_already_is_found_so() {
+    one_that_is_down_already("down-xfs", "mkfs.xfs -q");
+}
+
 #[test]
 fn root_an_ext4_that_no_namespace_shows_is_shut_down() {
     a_shutdown("ext4", "mkfs.ext4 -q");

@@ -60,8 +60,16 @@ pub fn shut_down(
     let _pass = exemptions.map(Pass::take).transpose()?;
     // A mount that is seen here needs no lock of the super block's, which a
     // sync that hangs may hold.
-    if let Some(root) = shown.and_then(|point| File::open(point).ok()) {
-        return down(&root);
+    if let Some(point) = shown {
+        let held = OpenOptions::new()
+            .read(true)
+            .custom_flags(libc::O_PATH)
+            .open(point);
+        match File::open(point) {
+            Ok(root) => return down(&root),
+            Err(_) if held.is_ok_and(|held| went_down(&held)) => return Ok(Shut::Down),
+            Err(_) => {}
+        }
     }
     if !is_claimed(disk, diskseq)? {
         return Ok(Shut::NoneMounted);
@@ -71,13 +79,33 @@ pub fn shut_down(
     let mut why = io::Error::from(io::ErrorKind::NotFound);
     for fs in [c"xfs", c"ext4"] {
         for read_only in [false, true] {
-            match detached::root(fs, Some(disk), read_only) {
+            let mount = match detached::mount(fs, Some(disk), read_only) {
+                Ok(mount) => mount,
+                Err(error) => {
+                    why = told(fs, error);
+                    continue;
+                }
+            };
+            match detached::open(&mount) {
                 Ok(root) => return down(&root),
+                Err(_) if went_down(&mount) => return Ok(Shut::Down),
                 Err(error) => why = told(fs, error),
             }
         }
     }
     Err(why)
+}
+
+/// Whether this, an O_PATH descriptor, is of an XFS that is shut down already. It
+/// shuts itself down when its log cannot be written, as behind a closed gate;
+/// then its root opens no more, and nobody can shut it down anew. Attributes of
+/// a root, which is in memory, need no disk: XFS answers EIO for them only then
+/// (xfs_vn_getattr in fs/xfs/xfs_iops.c). ext4's root still opens.
+fn went_down(root: &File) -> bool {
+    let is_xfs = nix::sys::statfs::fstatfs(root)
+        .is_ok_and(|found| found.filesystem_type() == nix::sys::statfs::XFS_SUPER_MAGIC);
+    let eio = |error: &io::Error| error.raw_os_error() == Some(libc::EIO);
+    is_xfs && root.metadata().is_err_and(|error| eio(&error))
 }
 
 fn told(fs: &CStr, error: io::Error) -> io::Error {

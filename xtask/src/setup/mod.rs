@@ -10,6 +10,8 @@ mod tools;
 
 pub use tools::{CSI_SANITY, go};
 
+use std::fs::File;
+
 use anyhow::Result;
 
 use crate::{places, say};
@@ -20,16 +22,30 @@ pub fn command() -> Result<std::process::ExitCode> {
     Ok(std::process::ExitCode::SUCCESS)
 }
 
+/// Makes sure that the test kernel's source and what builds it are there; the
+/// source's version. No other command needs them.
+///
+/// # Errors
+/// What could not be had, and how to get it by hand.
+pub fn kernel_source() -> Result<String> {
+    let _lock = lock()?;
+    packages::kernel_source()
+}
+
 /// Makes sure that every prerequisite is there.
 ///
 /// # Errors
 /// The prerequisite that could not be had, and how to get it by hand.
 pub fn run() -> Result<()> {
-    let _lock = places::lock("setup.lock", || {
-        say::note("another `cargo xtask setup` is at work; waiting for it");
-    })?;
+    let _lock = lock()?;
     say::step("prerequisites", || {
         packages::install()?;
         tools::install()
+    })
+}
+
+fn lock() -> Result<File> {
+    places::lock("setup.lock", || {
+        say::note("another `cargo xtask setup` is at work; waiting for it");
     })
 }

@@ -62,6 +62,24 @@ const PACKAGES: &[&str] = &[
     "tgt",
 ];
 
+/// The test kernel's source (Debian 12's security archive), and what builds it:
+/// pahole, of `dwarves`, makes the types that eBPF programs are loaded with.
+const KERNEL_SOURCE: &str = "linux-source-6.12";
+const KERNEL_BUILD: &[&str] = &[
+    KERNEL_SOURCE,
+    "make",
+    "gcc",
+    "bc",
+    "bison",
+    "flex",
+    "dwarves",
+    "libelf-dev",
+    "libssl-dev",
+    "xz-utils",
+    "tar",
+    "kmod",
+];
+
 /// The emulator. Debian 12's own, 7.2, panics its kernels now and then: two
 /// processors of it can disagree on an instruction that the kernel is patching,
 /// as it does whenever a tracepoint is taken into use (mended in QEMU 8.1 by
@@ -99,12 +117,17 @@ pub fn install() -> Result<()> {
 }
 
 fn emulator_is_mended() -> Result<bool> {
-    let mut query = Command::new("dpkg-query");
-    query.args(["--show", "--showformat=${Version}", EMULATOR]);
-    let version = process::read(&mut query, LOOK)?;
+    let version = version(EMULATOR)?;
     let mut compare = Command::new("dpkg");
-    compare.args(["--compare-versions", version.trim(), "ge", EMULATOR_MENDED]);
+    compare.args(["--compare-versions", &version, "ge", EMULATOR_MENDED]);
     Ok(process::read(&mut compare, LOOK).is_ok())
+}
+
+/// The version of an installed package.
+fn version(package: &str) -> Result<String> {
+    let mut query = Command::new("dpkg-query");
+    query.args(["--show", "--showformat=${Version}", package]);
+    Ok(process::read(&mut query, LOOK)?.trim().to_owned())
 }
 
 fn newer_emulator() -> Result<()> {
@@ -123,24 +146,46 @@ fn newer_emulator() -> Result<()> {
     Ok(())
 }
 
+/// Installs what is missing of the test kernel's source and its build; the
+/// source's version.
+pub fn kernel_source() -> Result<String> {
+    let missing = absent(KERNEL_BUILD)?;
+    if !missing.is_empty() {
+        update()?;
+        fetch(missing)?;
+    }
+    version(KERNEL_SOURCE)
+}
+
 fn missing_packages() -> Result<()> {
-    let present = installed()?;
-    let mut missing: Vec<String> = PACKAGES
-        .iter()
-        .filter(|name| !present.contains(**name))
-        .map(|name| (*name).to_owned())
-        .collect();
-    let kernel_there = present.iter().any(|name| is_kernel(name));
+    let mut missing = absent(PACKAGES)?;
+    let kernel_there = installed()?.iter().any(|name| is_kernel(name));
     if missing.is_empty() && kernel_there {
         return Ok(());
     }
+    update()?;
+    if !kernel_there {
+        missing.push(newest_kernel()?);
+    }
+    fetch(missing)
+}
+
+/// Which of them are not installed.
+fn absent(wanted: &[&str]) -> Result<Vec<String>> {
+    let present = installed()?;
+    let missing = wanted.iter().filter(|name| !present.contains(**name));
+    Ok(missing.map(|name| (*name).to_owned()).collect())
+}
+
+fn update() -> Result<()> {
     say::step("apt-get update", || {
         process::read(&mut apt(&["update", "-qq"])?, UPDATE)
     })
     .context("fetch Debian's package lists; check /etc/apt/sources.list and the network")?;
-    if !kernel_there {
-        missing.push(newest_kernel()?);
-    }
+    Ok(())
+}
+
+fn fetch(missing: Vec<String>) -> Result<()> {
     let list = missing.join(" ");
     say::step(&format!("apt-get install {list}"), || {
         let mut command = apt(&["install", "-qq", "--yes", "--no-install-recommends"])?;

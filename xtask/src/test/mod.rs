@@ -40,7 +40,8 @@ pub struct Arguments {
     /// Only what runs in VMs
     #[arg(long)]
     vm: bool,
-    /// Only the VMs of this kernel
+    /// Only the VMs of this kernel: 6.12, 6.1, or custom (`cargo xtask kernel`),
+    /// which runs only when it is asked for
     #[arg(long)]
     kernel: Option<Kernel>,
     /// Only the VM programs whose name contains one of these
@@ -168,10 +169,27 @@ fn vms(arguments: &Arguments, tally: &mut Tally) -> Result<()> {
     };
     for (kernel, mut programs) in stages::programs(&binaries)? {
         programs.retain(&wanted);
-        let asked = arguments.kernel.as_ref().is_none_or(|only| *only == kernel);
-        if asked && !programs.is_empty() {
+        if is_asked(arguments.kernel.as_ref(), &kernel) && !programs.is_empty() {
             boot::run(&kernel, &programs, &library, tally)?;
         }
     }
     Ok(())
+}
+
+/// Whether the VMs of a kernel are to run, when `only` was asked for.
+fn is_asked(only: Option<&Kernel>, kernel: &Kernel) -> bool {
+    only.map_or(kernel.is_usual(), |only| only == kernel)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_test_kernel_boots_only_when_it_is_asked_for() {
+        assert!(is_asked(None, &Kernel::V6_1) && is_asked(None, &Kernel::V6_12));
+        assert!(!is_asked(None, &Kernel::Custom));
+        assert!(is_asked(Some(&Kernel::Custom), &Kernel::Custom));
+        assert!(!is_asked(Some(&Kernel::Custom), &Kernel::V6_12));
+    }
 }

@@ -5,7 +5,7 @@
 //! runs: it says in comments at its head where, and for how long at most:
 //!
 //! ```sh
-//! # kernels: 6.1 6.12      (6.12 alone, when it does not say)
+//! # kernels: 6.1 6.12      (6.12 alone, when it does not say; custom: the test kernel)
 //! # timeout: 300           (seconds; 600, when it does not say)
 //! # asked: 6.1              (kernels on which it runs only when asked for by its name)
 //! ```

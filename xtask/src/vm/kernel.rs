@@ -16,6 +16,8 @@ pub enum Kernel {
     V6_1,
     /// Debian's 6.12 (its security archive).
     V6_12,
+    /// What `cargo xtask kernel` built.
+    Custom,
     /// An image of one's own.
     Image(PathBuf),
 }
@@ -27,9 +29,10 @@ impl FromStr for Kernel {
         match text {
             "6.1" => Ok(Self::V6_1),
             "6.12" => Ok(Self::V6_12),
+            "custom" => Ok(Self::Custom),
             path if Path::new(path).is_file() => Ok(Self::Image(path.into())),
             other => Err(format!(
-                "{other:?} is neither 6.12, 6.1 nor the path of a kernel image"
+                "{other:?} is neither 6.12, 6.1, custom nor the path of a kernel image"
             )),
         }
     }
@@ -41,8 +44,15 @@ impl Kernel {
         match self {
             Self::V6_1 => "6.1",
             Self::V6_12 => "6.12",
+            Self::Custom => "custom",
             Self::Image(_) => "image",
         }
+    }
+
+    /// Whether its VMs are part of every run: Debian's kernels. The others run
+    /// only when they are asked for.
+    pub fn is_usual(&self) -> bool {
+        matches!(self, Self::V6_1 | Self::V6_12)
     }
 
     /// The image to boot: of several installed, the newest.
@@ -52,6 +62,7 @@ impl Kernel {
     pub fn image(&self) -> Result<PathBuf> {
         let prefix = match self {
             Self::Image(path) => return Ok(path.clone()),
+            Self::Custom => return crate::kernel::built(),
             Self::V6_1 => "vmlinuz-6.1.",
             Self::V6_12 => "vmlinuz-6.12.",
         };
@@ -113,6 +124,7 @@ mod tests {
     #[test]
     fn a_word_that_is_no_kernel_is_named() {
         assert_eq!("6.1".parse(), Ok(Kernel::V6_1));
+        assert_eq!("custom".parse(), Ok(Kernel::Custom));
         let error = "6.13".parse::<Kernel>().unwrap_err();
         assert!(error.contains("6.13"), "{error}");
     }

@@ -43,7 +43,7 @@ const NO_STATUS: i32 = 255;
 /// What `cargo xtask vm` is told.
 #[derive(clap::Args)]
 pub struct Arguments {
-    /// 6.12, 6.1, or the path of a kernel image
+    /// 6.12, 6.1, custom (what `cargo xtask kernel` built), or the path of an image
     #[arg(long, default_value = "6.12")]
     kernel: Kernel,
     /// Memory, as 2G or 512M
