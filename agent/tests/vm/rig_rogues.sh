@@ -3,7 +3,7 @@
 # killed at random. DROVER_VM_LONG=1: for ten minutes.
 # timeout: 1200
 set -u
-seconds=60
+seconds=30
 [ -z "${DROVER_VM_LONG:-}" ] || seconds=600
 scratch=/dev/shm/rig-rogues
 "$DROVER_BUILD/rig" rogues --drover "$DROVER" --scratch "$scratch" --seconds "$seconds"

@@ -101,7 +101,7 @@ impl Campaign {
     async fn run(&mut self, time: Duration, line: &Timeline) -> anyhow::Result<()> {
         let begun = Instant::now();
         let mut tenures = 0;
-        while begun.elapsed() < time || tenures < 2 * KEPT as u64 {
+        while begun.elapsed() < time || tenures <= KEPT as u64 {
             tenures += 1;
             let node = ["b", "a"][usize::try_from(tenures % 2)?];
             self.tenure(node, tenures)
