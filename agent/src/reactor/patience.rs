@@ -65,8 +65,10 @@ impl Patience {
 
     fn saw(&mut self, sight: Sight) {
         self.penalty = match sight {
-            Sight::Came => 0,
-            Sight::Nothing | Sight::Others => (2 * self.penalty + 1).min(MOST),
+            Sight::Came => self.penalty / 2,
+            Sight::Nothing => (2 * self.penalty + 1).min(MOST),
+            // Whom it keeps from the processor may be whom it waits for.
+            Sight::Others => MOST,
         };
         self.asleep = self.penalty;
     }
@@ -117,19 +119,19 @@ mod tests {
     }
 
     #[test]
-    fn one_that_is_in_vain_is_done_ever_more_rarely_and_at_once_again_when_it_pays() {
+    fn one_that_is_in_vain_is_done_ever_more_rarely_and_again_as_it_pays() {
         let mut patience = Patience::new(LIMIT);
         for expected in [0, 1, 3, 7, 15, 31, 63, 127, 255, 255] {
             assert_eq!(slept(&mut patience), expected);
-            patience.saw(if expected % 2 == 0 {
-                Sight::Others
-            } else {
-                Sight::Nothing
-            });
+            patience.saw(Sight::Nothing);
         }
         slept(&mut patience);
-        patience.saw(Sight::Came);
-        assert_eq!(slept(&mut patience), 0);
+        for expected in [127, 63, 31, 15, 7, 3, 1, 0, 0] {
+            patience.saw(Sight::Came);
+            assert_eq!(slept(&mut patience), expected);
+        }
+        patience.saw(Sight::Others);
+        assert_eq!(slept(&mut patience), MOST);
     }
 
     #[test]

@@ -48,6 +48,8 @@ pub struct Uring {
     listening: bool,
     /// Transfers that are not started yet.
     unstarted: u32,
+    /// Transfers that have not ended.
+    transfers: u32,
     /// Whether the socket at each place had nothing left when it was last read.
     /// It is a hint: to look before one waits would be in vain.
     drained: Vec<bool>,
@@ -90,6 +92,7 @@ impl Uring {
             rung: Box::default(),
             listening: false,
             unstarted: 0,
+            transfers: 0,
             drained: Vec::new(),
             patience: Patience::new(poll),
         })
@@ -111,13 +114,20 @@ impl Uring {
     /// ring has to tell can be collected, and all that was asked for has begun.
     fn look_out(&mut self, wait: Option<Duration>) -> bool {
         let Self { ring, patience, .. } = self;
+        let came =
+            |ring: &mut IoUring| ring.submission().taskrun() || !ring.completion().is_empty();
+        // A disk is not waited for so: it takes its time, and where it is emulated
+        // it needs the processor. And what is there says nothing of waiting.
+        if self.transfers > 0 || came(ring) {
+            return false;
+        }
         let mut begun = false;
         patience.look_out(wait, || {
             if !std::mem::replace(&mut begun, true) && !ring.submission().is_empty() {
                 // What does not begin now does at the enter, where a failure shows.
                 let _ = ring.submit();
             }
-            ring.submission().taskrun() || !ring.completion().is_empty()
+            came(ring)
         });
         let submission = ring.submission();
         let enter = submission.taskrun() || submission.cq_overflow() || !submission.is_empty();
@@ -170,7 +180,10 @@ impl Uring {
                     ended.push(Event::Received(key, result));
                 }
                 SEND => ended.push(Event::Sent(key, result)),
-                TRANSFER => ended.push(Event::Moved(key.turn, result)),
+                TRANSFER => {
+                    self.transfers -= 1;
+                    ended.push(Event::Moved(key.turn, result));
+                }
                 _ => self.listening = false,
             }
         }
@@ -229,6 +242,7 @@ impl Driver for Uring {
         // SAFETY: the caller's promise.
         unsafe { self.push(&entry) };
         self.unstarted += 1;
+        self.transfers += 1;
         if self.unstarted == TOGETHER {
             self.unstarted = 0;
             // What it does not take now is started at the next turn, where a failure shows.
