@@ -136,7 +136,7 @@ pub fn step(session: &Seat, command: &Command, cdb: &[u8; 16], data: Option<Buff
             }
         }
         Command::Unmap { .. } => match unmap::ranges(list, unit.blocks()) {
-            Ok(ranges) => call(session, data, move |device, _| {
+            Ok(ranges) => call(data, move |device, _| {
                 let mut all = ranges.iter();
                 let mut unmap = |range: &Range| device.deallocate(range.lba, range.blocks.into());
                 Ok(unit.beside(|| all.try_for_each(&mut unmap))?)
@@ -147,14 +147,14 @@ pub fn step(session: &Seat, command: &Command, cdb: &[u8; 16], data: Option<Buff
             range,
             unmap,
             no_data,
-        } => call(session, data, move |device, data| {
+        } => call(data, move |device, data| {
             let block = if no_data { &[][..] } else { data };
             Ok(unit.beside(|| write_same(device, range, block, unmap))?)
         }),
         Command::GetLbaStatus { lba, allocation } => {
             let verdict = Verdict::default();
             let said = Arc::clone(&verdict);
-            let step = call(session, data, move |device, _| {
+            let step = call(data, move |device, _| {
                 let look = |lba, most| device.mapping(lba, most);
                 let list = lba_status::report(lba, unit.blocks(), allocation, look)?;
                 said.get_or_init(|| Ending::Data(list, allocation));
@@ -164,13 +164,13 @@ pub fn step(session: &Seat, command: &Command, cdb: &[u8; 16], data: Option<Buff
         }
         Command::OrWrite { range, fua } => {
             let claim = unit.claim();
-            call(session, data, move |device, data| {
+            call(data, move |device, data| {
                 Ok(claim.alone(|| or_write(device, range, data, fua))?)
             })
         }
         Command::CompareAndWrite { range, fua } => {
             let claim = unit.claim();
-            call(session, data, move |device, data| {
+            call(data, move |device, data| {
                 claim.alone(|| {
                     let (compare, write) = data.split_at(data.len() / 2);
                     differs(device, range.lba, compare)?;
@@ -178,7 +178,7 @@ pub fn step(session: &Seat, command: &Command, cdb: &[u8; 16], data: Option<Buff
                 })
             })
         }
-        Command::Verify { range, compare } => call(session, data, move |device, data| {
+        Command::Verify { range, compare } => call(data, move |device, data| {
             if compare {
                 differs(device, range.lba, data)
             } else {
@@ -187,7 +187,7 @@ pub fn step(session: &Seat, command: &Command, cdb: &[u8; 16], data: Option<Buff
         }),
         Command::WriteAndVerify { range, compare } => {
             let claim = (!is_whole(list)).then(|| unit.claim());
-            call(session, data, move |device, data| {
+            call(data, move |device, data| {
                 write(device, &unit, claim, range.lba, data, true)?;
                 if compare {
                     differs(device, range.lba, data)
@@ -196,13 +196,11 @@ pub fn step(session: &Seat, command: &Command, cdb: &[u8; 16], data: Option<Buff
                 }
             })
         }
-        Command::SynchronizeCache => call(session, data, |device, _| Ok(device.flush()?)),
-        Command::Read { range, .. } => {
-            call(session, data, move |device, _| readable(device, range))
-        }
+        Command::SynchronizeCache => call(data, |device, _| Ok(device.flush()?)),
+        Command::Read { range, .. } => call(data, move |device, _| readable(device, range)),
         Command::Write { range, fua } => {
             let claim = (!is_whole(list)).then(|| unit.claim());
-            call(session, data, move |device, data| {
+            call(data, move |device, data| {
                 Ok(write(device, &unit, claim, range.lba, data, fua)?)
             })
         }
@@ -230,10 +228,8 @@ fn write(
 }
 
 /// A read that must come from the medium: what a cache holds is written before.
-pub fn read_durable(session: &Seat, lba: Lba, mut buffer: Buffer) -> Call {
-    let calling = session.call();
+pub fn read_durable(lba: Lba, mut buffer: Buffer) -> Call {
     Box::new(move |device| {
-        let _calling = calling;
         let result = device.flush().and_then(|()| device.read(lba, &mut buffer));
         Outcome::new(Some(buffer), result)
     })
@@ -241,13 +237,10 @@ pub fn read_durable(session: &Seat, lba: Lba, mut buffer: Buffer) -> Call {
 
 /// A call that is given the command's data, and gives its buffer back.
 fn call(
-    session: &Seat,
     data: Option<Buffer>,
     act: impl FnOnce(&dyn BlockDevice, &[u8]) -> Result<(), Failed> + Send + 'static,
 ) -> Step {
-    let calling = session.call();
     let call: Call = Box::new(move |device| {
-        let _calling = calling;
         let result = act(device, data.as_deref().unwrap_or_default());
         Outcome {
             buffer: data,
@@ -260,7 +253,7 @@ fn call(
 fn carry_out(session: &Seat, order: Order, data: Option<Buffer>) -> Step {
     let verdict = Verdict::default();
     let (said, by) = (Arc::clone(&verdict), session.clone());
-    let step = call(session, data, move |_, _| {
+    let step = call(data, move |_, _| {
         let unit = by.target().unit();
         let effects = match unit.reservations.order(&by, &order) {
             Ok(effects) => effects,

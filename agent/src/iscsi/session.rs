@@ -47,9 +47,8 @@ pub struct Session {
     aborts_asked: AtomicU64,
     /// … and how many of those have come about.
     aborts_done: AtomicU64,
-    plain_writes: AtomicU64,
-    /// Calls inside the gate: they wait for plain writes, never the other way.
-    calls: AtomicU64,
+    /// Writes that take no lock are inside, whatever became of their connection.
+    writes: Arc<Gate>,
     knows_the_end: AtomicBool,
 }
 
@@ -76,12 +75,6 @@ impl Seat {
     pub fn session(&self) -> &Arc<Session> {
         &self.session
     }
-
-    /// Counts a call that is made inside the gate, until the returned value is dropped.
-    pub fn call(&self) -> Calling {
-        self.session.calls.fetch_add(1, Ordering::SeqCst);
-        Calling(Arc::clone(&self.session))
-    }
 }
 
 impl Deref for Seat {
@@ -89,15 +82,6 @@ impl Deref for Seat {
 
     fn deref(&self) -> &Session {
         &self.session
-    }
-}
-
-/// A call inside a session's gate.
-pub struct Calling(Arc<Session>);
-
-impl Drop for Calling {
-    fn drop(&mut self) {
-        self.0.calls.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
@@ -114,8 +98,7 @@ impl Session {
             resized: AtomicBool::new(false),
             aborts_asked: AtomicU64::new(0),
             aborts_done: AtomicU64::new(0),
-            plain_writes: AtomicU64::new(0),
-            calls: AtomicU64::new(0),
+            writes: Gate::new(),
             knows_the_end: AtomicBool::new(false),
         })
     }
@@ -221,21 +204,9 @@ impl Session {
             || self.has_ended() && self.gate.inside() == 0
     }
 
-    /// A write that takes no lock begins; see [`Unit`](super::unit::Unit).
-    pub fn plain_write_begins(&self) {
-        self.plain_writes.fetch_add(1, Ordering::SeqCst);
-    }
-
-    /// It has settled.
-    pub fn plain_write_ends(&self) {
-        self.plain_writes.fetch_sub(1, Ordering::SeqCst);
-    }
-
-    /// Whether no plain write is under way. An ended session is not told when
-    /// its writes settle: there, nothing but calls may be inside.
-    pub fn writes_nothing(&self) -> bool {
-        let only_calls = || u64::from(self.gate.inside()) <= self.calls.load(Ordering::SeqCst);
-        self.plain_writes.load(Ordering::SeqCst) == 0 || self.has_ended() && only_calls()
+    /// The writes that take no lock; see [`Unit`](super::unit::Unit). It is never closed.
+    pub fn writes(&self) -> &Arc<Gate> {
+        &self.writes
     }
 
     /// The initiator was told that the export is gone.

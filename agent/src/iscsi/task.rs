@@ -104,8 +104,6 @@ pub struct Task {
     pub aborted: bool,
     /// It was answered before the device had settled it.
     pub answered: bool,
-    /// The device's write is one that is counted.
-    pub plain_write: bool,
     /// What the device call has come to; good, if nothing is in it.
     pub verdict: Option<Verdict>,
 }

@@ -89,7 +89,6 @@ impl Serving {
             given_up: None,
             aborted: false,
             answered: false,
-            plain_write: false,
             verdict: None,
         };
         let Some(slot) = self.tasks.insert(task) else {

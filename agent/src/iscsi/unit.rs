@@ -5,7 +5,7 @@
 //! writes take no lock for that: they are counted, and while an exclusive one
 //! is about, new writes take the lock instead and those counted are waited for.
 
-use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering, fence};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -15,6 +15,7 @@ use super::scsi::mode::Settings;
 use super::scsi::reservation::Keeper;
 use super::scsi::sense::Sense;
 use super::session::Session;
+use crate::block::gate::Pass;
 use crate::block::{BLOCK, BlockDevice};
 
 /// How often an exclusive write looks whether plain ones have ended.
@@ -173,17 +174,14 @@ impl Unit {
         self.last_write.fetch_max(micros, Ordering::AcqRel);
     }
 
-    /// Begins a write that takes no lock; false: it must be made by
-    /// [`Self::beside`]. Its end is told to the session.
-    pub fn begin_plain_write(&self, session: &Session) -> bool {
-        session.plain_write_begins();
+    /// Begins a write that takes no lock and lasts as long as the pass is kept;
+    /// none: it must be made by [`Self::beside`].
+    pub fn begin_plain_write(&self, session: &Session) -> Option<Pass> {
+        let pass = session.writes().enter()?;
         // Counted first, looked at second; the exclusive one does it the other
         // way round, so at least one of the two sees the other.
-        let alone = self.exclusive.load(Ordering::SeqCst) == 0;
-        if !alone {
-            session.plain_write_ends();
-        }
-        alone
+        fence(Ordering::SeqCst);
+        (self.exclusive.load(Ordering::SeqCst) == 0).then_some(pass)
     }
 
     /// Does something that writes, at a time when nothing exclusive is done.
@@ -196,6 +194,7 @@ impl Unit {
     /// plain, so that those to be waited for are never behind the claim's call.
     pub fn claim(self: &Arc<Self>) -> Claim {
         self.exclusive.fetch_add(1, Ordering::SeqCst);
+        fence(Ordering::SeqCst);
         Claim(Arc::clone(self))
     }
 }
@@ -208,11 +207,8 @@ impl Claim {
     pub fn alone<T>(&self, act: impl FnOnce() -> T) -> T {
         let unit = &self.0;
         let _locked = unit.writing.write().unwrap_or_else(PoisonError::into_inner);
-        while !unit
-            .sessions()
-            .iter()
-            .all(|session| session.writes_nothing())
-        {
+        let written = |session: &Arc<Session>| session.writes().inside() > 0;
+        while unit.sessions().iter().any(written) {
             std::thread::sleep(LOOK);
         }
         act()

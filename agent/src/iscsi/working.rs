@@ -9,8 +9,8 @@ use super::serving::Serving;
 use super::session::Seat;
 use super::task::{BLOCK_BYTES, Slot, Stage, Task};
 use super::wire::answer::{Answer, DataIn, Residual};
+use crate::block::gate::Pass;
 use crate::ids::Lba;
-use crate::reactor::link::Passes;
 use crate::reactor::{Buffer, End, Failed, Link, Operation, Outcome, Tag};
 
 impl Serving {
@@ -34,6 +34,12 @@ impl Serving {
             unit.note_write();
         }
         let part = command.part(task.dealt, task.segment());
+        let writing = match command {
+            Command::Write { .. } if task.segment() % BLOCK_BYTES == 0 => {
+                unit.begin_plain_write(&session)
+            }
+            _ => None,
+        };
         let operation = match command {
             Command::Read { .. } | Command::Write { .. } if task.wanted == 0 => {
                 return self.finish(slot, Ending::Good, link);
@@ -45,15 +51,12 @@ impl Serving {
                 task.on_budget = false;
                 let lba = Lba(range.lba.0 + u64::from(task.dealt / BLOCK_BYTES));
                 if fua {
-                    Operation::Call(perform::read_durable(&session, lba, buffer))
+                    Operation::Call(perform::read_durable(lba, buffer))
                 } else {
                     Operation::Read { lba, buffer }
                 }
             }
-            Command::Write { .. }
-                if task.segment() % BLOCK_BYTES == 0 && unit.begin_plain_write(&session) =>
-            {
-                task.plain_write = true;
+            Command::Write { .. } if writing.is_some() => {
                 let Command::Write { range, fua } = part else {
                     return self.finish(slot, Ending::Good, link);
                 };
@@ -82,18 +85,12 @@ impl Serving {
             }
         };
         match enter(&session) {
-            Ok(passes) => {
+            Ok((mine, export)) => {
+                let passes = [Some(mine), Some(export), writing];
                 link.begin(slot.tag(), unit.device(), operation, passes);
                 Ok(())
             }
-            Err(why) => {
-                if let Some(task) = self.tasks.get(slot)
-                    && std::mem::take(&mut task.plain_write)
-                {
-                    session.plain_write_ends();
-                }
-                self.finish(slot, Ending::Refused(why), link)
-            }
+            Err(why) => self.finish(slot, Ending::Refused(why), link),
         }
     }
 
@@ -107,11 +104,6 @@ impl Serving {
                 .for_each(|buffer| link.recycle(buffer));
             return Ok(());
         };
-        if std::mem::take(&mut task.plain_write)
-            && let Some(session) = &self.session
-        {
-            session.plain_write_ends();
-        }
         if task.aborted || task.answered {
             outcome
                 .buffer
@@ -286,8 +278,8 @@ impl Serving {
 }
 
 /// Passes of the session's and the export's gates.
-fn enter(session: &Seat) -> Result<Passes, Refused> {
+fn enter(session: &Seat) -> Result<(Pass, Pass), Refused> {
     let mine = session.gate().enter().ok_or(Refused::Conflict)?;
     let export = session.target().gate().enter().ok_or(Refused::Conflict)?;
-    Ok([Some(mine), Some(export)])
+    Ok((mine, export))
 }

@@ -10,6 +10,7 @@ use super::queue::{Index, Work};
 use super::reserve;
 use super::serving::{Serving, recycle};
 use super::status::Status;
+use crate::reactor::link::Passes;
 use crate::reactor::{Buffer, Link, Operation, Outcome, Tag};
 
 impl Serving {
@@ -110,7 +111,7 @@ impl Serving {
         link: &mut Link,
     ) -> Result<(), Status> {
         let passes = if self.queue.shape().id == 0 {
-            [None, None]
+            Passes::default()
         } else {
             match self.enter()? {
                 Some(passes) => passes,

@@ -6,7 +6,7 @@ use super::perform;
 use super::queue::{Index, Work};
 use super::serving::{Serving, recycle};
 use super::status::Status;
-use crate::block::gate::Pass;
+use crate::reactor::link::Passes;
 use crate::reactor::{Buffer, Link, Operation, Outcome};
 
 /// An I/O command, and where its data is.
@@ -133,13 +133,13 @@ impl Serving {
 
     /// Lets a command through the export's gate and the association's. None:
     /// the association has ended.
-    pub(super) fn enter(&self) -> Result<Option<[Option<Pass>; 2]>, Status> {
+    pub(super) fn enter(&self) -> Result<Option<Passes>, Status> {
         let Some(export) = self.subsystem.gate().enter() else {
             self.metrics.late();
             return Err(Status::RESERVATION_CONFLICT);
         };
         let association = self.controller.gate().enter();
-        Ok(association.map(|association| [Some(export), Some(association)]))
+        Ok(association.map(|association| [Some(export), Some(association), None]))
     }
 
     /// Refuses a command, as late, when its export's gate is closed already.

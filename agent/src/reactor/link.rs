@@ -69,7 +69,7 @@ impl Begun {
 }
 
 /// What an operation holds until it has settled: passes of its gates.
-pub type Passes = [Option<Pass>; 2];
+pub type Passes = [Option<Pass>; 3];
 
 /// Bytes that came: `bytes[head..tail]` are not consumed yet. What lies beyond
 /// `tail` may be in a driver's hands, so only [`Input::space`] moves anything.

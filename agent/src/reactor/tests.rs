@@ -57,7 +57,7 @@ impl Protocol for Toy {
                     self.writing = (lba, what == WRITE_DURABLY);
                     link.fill(buffer, 0..length);
                 } else {
-                    let passes = [self.gate.enter(), None];
+                    let passes = [self.gate.enter(), None, None];
                     link.begin(
                         Tag(1),
                         &self.device,
@@ -69,7 +69,7 @@ impl Protocol for Toy {
             FLUSH => {
                 link.consume(16);
                 let flush: protocol::Call = Box::new(|device| Outcome::new(None, device.flush()));
-                let passes = [self.gate.enter(), None];
+                let passes = [self.gate.enter(), None, None];
                 link.begin(Tag(0), &self.device, Operation::Call(flush), passes);
             }
             ECHO => {
@@ -87,7 +87,7 @@ impl Protocol for Toy {
     fn filled(&mut self, buffer: Buffer, link: &mut Link) -> Result<(), End> {
         let (lba, fua) = self.writing;
         let write = Operation::Write { lba, buffer, fua };
-        link.begin(Tag(0), &self.device, write, [self.gate.enter(), None]);
+        link.begin(Tag(0), &self.device, write, [self.gate.enter(), None, None]);
         Ok(())
     }
 
