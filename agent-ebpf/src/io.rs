@@ -10,7 +10,7 @@ use drover_ebpf::{
     READ, WRITE,
 };
 
-use crate::kernel::{Object, at, diskseq_of, process_of};
+use crate::kernel::{Object, at, cgroup_charged, diskseq_of, is_kernels, process_of};
 
 // Preallocated: an element of a map without that may begin with another
 // element's old values on CPUs other than the inserting one.
@@ -57,9 +57,14 @@ fn count(bio: Object) -> Option<()> {
     // SAFETY: the helper has no precondition.
     let task = Object(unsafe { bpf_get_current_task() } as *const u8);
     let process = process_of(task)?;
+    // Buffered writes are submitted by a worker of the kernel's.
+    let cgroup = match is_kernels(task) {
+        true => cgroup_charged(bio).unwrap_or(process.cgroup),
+        false => process.cgroup,
+    };
     let key = IoKey {
         diskseq: diskseq_of(disk)?,
-        cgroup: process.cgroup,
+        cgroup,
         start_ns: process.start_ns,
         tgid: process.tgid,
         pad: 0,
@@ -134,10 +139,20 @@ fn time(request: Object, error: u32, done: u32) -> Option<()> {
         return Some(());
     }
     // SAFETY: the helper has no precondition.
-    let took = unsafe { bpf_ktime_get_ns() }.saturating_sub(start);
+    let now = unsafe { bpf_ktime_get_ns() };
+    let took = now.saturating_sub(start);
     latency.sum_ns += took;
     if let Some(bucket) = latency.buckets.get_mut(log2(took)) {
         *bucket += 1;
+    }
+    let issued: u64 = request.read(at!(rq_io_start))?;
+    if issued != 0 {
+        let device = now.saturating_sub(issued);
+        latency.device_sum_ns += device;
+        latency.queue_sum_ns += took.saturating_sub(device);
+        if let Some(bucket) = latency.device_buckets.get_mut(log2(device)) {
+            *bucket += 1;
+        }
     }
     Some(())
 }

@@ -52,6 +52,24 @@ pub fn process_of(task: Object) -> Option<Process> {
     })
 }
 
+/// Whether a task is the kernel's own: its cgroup says nothing of whom it works for.
+#[inline(always)]
+pub fn is_kernels(task: Object) -> bool {
+    const PF_KTHREAD: u32 = 0x0020_0000;
+    task.read::<u32>(at!(task_flags)).unwrap_or(0) & PF_KTHREAD != 0
+}
+
+/// The cgroup that a bio is charged to, where this kernel tells.
+#[inline(always)]
+pub fn cgroup_charged(bio: Object) -> Option<u64> {
+    if at!(bio_group) == 0 {
+        return None;
+    }
+    let blkcg = bio.follow(at!(bio_group))?.follow(at!(group_blkcg))?;
+    let group = blkcg.follow(at!(blkcg_cgroup))?;
+    group.follow(at!(cgroup_node))?.read(at!(node_id))
+}
+
 #[inline(always)]
 fn cgroup_of(task: Object) -> Option<u64> {
     let set = task.follow(at!(task_cgroups))?;

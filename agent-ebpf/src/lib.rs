@@ -67,7 +67,8 @@ pub const DISCARD: u32 = 3;
 /// 2^(n+1) ns; the last one counts all that took longer.
 pub const BUCKETS: usize = 40;
 
-/// How long requests took, from their allocation to their completion.
+/// How long requests took: from their allocation to their completion, and
+/// the part of it that the device had them.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Latency {
@@ -79,6 +80,14 @@ pub struct Latency {
     pub untimed: u64,
     /// Requests that ended with an error; they are in the buckets too.
     pub errors: u64,
+    /// Those that tell when the driver got them (the kernel notes it where the
+    /// queue keeps statistics, as writeback throttling makes it), by the
+    /// logarithm of their time from there.
+    pub device_buckets: [u64; BUCKETS],
+    /// The sum of these times in ns.
+    pub device_sum_ns: u64,
+    /// The sum of what these requests waited before that, in ns.
+    pub queue_sum_ns: u64,
 }
 
 impl Latency {
@@ -88,6 +97,9 @@ impl Latency {
         sum_ns: 0,
         untimed: 0,
         errors: 0,
+        device_buckets: [0; BUCKETS],
+        device_sum_ns: 0,
+        queue_sum_ns: 0,
     };
 }
 
@@ -103,6 +115,16 @@ pub struct Lost {
     /// How many.
     pub events: u64,
     /// When the last of them was, CLOCK_MONOTONIC in ns.
+    pub last_ns: u64,
+}
+
+/// What a watched process sent over TCP.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Sent {
+    /// Bytes that TCP took from it.
+    pub bytes: u64,
+    /// When it last did, CLOCK_MONOTONIC in ns; 0: never.
     pub last_ns: u64,
 }
 
@@ -176,6 +198,12 @@ offsets! {
         bio_opf,
         /// `bio.bi_iter.bi_size`
         bio_size,
+        /// `bio.bi_blkg`; 0 where a bio does not tell a cgroup of the chosen hierarchy
+        bio_group,
+        /// `blkcg_gq.blkcg`
+        group_blkcg,
+        /// `blkcg.css.cgroup`
+        blkcg_cgroup,
         /// `block_device.bd_disk`
         bdev_disk,
         /// `block_device.bd_openers`
@@ -192,10 +220,14 @@ offsets! {
         rq_flags,
         /// `request.start_time_ns`
         rq_start,
+        /// `request.io_start_time_ns`
+        rq_io_start,
         /// `request.__data_len`
         rq_len,
         /// `request_queue.disk`
         queue_disk,
+        /// `task_struct.flags`
+        task_flags,
         /// `task_struct.tgid`
         task_tgid,
         /// `task_struct.group_leader`
@@ -234,6 +266,8 @@ offsets! {
         sb_bdev,
         /// `bdev_inode.vfs_inode` less `bdev_inode.bdev`
         inode_from_bdev,
+        /// `sock.sk_protocol`
+        sock_protocol,
         /// `vm_area_struct.vm_file`
         vma_file,
     }

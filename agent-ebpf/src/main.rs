@@ -1,5 +1,5 @@
 //! drover's eBPF programs: they count block I/O per disk and process, time
-//! requests, and tell who holds a disk open.
+//! requests, count what watched processes send, and tell who holds a disk open.
 //!
 //! They decide nothing. What they cannot count they count as lost.
 #![no_std]
@@ -9,6 +9,7 @@ mod holders;
 mod io;
 mod kernel;
 mod object;
+mod sends;
 
 #[panic_handler]
 fn panic(_info: &core::panic::PanicInfo) -> ! {

@@ -346,6 +346,15 @@ pub enum Verdict {
     Unknown,
 }
 
+/// A pod and the container in it, as Kubernetes names them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pod {
+    /// The pod's UID.
+    pub uid: String,
+    /// The container's id, in its runtime's words; none: the pod's own cgroup.
+    pub container: Option<String>,
+}
+
 /// One holder of a device.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Holder {
@@ -355,6 +364,9 @@ pub struct Holder {
     pub name: String,
     /// Its cgroup's path, where it has one.
     pub cgroup: String,
+    /// The pod whose cgroup that is, where the path tells.
+    #[serde(default)]
+    pub pod: Option<Pod>,
     /// Whether it could write.
     pub writable: bool,
     /// Whether it is registered as a backup reader.

@@ -81,6 +81,7 @@ pub(super) async fn start(process: &mut Process) -> anyhow::Result<Arc<dyn Stagi
         Arc::clone(&initiator),
         evidence,
         control.clone(),
+        Arc::clone(&keeper),
     ));
 
     let listener = process
@@ -139,6 +140,7 @@ pub(super) async fn start(process: &mut Process) -> anyhow::Result<Arc<dyn Stagi
                     Err(error) => readiness.note("controller", Err(error.to_string())),
                 }
                 workload.look_after_readers().await;
+                workload.label_disks().await;
             }
         };
         tokio::select! {

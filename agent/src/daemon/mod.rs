@@ -5,6 +5,7 @@ mod agent;
 mod controller;
 mod identity;
 mod limits;
+mod look;
 pub mod memory;
 mod streams;
 mod workload;

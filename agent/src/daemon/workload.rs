@@ -1,33 +1,40 @@
 //! The workload's side of a node, wired: the initiator that attaches, the
 //! evidence that judges, and the controller that keeps the tickets.
 
+use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use tonic::Status;
 
 use crate::attach::ports::{Disk, Judgement, Node as _, NodeAnswer, Witness as _};
 use crate::attach::record::{Ticket, TicketKind};
-use crate::evidence::Evidence;
+use crate::backup::keeper::Keeper;
 use crate::evidence::readers::{Reader, ReaderStatus, Who};
+use crate::evidence::{Evidence, Label};
 use crate::ids::{Epoch, NodeId, TicketId, VolumeId};
 use crate::initiator::Initiator;
 use crate::rpc::agent_service;
 use crate::rpc::controller_client::ControllerClient;
+use crate::rpc::pb;
 use crate::rpc::pb::register_reader_request::Reader as Asked;
 
 /// A foreign reader's ticket ends so long after its last progress.
 const LEASE: Duration = Duration::from_secs(60);
-/// A reader that read within this is progressing: its lease is renewed.
+/// A reader that moved a byte within this is progressing: its lease is renewed.
 const PROGRESS_MS: u64 = 10_000;
 
 /// The workload's side of a node.
 pub(super) struct Workload {
-    node: NodeId,
-    initiator: Arc<Initiator>,
-    evidence: Arc<Evidence>,
-    control: ControllerClient,
+    pub(super) node: NodeId,
+    pub(super) initiator: Arc<Initiator>,
+    pub(super) evidence: Arc<Evidence>,
+    pub(super) control: ControllerClient,
+    pub(super) keeper: Arc<Keeper>,
+    /// The claim that each volume was made for, and its namespace, of those
+    /// that were attached at the last look.
+    claims: Mutex<HashMap<VolumeId, (String, String)>>,
 }
 
 impl Workload {
@@ -36,17 +43,20 @@ impl Workload {
         initiator: Arc<Initiator>,
         evidence: Arc<Evidence>,
         control: ControllerClient,
+        keeper: Arc<Keeper>,
     ) -> Self {
         Self {
             node,
             initiator,
             evidence,
             control,
+            keeper,
+            claims: Mutex::default(),
         }
     }
 
     /// The volume's disk here, with drover's own mounts of it.
-    fn disk(&self, volume: &VolumeId) -> Result<(Disk, Vec<PathBuf>), Status> {
+    pub(super) fn disk(&self, volume: &VolumeId) -> Result<(Disk, Vec<PathBuf>), Status> {
         let found = self
             .initiator
             .disk(volume)
@@ -59,15 +69,56 @@ impl Workload {
         })
     }
 
+    /// Says whose volumes the disks here are, so that metrics tell.
+    pub(super) async fn label_disks(&self) {
+        let disks = match self.initiator.disks() {
+            Ok(disks) => disks,
+            Err(error) => {
+                tracing::debug!(%error, "disks keep the labels they have");
+                return;
+            }
+        };
+        let known = self.claims().clone();
+        let strange = disks.iter().any(|(volume, ..)| !known.contains_key(volume));
+        let listed = match strange {
+            true => self.control.volumes().await.unwrap_or_default(),
+            false => Vec::new(),
+        };
+        let mut claims = HashMap::new();
+        let mut labels = HashMap::new();
+        for (volume, _, disk) in disks {
+            let record = listed.iter().find(|v| v.volume == volume.as_str());
+            let claim = known.get(&volume).cloned();
+            let claim = claim.or_else(|| record.map(|v| (v.pvc.clone(), v.namespace.clone())));
+            let (pvc, namespace) = claim.clone().unwrap_or_default();
+            let label = Label {
+                volume: volume.to_string(),
+                pvc,
+                namespace,
+                node: self.node.to_string(),
+            };
+            labels.insert(disk.diskseq, label);
+            // One that the controller could not tell of is asked about again.
+            claims.extend(claim.map(|claim| (volume, claim)));
+        }
+        *self.claims() = claims;
+        self.evidence.label(labels);
+    }
+
+    fn claims(&self) -> MutexGuard<'_, HashMap<VolumeId, (String, String)>> {
+        // It is replaced as a whole.
+        self.claims.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Renews the leases of readers that the kernel saw reading, and ends the
     /// tickets of those that are gone.
     pub(super) async fn look_after_readers(&self) {
         for reader in self.evidence.readers() {
+            let last_progress_ms = reader.last_progress_ms();
             let ReaderStatus {
                 ticket,
                 volume,
                 alive,
-                last_progress_ms,
                 who,
                 ..
             } = reader;
@@ -132,5 +183,13 @@ impl agent_service::Workload for Workload {
         let (disk, mounts) = self.disk(volume)?;
         let judgement = self.evidence.judge(&disk, &mounts).await;
         Ok((disk, judgement))
+    }
+
+    async fn look(
+        &self,
+        volume: Option<VolumeId>,
+        notes_since: Option<SystemTime>,
+    ) -> Result<pb::LookAnswer, Status> {
+        self.look_at(volume, notes_since).await
     }
 }

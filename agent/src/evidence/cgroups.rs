@@ -12,6 +12,8 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use crate::attach::ports::Pod;
+
 /// Version 1 controllers in order of preference.
 pub const CONTROLLERS: [&str; 4] = ["memory", "cpu", "pids", "blkio"];
 
@@ -56,6 +58,19 @@ impl Hierarchy {
             Kind::V2 => "v2".to_owned(),
             Kind::V1 { controller } => format!("v1 {controller}"),
             Kind::Unmounted => "none".to_owned(),
+        }
+    }
+
+    /// Whether the block layer charges I/O to groups of this hierarchy: then a
+    /// bio tells its group, whoever submits it.
+    pub fn charges_io(&self) -> bool {
+        match (&self.kind, &self.mount) {
+            (Kind::V1 { controller }, _) => controller == "blkio",
+            (Kind::V2, Some(mount)) => {
+                let text = fs::read_to_string(mount.join("cgroup.controllers"));
+                text.is_ok_and(|text| text.split_whitespace().any(|name| name == "io"))
+            }
+            _ => false,
         }
     }
 
@@ -114,23 +129,24 @@ impl Hierarchy {
         }
     }
 
-    /// Whether a process lives in the group at `path` (from the root) or below it.
-    pub fn populated(&self, path: &str) -> bool {
+    /// The processes in the group at `path` (from the root) and below it.
+    pub fn processes(&self, path: &str) -> Vec<u32> {
+        let mut found = Vec::new();
         let Some(mount) = &self.mount else {
-            return false;
+            return found;
         };
         let mut open = vec![mount.join(path.trim_start_matches('/'))];
         while let Some(folder) = open.pop() {
-            if fs::read(folder.join("cgroup.procs")).is_ok_and(|text| !text.is_empty()) {
-                return true;
-            }
+            // A group may end while it is being looked at.
+            let text = fs::read_to_string(folder.join("cgroup.procs")).unwrap_or_default();
+            found.extend(text.lines().filter_map(|line| line.parse::<u32>().ok()));
             for entry in fs::read_dir(&folder).into_iter().flatten().flatten() {
                 if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
                     open.push(entry.path());
                 }
             }
         }
-        false
+        found
     }
 
     /// The paths of all groups, by id, each from the hierarchy's root (`/`).
@@ -155,6 +171,37 @@ impl Hierarchy {
         }
         found
     }
+}
+
+/// Reads a path as kubelet makes it, with systemd as its cgroup driver
+/// (`kubepods-burstable-pod1b2c_..._.slice/cri-containerd-9f8e....scope`) or
+/// without (`/kubepods/burstable/pod1b2c-.../9f8e...`). None: no pod's.
+pub fn pod(path: &str) -> Option<Pod> {
+    let parts: Vec<&str> = path.split('/').collect();
+    let at = parts.iter().position(|part| {
+        let slice = part
+            .strip_prefix("kubepods")
+            .is_some_and(|p| p.contains("-pod"));
+        slice || (part.starts_with("pod") && path.contains("kubepods"))
+    })?;
+    let part = parts[at].trim_end_matches(".slice");
+    let uid = part
+        .rsplit_once("pod")
+        .map(|(_, uid)| uid)?
+        .replace('_', "-");
+    if uid.is_empty() {
+        return None;
+    }
+    let container = parts.get(at + 1).map(|part| {
+        let scope = part.trim_end_matches(".scope");
+        // The runtime's name stands before the id, which is of hex digits.
+        let id = scope.rsplit_once('-').map_or(scope, |(_, id)| id);
+        id.to_owned()
+    });
+    Some(Pod {
+        uid,
+        container: container.filter(|id| !id.is_empty()),
+    })
 }
 
 #[cfg(test)]
@@ -198,6 +245,38 @@ mod tests {
             let root = found.id_of(Path::new("/")).unwrap();
             assert_eq!(found.paths()[&root], "/");
             assert!(found.id_of(Path::new("/no/such/group")).is_err());
+        }
+    }
+
+    #[test]
+    fn a_pod_is_known_by_the_path_that_kubelet_made() {
+        let told = |uid: &str, container: Option<&str>| {
+            Some(Pod {
+                uid: uid.into(),
+                container: container.map(Into::into),
+            })
+        };
+        let uid = "1b2c3d4e-0000-1111-2222-333344445555";
+        let slice = "/kubepods.slice/kubepods-burstable.slice/\
+            kubepods-burstable-pod1b2c3d4e_0000_1111_2222_333344445555.slice";
+        assert_eq!(pod(slice), told(uid, None));
+        assert_eq!(
+            pod(&format!("{slice}/cri-containerd-9f8e7d.scope")),
+            told(uid, Some("9f8e7d"))
+        );
+        assert_eq!(
+            pod(&format!("/kubepods/besteffort/pod{uid}/9f8e7d")),
+            told(uid, Some("9f8e7d"))
+        );
+        // A guaranteed pod, and a node's own tree around kubelet's.
+        assert_eq!(pod(&format!("/kubelet/kubepods/pod{uid}")), told(uid, None));
+        for other in [
+            "/",
+            "/system.slice/podman.service",
+            "/user.slice",
+            "/kubepods.slice",
+        ] {
+            assert_eq!(pod(other), None, "{other}");
         }
     }
 }

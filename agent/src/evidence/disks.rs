@@ -173,6 +173,82 @@ fn dev_of(rdev: u64) -> u32 {
     )
 }
 
+/// Where a disk's times are taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Timed {
+    /// At its own requests.
+    Requests,
+    /// At the requests of its paths: it is a multipath device.
+    Paths,
+    /// Nowhere: its queue keeps no statistics (`queue/iostats` is 0).
+    StatisticsOff,
+    /// Nowhere: it passes bios on and has no requests, as device mapper does.
+    /// The disks below it are timed.
+    NoRequests,
+}
+
+impl Timed {
+    /// As metrics write it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Requests => "requests",
+            Self::Paths => "paths",
+            Self::StatisticsOff => "none-iostats-off",
+            Self::NoRequests => "none-bio-based",
+        }
+    }
+}
+
+/// I/O that a disk has not answered yet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct InFlight {
+    /// Reads.
+    pub reads: u64,
+    /// Writes, flushes and discards.
+    pub writes: u64,
+}
+
+/// What the kernel keeps of a disk's queue.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Queue {
+    /// None: it keeps no statistics.
+    pub in_flight: Option<InFlight>,
+    /// Where times are taken.
+    pub timed: Timed,
+}
+
+impl Queue {
+    /// Of the disk of this name; none: it has just gone.
+    pub fn of(name: &str) -> Option<Self> {
+        Self::at(&Path::new(SYS_BLOCK).join(name))
+    }
+
+    fn at(folder: &Path) -> Option<Self> {
+        let statistics = fs::read_to_string(folder.join("queue/iostats")).ok()?;
+        let statistics = statistics.trim() != "0";
+        let text = fs::read_to_string(folder.join("inflight")).ok()?;
+        let mut counts = text.split_whitespace().map_while(|n| n.parse().ok());
+        let (reads, writes) = (counts.next()?, counts.next()?);
+        let timed = match (folder.join("mq").exists(), is_head(folder)) {
+            _ if !statistics => Timed::StatisticsOff,
+            (true, _) => Timed::Requests,
+            (false, true) => Timed::Paths,
+            (false, false) => Timed::NoRequests,
+        };
+        Some(Self {
+            in_flight: statistics.then_some(InFlight { reads, writes }),
+            timed,
+        })
+    }
+}
+
+/// Whether this is a native NVMe multipath device: it belongs to a subsystem,
+/// not to a controller.
+fn is_head(folder: &Path) -> bool {
+    let link = fs::read_link(folder).unwrap_or_default();
+    link.iter().any(|part| part == "nvme-subsystem")
+}
+
 /// Every disk of the node.
 #[derive(Debug, Clone, Default)]
 pub struct Names {
@@ -264,6 +340,40 @@ mod tests {
         let names = Names::new(HashMap::from([(7, "sda".to_owned())]));
         assert!(names.gone(6) && !names.gone(7) && !names.gone(8));
         assert_eq!(names.name(Diskseq(7)), Some("sda"));
+    }
+
+    #[test]
+    fn where_a_disk_is_timed_follows_from_its_folder() {
+        let folder = tempfile::tempdir().unwrap();
+        let disk = folder.path().join("x");
+        let put = |name: &str, text: &str| {
+            let path = disk.join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        };
+        assert_eq!(Queue::at(&disk), None);
+        put("queue/iostats", "1\n");
+        put("inflight", "       2        3\n");
+        let in_flight = Some(InFlight {
+            reads: 2,
+            writes: 3,
+        });
+        let timed = |timed| Some(Queue { in_flight, timed });
+        assert_eq!(Queue::at(&disk), timed(Timed::NoRequests));
+        let head = folder.path().join("nvme0n1");
+        let real = folder
+            .path()
+            .join("virtual/nvme-subsystem/nvme-subsys0/nvme0n1");
+        fs::create_dir_all(real.parent().unwrap()).unwrap();
+        fs::rename(&disk, &real).unwrap();
+        std::os::unix::fs::symlink(&real, &head).unwrap();
+        assert_eq!(Queue::at(&head), timed(Timed::Paths));
+        fs::rename(&real, &disk).unwrap();
+        fs::create_dir(disk.join("mq")).unwrap();
+        assert_eq!(Queue::at(&disk), timed(Timed::Requests));
+        put("queue/iostats", "0\n");
+        let off = Queue::at(&disk).unwrap();
+        assert_eq!((off.in_flight, off.timed), (None, Timed::StatisticsOff));
     }
 
     #[test]

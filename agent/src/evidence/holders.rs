@@ -115,12 +115,8 @@ impl Scene {
             .map(|(_, f)| f.mount.point.as_path())
             .collect();
         let stacked = devices.stacked(&points).map_err(sysfs)?;
-        let runs = |name| {
-            let mut programs = kernel.programs().iter();
-            programs.any(|p| p.name == name && p.failure.is_none())
-        };
         let mut held = Vec::new();
-        if runs(MAPPINGS) {
+        if kernel.runs(MAPPINGS) {
             held = kernel.held(disk.diskseq, MAPPINGS)?;
         }
         // Descriptors last: their count belongs to this very pass.
@@ -186,10 +182,12 @@ impl Scene {
 fn process(held: &Held, disk: &Disk, known: &Known<'_>) -> Holder {
     let count = known.books.process(disk.diskseq, held.tgid, held.start_ns);
     let name = held.comm.split(|&b| b == 0).next().unwrap_or_default();
+    let cgroup = super::cgroup_name(known.paths, held.cgroup);
     Holder {
         pid: held.tgid,
         name: String::from_utf8_lossy(name).into_owned(),
-        cgroup: super::cgroup_name(known.paths, held.cgroup),
+        pod: super::cgroups::pod(&cgroup),
+        cgroup,
         writable: false,
         registered: known
             .readers
@@ -206,6 +204,7 @@ fn unnumbered(name: String, writable: bool) -> Holder {
         pid: 0,
         name,
         cgroup: String::new(),
+        pod: None,
         writable,
         registered: false,
         last_read_ms: None,

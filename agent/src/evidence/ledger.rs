@@ -101,6 +101,26 @@ impl Books {
             .fold(IoCount::default(), |sum, (_, count)| add(sum, *count))
     }
 
+    /// What one process did on every disk but this.
+    pub fn process_elsewhere(&self, disk: Diskseq, tgid: u32, start_ns: u64) -> IoCount {
+        self.rows
+            .iter()
+            .filter(|(key, _)| key.diskseq != disk.0)
+            .filter(|(key, _)| key.tgid == tgid && process::same_start(key.start_ns, start_ns))
+            .fold(IoCount::default(), |sum, (_, count)| add(sum, *count))
+    }
+
+    /// What the groups for which `is_in` holds did on every disk but this.
+    pub fn groups_elsewhere(&self, disk: Diskseq, is_in: impl Fn(u64) -> bool) -> IoCount {
+        let rows = self.rows.iter();
+        let living = rows.map(|(key, count)| (key.diskseq, key.cgroup, count));
+        let ended = self.ended.iter();
+        living
+            .chain(ended.map(|((disk, group), count)| (*disk, *group, count)))
+            .filter(|(other, group, _)| *other != disk.0 && is_in(*group))
+            .fold(IoCount::default(), |sum, (_, _, count)| add(sum, *count))
+    }
+
     /// All that was done on each disk.
     pub fn disks(&self) -> HashMap<Diskseq, IoCount> {
         let mut sums = HashMap::<_, IoCount>::new();
@@ -174,6 +194,14 @@ mod tests {
     fn a_group_keeps_what_its_ended_processes_did() {
         assert_eq!(books().groups(Diskseq(1), |group| group == 7).reads, 6);
         assert_eq!(books().disks()[&Diskseq(1)].reads, 9);
+    }
+
+    #[test]
+    fn what_is_done_elsewhere_is_kept_apart() {
+        let elsewhere = books().process_elsewhere(Diskseq(1), 100, 5_000_000_001);
+        assert_eq!(elsewhere.reads, 9);
+        let groups = books().groups_elsewhere(Diskseq(2), |group| group == 7);
+        assert_eq!(groups.reads, 2 + 4);
     }
 
     #[test]

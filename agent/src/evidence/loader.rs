@@ -11,11 +11,11 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use aya::maps::{Array, MapError, PerCpuArray, PerCpuHashMap};
-use aya::programs::{BtfTracePoint, Iter, ProgramError};
+use aya::maps::{Array, MapError, PerCpuArray, PerCpuHashMap, PerCpuValues};
+use aya::programs::{BtfTracePoint, FExit, Iter, ProgramError};
 use aya::{Btf, Ebpf, EbpfError, EbpfLoader};
 use drover_ebpf::{
-    Held, IoCount, IoKey, LOST_IO, LOST_LATENCY, Latency, LatencyKey, Lost, Offsets,
+    Held, IoCount, IoKey, LOST_IO, LOST_LATENCY, Latency, LatencyKey, Lost, Offsets, Sent,
 };
 
 use super::EvidenceError;
@@ -35,7 +35,7 @@ macro_rules! plain {
         unsafe impl aya::Pod for Raw<$type> {}
     )*};
 }
-plain!(IoKey, IoCount, LatencyKey, Latency, Lost);
+plain!(u32, IoKey, IoCount, LatencyKey, Latency, Lost, Sent);
 
 /// Program names as the object has them, and what each is for.
 pub const BIO_QUEUE: &str = "bio_queue";
@@ -45,6 +45,11 @@ pub const RQ_COMPLETE: &str = "rq_complete";
 pub const DESCRIPTORS: &str = "descriptors";
 /// Lists mappings.
 pub const MAPPINGS: &str = "mappings";
+
+/// Counts what watched processes send.
+pub const SOCK_SENT: &str = "sock_sent";
+/// The same, on kernels without that one's tracepoint (before 6.3).
+pub const TCP_SENT: &str = "tcp_sent";
 
 /// What came of loading one program.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -119,13 +124,26 @@ impl Kernel {
             (RQ_COMPLETE, "tp_btf block_rq_complete"),
             (DESCRIPTORS, "iter task_file"),
             (MAPPINGS, "iter task_vma"),
+            (SOCK_SENT, "tp_btf sock_send_length"),
+            (TCP_SENT, "fexit tcp_sendmsg_locked"),
         ] {
+            // One of the two that count sends, or they would be counted twice.
+            let runs = |p: &Program| p.name == SOCK_SENT && p.failure.is_none();
+            if name == TCP_SENT && programs.iter().any(runs) {
+                continue;
+            }
             let failure = attach(&mut ebpf, name, hook, &btf).err();
             programs.push(Program {
                 name,
                 hook,
                 failure: failure.map(|e| e.to_string()),
             });
+        }
+        if programs
+            .iter()
+            .any(|p| p.name == TCP_SENT && p.failure.is_none())
+        {
+            programs.retain(|p| p.name != SOCK_SENT);
         }
         if programs.iter().all(|p| p.failure.is_some()) {
             let why = programs[0].failure.clone().unwrap_or_default();
@@ -142,74 +160,104 @@ impl Kernel {
         &self.programs
     }
 
+    /// Whether a program runs.
+    pub fn runs(&self, name: &str) -> bool {
+        let mut programs = self.programs.iter();
+        programs.any(|p| p.name == name && p.failure.is_none())
+    }
+
     fn ebpf(&self) -> MutexGuard<'_, Ebpf> {
         // A panic elsewhere leaves nothing half done: every change is one call.
         self.ebpf.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The rows of a map, each value folded over CPUs.
+    fn rows<K, V>(
+        &self,
+        name: &'static str,
+        none: V,
+        add: impl Fn(V, &V) -> V,
+    ) -> Result<Vec<(K, V)>, EvidenceError>
+    where
+        Raw<K>: aya::Pod,
+        Raw<V>: aya::Pod,
+        V: Copy,
+    {
+        let ebpf = self.ebpf();
+        let map = PerCpuHashMap::<_, Raw<K>, Raw<V>>::try_from(map(&ebpf, name)?)
+            .map_err(|e| failed(name, &e))?;
+        let mut rows = Vec::new();
+        for row in map.iter() {
+            let (key, values) = row.map_err(|e| failed(name, &e))?;
+            rows.push((key.0, values.iter().fold(none, |sum, v| add(sum, &v.0))));
+        }
+        Ok(rows)
+    }
+
+    /// Removes rows of a map; one that is not there: nothing.
+    fn remove<K: Copy, V>(&self, name: &'static str, keys: &[K]) -> Result<(), EvidenceError>
+    where
+        Raw<K>: aya::Pod,
+        Raw<V>: aya::Pod,
+    {
+        let mut ebpf = self.ebpf();
+        let map = ebpf.map_mut(name).ok_or_else(|| no_map(name))?;
+        let mut map =
+            PerCpuHashMap::<_, Raw<K>, Raw<V>>::try_from(map).map_err(|e| failed(name, &e))?;
+        for key in keys {
+            match map.remove(&Raw(*key)) {
+                Ok(()) => {}
+                Err(MapError::SyscallError(e)) if e.io_error.kind() == ErrorKind::NotFound => {}
+                Err(error) => return Err(failed(name, &error)),
+            }
+        }
+        Ok(())
+    }
+
     /// Every count, summed over CPUs.
     pub fn counts(&self) -> Result<Vec<(IoKey, IoCount)>, EvidenceError> {
-        let ebpf = self.ebpf();
-        let map = PerCpuHashMap::<_, Raw<IoKey>, Raw<IoCount>>::try_from(map(&ebpf, "IO")?)
-            .map_err(|e| failed("IO", &e))?;
-        let mut counts = Vec::new();
-        for row in map.iter() {
-            let (key, values) = row.map_err(|e| failed("IO", &e))?;
-            let sum = values
-                .iter()
-                .fold(IoCount::default(), |sum, v| add(sum, v.0));
-            counts.push((key.0, sum));
-        }
-        Ok(counts)
+        self.rows("IO", IoCount::default(), |sum, v| add(sum, *v))
     }
 
     /// Removes counts; of processes that have ended, or disks that are gone.
     pub fn forget(&self, keys: &[IoKey]) -> Result<(), EvidenceError> {
-        let mut ebpf = self.ebpf();
-        let map = ebpf.map_mut("IO").ok_or_else(|| no_map("IO"))?;
-        let mut map = PerCpuHashMap::<_, Raw<IoKey>, Raw<IoCount>>::try_from(map)
-            .map_err(|e| failed("IO", &e))?;
-        for key in keys {
-            match map.remove(&Raw(*key)) {
-                Ok(()) => {}
-                Err(MapError::SyscallError(e)) if e.io_error.kind() == ErrorKind::NotFound => {}
-                Err(error) => return Err(failed("IO", &error)),
-            }
-        }
-        Ok(())
+        self.remove::<_, IoCount>("IO", keys)
     }
 
     /// Every latency histogram, summed over CPUs.
     pub fn latencies(&self) -> Result<Vec<(LatencyKey, Latency)>, EvidenceError> {
-        let ebpf = self.ebpf();
-        let map =
-            PerCpuHashMap::<_, Raw<LatencyKey>, Raw<Latency>>::try_from(map(&ebpf, "LATENCY")?)
-                .map_err(|e| failed("LATENCY", &e))?;
-        let mut latencies = Vec::new();
-        for row in map.iter() {
-            let (key, values) = row.map_err(|e| failed("LATENCY", &e))?;
-            let sum = values
-                .iter()
-                .fold(Latency::NONE, |sum, v| add_latency(sum, &v.0));
-            latencies.push((key.0, sum));
-        }
-        Ok(latencies)
+        self.rows("LATENCY", Latency::NONE, add_latency)
     }
 
     /// Removes the histograms of disks that are gone.
     pub fn forget_latencies(&self, keys: &[LatencyKey]) -> Result<(), EvidenceError> {
+        self.remove::<_, Latency>("LATENCY", keys)
+    }
+
+    /// What every watched process has sent, by its id.
+    pub fn sent(&self) -> Result<Vec<(u32, Sent)>, EvidenceError> {
+        self.rows("SENT", Sent::default(), |sum, v| add_sent(sum, *v))
+    }
+
+    /// Counts what this process sends from now on.
+    pub fn watch(&self, tgid: u32) -> Result<(), EvidenceError> {
         let mut ebpf = self.ebpf();
-        let map = ebpf.map_mut("LATENCY").ok_or_else(|| no_map("LATENCY"))?;
-        let mut map = PerCpuHashMap::<_, Raw<LatencyKey>, Raw<Latency>>::try_from(map)
-            .map_err(|e| failed("LATENCY", &e))?;
-        for key in keys {
-            match map.remove(&Raw(*key)) {
-                Ok(()) => {}
-                Err(MapError::SyscallError(e)) if e.io_error.kind() == ErrorKind::NotFound => {}
-                Err(error) => return Err(failed("LATENCY", &error)),
-            }
-        }
-        Ok(())
+        let map = ebpf.map_mut("SENT").ok_or_else(|| no_map("SENT"))?;
+        let cpus = aya::util::nr_cpus().map_err(|(what, error)| EvidenceError::Read {
+            path: what.into(),
+            error,
+        })?;
+        PerCpuHashMap::<_, u32, Raw<Sent>>::try_from(map)
+            .and_then(|mut map| {
+                let zeroes = PerCpuValues::try_from(vec![Raw(Sent::default()); cpus])?;
+                map.insert(tgid, zeroes, 0)
+            })
+            .map_err(|e| failed("SENT", &e))
+    }
+
+    /// Counts no more what these processes send.
+    pub fn unwatch(&self, tgids: &[u32]) -> Result<(), EvidenceError> {
+        self.remove::<_, Sent>("SENT", tgids)
     }
 
     /// What was not counted since the programs were loaded.
@@ -292,8 +340,13 @@ fn attach(ebpf: &mut Ebpf, name: &str, hook: &str, btf: &Btf) -> Result<(), Atta
     let program = ebpf.program_mut(name).ok_or(AttachError::NoProgram)?;
     let target = hook.rsplit(' ').next().unwrap_or(hook);
     match name {
-        BIO_QUEUE | RQ_COMPLETE => {
+        BIO_QUEUE | RQ_COMPLETE | SOCK_SENT => {
             let program: &mut BtfTracePoint = program.try_into()?;
+            program.load(target, btf)?;
+            program.attach()?;
+        }
+        TCP_SENT => {
+            let program: &mut FExit = program.try_into()?;
             program.load(target, btf)?;
             program.attach()?;
         }
@@ -358,5 +411,18 @@ pub fn add_latency(mut a: Latency, b: &Latency) -> Latency {
     a.sum_ns += b.sum_ns;
     a.untimed += b.untimed;
     a.errors += b.errors;
+    for (to, from) in a.device_buckets.iter_mut().zip(b.device_buckets) {
+        *to += from;
+    }
+    a.device_sum_ns += b.device_sum_ns;
+    a.queue_sum_ns += b.queue_sum_ns;
     a
+}
+
+/// The sum of two counts; the time is the later one.
+pub fn add_sent(a: Sent, b: Sent) -> Sent {
+    Sent {
+        bytes: a.bytes + b.bytes,
+        last_ns: a.last_ns.max(b.last_ns),
+    }
 }

@@ -10,10 +10,24 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 
-use super::{Evidence, Scrape};
+use super::{Evidence, Named, Scrape};
 
 /// The finest and the coarsest bound shown: 2^13 ns is 8 us, 2^35 ns 34 s.
 const BOUNDS: std::ops::RangeInclusive<usize> = 13..=35;
+
+impl Named {
+    /// Empty labels are none to Prometheus: a disk that is no volume's has its name only.
+    fn labels<'a>(&'a self, key: &'a str, value: &'a str) -> [(&'a str, &'a str); 6] {
+        [
+            ("device", &self.device),
+            (key, value),
+            ("volume", &self.label.volume),
+            ("pvc", &self.label.pvc),
+            ("namespace", &self.label.namespace),
+            ("node", &self.label.node),
+        ]
+    }
+}
 
 /// Reads the evidence at each scrape.
 pub struct Metrics(pub Arc<Evidence>);
@@ -58,21 +72,21 @@ fn per_disk(
     picks: &[Pick],
 ) -> fmt::Result {
     let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
-    for (device, count) in &scrape.io {
+    for (disk, count) in &scrape.io {
         for (direction, pick) in picks {
-            let labels: &[(&str, &str)] = &[("device", device), ("direction", direction)];
-            ConstCounter::new(pick(count)).encode(family.encode_family(&labels)?)?;
+            ConstCounter::new(pick(count))
+                .encode(family.encode_family(&disk.labels("direction", direction))?)?;
         }
     }
     Ok(())
 }
 
-/// Cumulative counts up to each bound. A request that took from 2^n to
-/// 2^(n+1) ns belongs below the bound 2^(n+1).
-fn buckets(latency: &Latency) -> (u64, Vec<(f64, u64)>) {
+/// Counts up to each bound. What took from 2^n to 2^(n+1) ns belongs below the
+/// bound 2^(n+1).
+fn buckets(counts: &[u64; BUCKETS]) -> (u64, Vec<(f64, u64)>) {
     let mut below = 0;
     let mut shown = Vec::new();
-    for (n, count) in latency.buckets.iter().enumerate().take(BUCKETS) {
+    for (n, count) in counts.iter().enumerate() {
         below += count;
         if BOUNDS.contains(&(n + 1)) {
             let from = if n + 1 == *BOUNDS.start() {
@@ -151,47 +165,103 @@ impl Collector for Metrics {
             &scrape,
             &[("read", |c| c.read_bytes), ("write", |c| c.written_bytes)],
         )?;
-        self.latencies(&mut encoder, &scrape)
+        latencies(&mut encoder, &scrape)?;
+        queues(&mut encoder, &scrape)
     }
 }
 
-impl Metrics {
-    fn latencies(&self, encoder: &mut DescriptorEncoder<'_>, scrape: &Scrape) -> fmt::Result {
-        let mut family = encoder.encode_descriptor(
-            "drover_device_io_seconds",
-            "time from a request's allocation to its completion",
-            None,
-            MetricType::Histogram,
-        )?;
-        for (device, code, latency) in &scrape.latency {
-            let labels: &[(&str, &str)] = &[("device", device), ("direction", direction(*code))];
-            let (count, buckets) = buckets(latency);
-            let sum = latency.sum_ns as f64 / 1e9;
+/// A histogram of times, as one of a disk's directions has it.
+type Times = (
+    &'static str,
+    &'static str,
+    fn(&Latency) -> (&[u64; BUCKETS], u64),
+);
+
+const TIMES: [Times; 2] = [
+    (
+        "drover_device_io_seconds",
+        "time from a request's allocation to its completion",
+        |l| (&l.buckets, l.sum_ns),
+    ),
+    (
+        "drover_device_service_seconds",
+        "the part of it that the device had the request, where the queue keeps that time",
+        |l| (&l.device_buckets, l.device_sum_ns),
+    ),
+];
+
+fn latencies(encoder: &mut DescriptorEncoder<'_>, scrape: &Scrape) -> fmt::Result {
+    for (name, help, of) in TIMES {
+        let mut family = encoder.encode_descriptor(name, help, None, MetricType::Histogram)?;
+        for (disk, code, latency) in &scrape.latency {
+            let (counts, sum_ns) = of(latency);
+            let (count, buckets) = buckets(counts);
             family
-                .encode_family(&labels)?
-                .encode_histogram::<NoLabelSet>(sum, count, &buckets, None)?;
+                .encode_family(&disk.labels("direction", direction(*code)))?
+                .encode_histogram::<NoLabelSet>(sum_ns as f64 / 1e9, count, &buckets, None)?;
         }
-        for (name, help, pick) in [
-            (
-                "drover_device_io_errors",
-                "requests that ended with an error",
-                (|l| l.errors) as fn(&Latency) -> u64,
-            ),
-            (
-                "drover_device_io_untimed",
-                "requests without a start time (the queue's iostats are off)",
-                |l| l.untimed,
-            ),
-        ] {
-            let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
-            for (device, code, latency) in &scrape.latency {
-                let labels: &[(&str, &str)] =
-                    &[("device", device), ("direction", direction(*code))];
-                ConstCounter::new(pick(latency)).encode(family.encode_family(&labels)?)?;
-            }
-        }
-        Ok(())
     }
+    let mut family = encoder.encode_descriptor(
+        "drover_device_queue_seconds",
+        "what the requests of drover_device_service_seconds waited before the device had them",
+        None,
+        MetricType::Counter,
+    )?;
+    for (disk, code, latency) in &scrape.latency {
+        let waited = latency.queue_sum_ns as f64 / 1e9;
+        ConstCounter::new(waited)
+            .encode(family.encode_family(&disk.labels("direction", direction(*code)))?)?;
+    }
+    for (name, help, pick) in [
+        (
+            "drover_device_io_errors",
+            "requests that ended with an error",
+            (|l| l.errors) as fn(&Latency) -> u64,
+        ),
+        (
+            "drover_device_io_untimed",
+            "requests without a start time (the queue's iostats are off)",
+            |l| l.untimed,
+        ),
+    ] {
+        let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+        for (disk, code, latency) in &scrape.latency {
+            ConstCounter::new(pick(latency))
+                .encode(family.encode_family(&disk.labels("direction", direction(*code)))?)?;
+        }
+    }
+    Ok(())
+}
+
+/// What the kernel itself keeps of each disk.
+fn queues(encoder: &mut DescriptorEncoder<'_>, scrape: &Scrape) -> fmt::Result {
+    let mut family = encoder.encode_descriptor(
+        "drover_device_io_in_flight",
+        "I/O that the disk has not answered yet, by the kernel's own count",
+        None,
+        MetricType::Gauge,
+    )?;
+    for (disk, queue) in &scrape.queues {
+        let Some(flight) = &queue.in_flight else {
+            continue;
+        };
+        for (direction, count) in [("read", flight.reads), ("write", flight.writes)] {
+            let count = i64::try_from(count).unwrap_or(i64::MAX);
+            ConstGauge::new(count)
+                .encode(family.encode_family(&disk.labels("direction", direction))?)?;
+        }
+    }
+    let mut family = encoder.encode_descriptor(
+        "drover_device_times_info",
+        "where a disk's times are taken: at its requests, at those of its paths, or nowhere",
+        None,
+        MetricType::Gauge,
+    )?;
+    for (disk, queue) in &scrape.queues {
+        let labels = disk.labels("source", queue.timed.name());
+        ConstGauge::new(1_i64).encode(family.encode_family(&labels)?)?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -200,12 +270,9 @@ mod tests {
 
     #[test]
     fn every_request_is_in_one_bucket() {
-        let mut latency = Latency::NONE;
-        for (n, bucket) in latency.buckets.iter_mut().enumerate() {
-            *bucket = n as u64 + 1;
-        }
-        let all: u64 = latency.buckets.iter().sum();
-        let (count, shown) = buckets(&latency);
+        let counts: [u64; BUCKETS] = std::array::from_fn(|n| n as u64 + 1);
+        let all: u64 = counts.iter().sum();
+        let (count, shown) = buckets(&counts);
         assert_eq!(count, all);
         assert_eq!(shown.iter().map(|(_, n)| n).sum::<u64>(), all);
         // What took 2^12 to 2^13 ns, and all that was faster.

@@ -32,22 +32,26 @@ mod mounts;
 mod offsets;
 mod process;
 pub mod readers;
+mod sends;
 pub mod verdict;
 
+use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use drover_ebpf::{IoCount, Latency};
+use drover_ebpf::{IoCount, Latency, Sent};
 use prometheus_client::registry::Registry;
 
 use self::cgroups::{Choice, Hierarchy};
 use self::disks::Names;
+pub use self::disks::{InFlight, Queue, Timed};
 use self::ledger::{Books, Ledger};
 use self::loader::{Kernel, Losses, Program};
 use self::readers::{Paths, Readers};
 pub use self::readers::{Reader, ReaderStatus, RegisterError, Who};
+use self::sends::{ByTicket, Sends};
 use self::verdict::Sight;
 use crate::attach::ports::{Disk, Judgement, Witness};
 use crate::ids::{Diskseq, TicketId};
@@ -148,10 +152,42 @@ pub struct DiskIo {
     pub processes: Vec<ProcessIo>,
 }
 
-/// All counts, by device name.
+/// Whose volume a disk is, for metrics; what is not known is empty.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Label {
+    /// The volume.
+    pub volume: String,
+    /// The claim it was made for.
+    pub pvc: String,
+    /// That claim's namespace.
+    pub namespace: String,
+    /// The node it is attached to: this one.
+    pub node: String,
+}
+
+/// A disk by the names it has in metrics.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Named {
+    device: String,
+    label: Label,
+}
+
+/// What was counted and timed of a disk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DiskFigures {
+    /// All I/O, by all.
+    pub io: IoCount,
+    /// Histograms by direction ([`drover_ebpf::READ`] and so on), where requests ended.
+    pub latency: Vec<(u32, Latency)>,
+    /// What the kernel keeps of its queue; none: the disk has just gone.
+    pub queue: Option<Queue>,
+}
+
+/// All counts.
 struct Scrape {
-    io: Vec<(String, IoCount)>,
-    latency: Vec<(String, u32, Latency)>,
+    io: Vec<(Named, IoCount)>,
+    latency: Vec<(Named, u32, Latency)>,
+    queues: Vec<(Named, Queue)>,
     losses: Losses,
 }
 
@@ -176,6 +212,8 @@ struct Inner {
     kernel: Result<Kernel, String>,
     ledger: Mutex<Ledger>,
     readers: Readers,
+    sends: Mutex<Sends>,
+    labels: Mutex<HashMap<Diskseq, Label>>,
     clock: Clock,
 }
 
@@ -232,9 +270,16 @@ impl Evidence {
                 kernel,
                 ledger: Mutex::default(),
                 readers: Readers::default(),
+                sends: Mutex::default(),
+                labels: Mutex::default(),
                 clock,
             }),
         })
+    }
+
+    /// A registered reader that has not moved for so long is stale, in milliseconds.
+    pub fn window_ms(&self) -> u64 {
+        u64::try_from(self.inner.config.window.as_millis()).unwrap_or(u64::MAX)
     }
 
     /// Registers a reader; the same ticket again replaces it.
@@ -258,10 +303,15 @@ impl Evidence {
                 Books::default()
             }
         };
-        let paths = inner.hierarchy.paths();
-        inner
-            .readers
-            .status(&books, &inner.hierarchy, &paths, (inner.clock)())
+        let processes = inner.readers.processes(&inner.hierarchy);
+        let sent = inner.sent(&processes);
+        inner.readers.status(&readers::Seen {
+            books: &books,
+            paths: &inner.hierarchy.paths(),
+            processes: &processes,
+            sent: sent.as_ref(),
+            now_ns: (inner.clock)(),
+        })
     }
 
     /// What was done on a disk, for display.
@@ -300,31 +350,55 @@ impl Evidence {
         registry.register_collector(Box::new(metrics::Metrics(Arc::clone(self))));
     }
 
+    /// Says whose volumes disks are, for metrics; of those not named here nothing is known.
+    pub fn label(&self, labels: HashMap<Diskseq, Label>) {
+        *self
+            .inner
+            .labels
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = labels;
+    }
+
+    /// What was counted and timed of one disk.
+    pub fn figures(&self, disk: &Disk) -> Result<DiskFigures, EvidenceError> {
+        let (books, names) = self.inner.books()?;
+        let mut latency = self.inner.latencies(&names)?;
+        latency.retain(|(of, _), _| *of == disk.diskseq);
+        Ok(DiskFigures {
+            io: books.disks().remove(&disk.diskseq).unwrap_or_default(),
+            latency: latency.into_iter().map(|((_, d), l)| (d, l)).collect(),
+            queue: Queue::of(&disk.name),
+        })
+    }
+
     /// All counts of disks that are there; none without evidence.
     fn scrape(&self) -> Result<Option<Scrape>, EvidenceError> {
-        let Ok(kernel) = &self.inner.kernel else {
+        if self.inner.kernel.is_err() {
             return Ok(None);
-        };
-        let (books, names) = self.inner.books()?;
-        let name = |disk| names.name(disk).map(str::to_owned);
-        let io = books.disks().into_iter();
-        let mut io: Vec<_> = io.filter_map(|(d, n)| Some((name(d)?, n))).collect();
-        io.sort_by(|a, b| a.0.cmp(&b.0));
-        let mut sums = std::collections::BTreeMap::new();
-        let mut gone = Vec::new();
-        for (key, latency) in kernel.latencies()? {
-            if names.gone(key.diskseq) {
-                gone.push(key);
-            } else if let Some(device) = name(Diskseq(names.fold(key.diskseq))) {
-                let sum = sums.entry((device, key.direction)).or_insert(Latency::NONE);
-                *sum = loader::add_latency(*sum, &latency);
-            }
         }
-        kernel.forget_latencies(&gone)?;
-        let latency = sums.into_iter().map(|((device, d), sum)| (device, d, sum));
+        let (books, names) = self.inner.books()?;
+        let labels = self
+            .inner
+            .labels
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let named = |disk: Diskseq| {
+            Some(Named {
+                device: names.name(disk)?.to_owned(),
+                label: labels.get(&disk).cloned().unwrap_or_default(),
+            })
+        };
+        let io = books.disks().into_iter();
+        let mut io: Vec<_> = io.filter_map(|(d, n)| Some((named(d)?, n))).collect();
+        io.sort_by(|a, b| a.0.device.cmp(&b.0.device));
+        let latency = self.inner.latencies(&names)?.into_iter();
+        let latency = latency.filter_map(|((disk, d), sum)| Some((named(disk)?, d, sum)));
+        let queues = io.iter().map(|(named, _)| named.clone());
+        let queues = queues.filter_map(|named| Some((Queue::of(&named.device)?, named)));
         Ok(Some(Scrape {
-            io,
             latency: latency.collect(),
+            queues: queues.map(|(queue, named)| (named, queue)).collect(),
+            io,
             losses: books.losses,
         }))
     }
@@ -344,6 +418,22 @@ impl Inner {
         self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// What each ticket's processes sent over TCP; none where that is not counted.
+    fn sent(&self, processes: &ByTicket) -> Option<HashMap<TicketId, Sent>> {
+        let kernel = self.kernel.as_ref().ok()?;
+        if ![loader::SOCK_SENT, loader::TCP_SENT]
+            .iter()
+            .any(|name| kernel.runs(name))
+        {
+            return None;
+        }
+        // A panic in between can only leave a process watched that need not be.
+        let mut sends = self.sends.lock().unwrap_or_else(PoisonError::into_inner);
+        let sent = sends.follow(kernel, processes.clone());
+        sent.inspect_err(|error| tracing::warn!(%error, "evidence: no counts of what was sent"))
+            .ok()
+    }
+
     fn books(&self) -> Result<(Books, Names), EvidenceError> {
         let kernel = self
             .kernel
@@ -355,6 +445,27 @@ impl Inner {
         })?;
         let books = self.ledger().look(kernel, &names, (self.clock)())?;
         Ok((books, names))
+    }
+
+    /// Histograms by (disk, direction); of a multipath device those of its paths.
+    fn latencies(&self, names: &Names) -> Result<BTreeMap<(Diskseq, u32), Latency>, EvidenceError> {
+        let kernel = self
+            .kernel
+            .as_ref()
+            .map_err(|why| EvidenceError::Blind(why.clone()))?;
+        let mut sums = BTreeMap::new();
+        let mut gone = Vec::new();
+        for (key, latency) in kernel.latencies()? {
+            if names.gone(key.diskseq) {
+                gone.push(key);
+            } else {
+                let disk = Diskseq(names.fold(key.diskseq));
+                let sum = sums.entry((disk, key.direction)).or_insert(Latency::NONE);
+                *sum = loader::add_latency(*sum, &latency);
+            }
+        }
+        kernel.forget_latencies(&gone)?;
+        Ok(sums)
     }
 
     fn sight(&self, disk: &Disk, own_mounts: &[PathBuf]) -> Result<Sight, EvidenceError> {

@@ -15,7 +15,16 @@ pub fn find(types: &Types<'_>, hierarchy: &Hierarchy) -> Result<Offsets, BtfErro
         }
         Kind::V2 | Kind::Unmounted => (at("css_set", "dfl_cgrp")?, 0),
     };
+    // Not in kernels without CONFIG_BLK_CGROUP.
+    let group = at("bio", "bi_blkg").ok().filter(|_| hierarchy.charges_io());
+    let (bio_group, group_blkcg, blkcg_cgroup) = match group {
+        Some(group) => (group, at("blkcg_gq", "blkcg")?, at("blkcg", "css.cgroup")?),
+        None => (0, 0, 0),
+    };
     Ok(Offsets {
+        bio_group,
+        group_blkcg,
+        blkcg_cgroup,
         bio_bdev: at("bio", "bi_bdev")?,
         bio_opf: at("bio", "bi_opf")?,
         bio_size: at("bio", "bi_iter.bi_size")?,
@@ -27,8 +36,10 @@ pub fn find(types: &Types<'_>, hierarchy: &Hierarchy) -> Result<Offsets, BtfErro
         rq_queue: at("request", "q")?,
         rq_flags: at("request", "cmd_flags")?,
         rq_start: at("request", "start_time_ns")?,
+        rq_io_start: at("request", "io_start_time_ns")?,
         rq_len: at("request", "__data_len")?,
         queue_disk: at("request_queue", "disk")?,
+        task_flags: at("task_struct", "flags")?,
         task_tgid: at("task_struct", "tgid")?,
         task_leader: at("task_struct", "group_leader")?,
         task_start: at("task_struct", "start_boottime")?,
@@ -48,6 +59,7 @@ pub fn find(types: &Types<'_>, hierarchy: &Hierarchy) -> Result<Offsets, BtfErro
         sb_magic: at("super_block", "s_magic")?,
         sb_bdev: at("super_block", "s_bdev")?,
         inode_from_bdev: at("bdev_inode", "vfs_inode")? - at("bdev_inode", "bdev")?,
+        sock_protocol: at("sock", "sk_protocol")?,
         vma_file: at("vm_area_struct", "vm_file")?,
     })
 }

@@ -4,14 +4,17 @@
 //! could write. A process is known by its id and start time, so that its id
 //! used again is nobody; a cgroup by its id, its descendants by their paths.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use drover_ebpf::Sent;
+
 use super::cgroups::Hierarchy;
 use super::ledger::Books;
 use super::process;
+use super::sends::ByTicket;
 use crate::attach::ports::Disk;
 use crate::ids::{Bytes, TicketId, VolumeId};
 
@@ -62,6 +65,15 @@ pub enum RegisterError {
     },
 }
 
+/// Bytes that went one way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Flow {
+    /// How many.
+    pub bytes: Bytes,
+    /// Milliseconds since the last of them; none: there was none yet.
+    pub last_ms: Option<u64>,
+}
+
 /// How a registered reader is doing.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ReaderStatus {
@@ -75,10 +87,57 @@ pub struct ReaderStatus {
     pub who: String,
     /// Whether the process, or any process of the cgroup, lives.
     pub alive: bool,
-    /// Milliseconds since it last read from the disk; none: it never did.
-    pub last_progress_ms: Option<u64>,
-    /// What it has read from the disk.
-    pub bytes: Bytes,
+    /// What it read from the disk.
+    pub read: Flow,
+    /// What it sent over TCP; none where this kernel does not let it be counted.
+    pub sent: Option<Flow>,
+    /// What it wrote to other disks.
+    pub wrote: Flow,
+}
+
+/// What a registered reader does, as far as its bytes tell.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Motion {
+    /// It reads, and sends or writes elsewhere.
+    Flows,
+    /// It reads, and nothing leaves it: its sink is slow, or nothing has changed.
+    Reads,
+    /// It sends or writes, and reads nothing: its source is slow, or it is at its end.
+    Sends,
+    /// It does nothing.
+    Rests,
+}
+
+impl Motion {
+    /// As `drover top` and `drover trace` write it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Flows => "flows",
+            Self::Reads => "reads-only",
+            Self::Sends => "sends-only",
+            Self::Rests => "rests",
+        }
+    }
+}
+
+impl ReaderStatus {
+    /// Milliseconds since it last moved a byte, either way; none: it never did.
+    pub fn last_progress_ms(&self) -> Option<u64> {
+        let flows = [Some(self.read), self.sent, Some(self.wrote)];
+        flows.into_iter().flatten().filter_map(|f| f.last_ms).min()
+    }
+
+    /// What it did within `window_ms`.
+    pub fn motion(&self, window_ms: u64) -> Motion {
+        let moved = |flow: Flow| flow.last_ms.is_some_and(|ms| ms <= window_ms);
+        let out = moved(self.wrote) || self.sent.is_some_and(moved);
+        match (moved(self.read), out) {
+            (true, true) => Motion::Flows,
+            (true, false) => Motion::Reads,
+            (false, true) => Motion::Sends,
+            (false, false) => Motion::Rests,
+        }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -160,22 +219,45 @@ impl Readers {
             })
     }
 
-    /// How all are doing at `now_ns` (CLOCK_MONOTONIC), by ticket.
-    pub fn status(
-        &self,
-        books: &Books,
-        hierarchy: &Hierarchy,
-        paths: &Paths,
-        now_ns: u64,
-    ) -> Vec<ReaderStatus> {
-        let mut all: Vec<_> = self
-            .entries()
-            .values()
-            .map(|entry| entry.status(books, hierarchy, paths, now_ns))
-            .collect();
+    /// The processes that each ticket stands for now.
+    pub fn processes(&self, hierarchy: &Hierarchy) -> ByTicket {
+        let of = |entry: &Entry| match &entry.known {
+            Known::Process { pid, began } if lives(*pid, *began) => HashSet::from([*pid]),
+            Known::Process { .. } => HashSet::new(),
+            Known::Cgroup { path, .. } => hierarchy.processes(path).into_iter().collect(),
+        };
+        let entries = self.entries();
+        let all = entries
+            .iter()
+            .map(|(ticket, entry)| (ticket.clone(), of(entry)));
+        all.collect()
+    }
+
+    /// How all are doing, by ticket.
+    pub fn status(&self, seen: &Seen<'_>) -> Vec<ReaderStatus> {
+        let entries = self.entries();
+        let mut all: Vec<_> = entries.values().map(|entry| entry.status(seen)).collect();
         all.sort_by(|a, b| a.ticket.cmp(&b.ticket));
         all
     }
+}
+
+/// What is known when the readers are looked at.
+pub struct Seen<'a> {
+    /// The counts.
+    pub books: &'a Books,
+    /// Paths of cgroups by id.
+    pub paths: &'a Paths,
+    /// The processes of each ticket.
+    pub processes: &'a ByTicket,
+    /// What each ticket's processes sent; none where that is not counted.
+    pub sent: Option<&'a HashMap<TicketId, Sent>>,
+    /// CLOCK_MONOTONIC.
+    pub now_ns: u64,
+}
+
+fn lives(pid: u32, began: u64) -> bool {
+    process::stat(pid).is_ok_and(|(state, now)| now == began && !matches!(state, 'Z' | 'X'))
 }
 
 /// Whether `group` is the group `id` at `path` or below it.
@@ -190,39 +272,56 @@ fn is_in(group: u64, id: u64, path: &str, paths: &Paths) -> bool {
 }
 
 impl Entry {
-    fn status(
-        &self,
-        books: &Books,
-        hierarchy: &Hierarchy,
-        paths: &Paths,
-        now_ns: u64,
-    ) -> ReaderStatus {
-        let disk = self.reader.disk.diskseq;
-        let (who, alive, count) = match &self.known {
+    fn status(&self, seen: &Seen<'_>) -> ReaderStatus {
+        let Reader {
+            ticket,
+            volume,
+            disk,
+            ..
+        } = &self.reader;
+        let (books, on) = (seen.books, disk.diskseq);
+        let (who, here, elsewhere) = match &self.known {
             Known::Process { pid, began } => {
-                let alive = process::stat(*pid)
-                    .is_ok_and(|(state, now)| now == *began && !matches!(state, 'Z' | 'X'));
-                let count = books.process(disk, *pid, began * 10_000_000);
-                (format!("pid {pid}"), alive, count)
+                let start = began * 10_000_000;
+                let here = books.process(on, *pid, start);
+                let elsewhere = books.process_elsewhere(on, *pid, start);
+                (format!("pid {pid}"), here, elsewhere)
             }
             Known::Cgroup { id, path } => {
-                let count = books.groups(disk, |group| is_in(group, *id, path, paths));
-                let here = paths.get(id) == Some(path);
+                let inside = |group| is_in(group, *id, path, seen.paths);
+                let elsewhere = books.groups_elsewhere(on, inside);
                 (
                     format!("cgroup {path}"),
-                    here && hierarchy.populated(path),
-                    count,
+                    books.groups(on, inside),
+                    elsewhere,
                 )
             }
         };
+        // A path used again by another group is not the registered one.
+        let same = match &self.known {
+            Known::Process { .. } => true,
+            Known::Cgroup { id, path } => seen.paths.get(id) == Some(path),
+        };
+        let flow = |bytes, last_ns| Flow {
+            bytes: Bytes(bytes),
+            last_ms: since_ms(last_ns, seen.now_ns),
+        };
+        let sent = seen
+            .sent
+            .map(|sent| sent.get(ticket).copied().unwrap_or_default());
         ReaderStatus {
-            ticket: self.reader.ticket.clone(),
-            volume: self.reader.volume.clone(),
-            disk: self.reader.disk.clone(),
+            ticket: ticket.clone(),
+            volume: volume.clone(),
+            disk: disk.clone(),
             who,
-            alive,
-            last_progress_ms: since_ms(count.last_read_ns, now_ns),
-            bytes: Bytes(count.read_bytes),
+            alive: same
+                && seen
+                    .processes
+                    .get(ticket)
+                    .is_some_and(|all| !all.is_empty()),
+            read: flow(here.read_bytes, here.last_read_ns),
+            sent: sent.map(|sent| flow(sent.bytes, sent.last_ns)),
+            wrote: flow(elsewhere.written_bytes, elsewhere.last_write_ns),
         }
     }
 }
@@ -252,6 +351,42 @@ mod tests {
     fn a_path_used_again_by_another_group_covers_nothing() {
         let paths = HashMap::from([(9, "/backup".to_owned()), (2, "/backup/job".to_owned())]);
         assert!(!is_in(2, 1, "/backup", &paths));
+    }
+
+    #[test]
+    fn a_stream_that_only_reads_is_told_from_one_that_only_sends() {
+        let flow = |last_ms| Flow {
+            bytes: Bytes(1),
+            last_ms,
+        };
+        let status = |read, sent: Option<Option<u64>>, wrote| ReaderStatus {
+            ticket: "t".parse().unwrap(),
+            volume: "v".parse().unwrap(),
+            disk: Disk {
+                name: "x".to_owned(),
+                diskseq: crate::ids::Diskseq(1),
+            },
+            who: "pid 1".to_owned(),
+            alive: true,
+            read: flow(read),
+            sent: sent.map(flow),
+            wrote: flow(wrote),
+        };
+        let (now, old) = (Some(10), Some(101));
+        for (read, sent, wrote, motion, last) in [
+            (now, Some(now), None, Motion::Flows, now),
+            (now, None, now, Motion::Flows, now),
+            (now, Some(old), None, Motion::Reads, now),
+            (now, None, None, Motion::Reads, now),
+            (old, Some(now), None, Motion::Sends, now),
+            (old, Some(old), now, Motion::Sends, now),
+            (old, Some(None), None, Motion::Rests, old),
+            (None, None, None, Motion::Rests, None),
+        ] {
+            let status = status(read, sent, wrote);
+            assert_eq!(status.motion(100), motion, "{status:?}");
+            assert_eq!(status.last_progress_ms(), last, "{status:?}");
+        }
     }
 
     #[test]

@@ -8,8 +8,10 @@ use std::fs::File;
 use nix::sys::signal::Signal;
 
 use self::bench::{Bench, Child, LoopDisk, direct, until};
+use super::readers::Motion;
 use super::*;
 use crate::attach::ports::{Holder, Verdict};
+use crate::ids::Bytes;
 
 fn reader_of(disk: &LoopDisk, who: Who) -> Reader {
     Reader {
@@ -80,13 +82,25 @@ fn latencies_and_counts_become_metrics() {
     for i in 0..9 {
         bench::read_block(&file, i);
     }
+    let label = Label {
+        volume: "vol-1".to_owned(),
+        pvc: "data".to_owned(),
+        namespace: "shop".to_owned(),
+        node: "a".to_owned(),
+    };
+    bench
+        .evidence
+        .label(HashMap::from([(disk.disk.diskseq, label)]));
     let mut registry = Registry::default();
     bench.evidence.register_metrics(&mut registry);
     let mut text = String::new();
     prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
     let name = &disk.disk.name;
     let line = |metric: &str| {
-        let begin = format!("{metric}{{device=\"{name}\",direction=\"read\"}} ");
+        let begin = format!(
+            "{metric}{{device=\"{name}\",direction=\"read\",volume=\"vol-1\",\
+             pvc=\"data\",namespace=\"shop\",node=\"a\"}} "
+        );
         let found = text.lines().find_map(|l| l.strip_prefix(&begin));
         found
             .unwrap_or_else(|| panic!("{begin} in {text}"))
@@ -96,6 +110,11 @@ fn latencies_and_counts_become_metrics() {
     assert!(line("drover_device_io_total") >= 9);
     assert!(line("drover_device_io_bytes_total") >= 9 * 4096);
     assert!(line("drover_device_io_seconds_count") + line("drover_device_io_untimed_total") >= 9);
+    let timed = line("drover_device_service_seconds_count");
+    assert!(timed <= line("drover_device_io_seconds_count"));
+    assert_eq!(line("drover_device_io_in_flight"), 0);
+    let of = format!("drover_device_times_info{{device=\"{name}\",source=\"requests\"");
+    assert!(text.contains(&of), "{of} in {text}");
     assert!(text.contains("drover_evidence_cgroup_info{kind=\""));
     assert!(text.contains("drover_evidence_lost_events_total{cause=\"io_map_full\"} 0"));
 }
@@ -167,7 +186,11 @@ fn a_registered_reader_runs_hangs_and_runs_again() {
     bench.ahead(31);
     bench.settles(&disk, &[], Verdict::BackupStale);
     let status = bench.evidence.readers().remove(0);
-    assert!(status.alive && status.last_progress_ms >= Some(31_000) && status.bytes.0 >= 16 * 4096);
+    assert!(
+        status.alive
+            && status.last_progress_ms() >= Some(31_000)
+            && status.read.bytes.0 >= 16 * 4096
+    );
 
     dd.signal(Signal::SIGCONT);
     dd.drain(64 * 1024);
@@ -180,6 +203,66 @@ fn a_registered_reader_runs_hangs_and_runs_again() {
     let status = bench.evidence.readers().remove(0);
     assert!(!status.alive);
     bench.settles(&disk, &[], Verdict::Quiet);
+}
+
+/// The disk's bytes go over a real TCP connection; then the sink takes no more.
+#[test]
+fn a_stream_that_stalls_at_its_sink_is_told_from_one_that_flows() {
+    let bench = Bench::new();
+    let disk = LoopDisk::new(16);
+    let sink = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = sink.local_addr().unwrap().port();
+    // /dev/tcp is of bash.
+    let mut stream = Child::fed(
+        &format!(
+            "exec bash -c 'read line; \
+             exec dd if=$0 bs=4096 iflag=direct status=none >/dev/tcp/127.0.0.1/{port}' $0"
+        ),
+        &disk,
+    );
+    bench.register(reader_of(&disk, Who::Process(stream.pid())));
+    assert_eq!(
+        bench.evidence.readers().remove(0).sent.unwrap().bytes,
+        Bytes(0)
+    );
+    stream.feed(b"\n");
+    let (mut peer, _) = sink.accept().unwrap();
+    let mut taken = vec![0; 1 << 20];
+    std::io::Read::read_exact(&mut peer, &mut taken).unwrap();
+    let status = until(|| {
+        let status = bench.evidence.readers().remove(0);
+        let sent = status.sent.unwrap().bytes.0;
+        (sent >= 1 << 20 && status.read.bytes.0 >= sent).then_some(status)
+    });
+    assert_eq!(status.motion(bench.evidence.window_ms()), Motion::Flows);
+    assert_eq!(status.wrote.bytes, Bytes(0));
+    // Nobody takes what it sends: it reads no more, and its lease is not renewed.
+    bench.ahead(31);
+    let status = bench.evidence.readers().remove(0);
+    assert!(status.alive);
+    assert_eq!(status.motion(bench.evidence.window_ms()), Motion::Rests);
+    assert!(status.last_progress_ms() >= Some(30_000), "{status:?}");
+}
+
+#[test]
+fn what_a_reader_writes_elsewhere_counts_as_progress() {
+    let bench = Bench::new();
+    let (disk, other) = (LoopDisk::new(16), LoopDisk::new(16));
+    let mut dd = Child::fed(
+        &format!(
+            "read line; exec dd if=$0 of={} bs=4096 iflag=direct oflag=direct status=none",
+            other.path().display()
+        ),
+        &disk,
+    );
+    bench.register(reader_of(&disk, Who::Process(dd.pid())));
+    dd.feed(b"\n");
+    let status = until(|| {
+        let status = bench.evidence.readers().remove(0);
+        (status.wrote.bytes.0 >= 64 * 4096).then_some(status)
+    });
+    assert_eq!(status.motion(bench.evidence.window_ms()), Motion::Flows);
+    assert!(status.read.bytes.0 >= 64 * 4096);
 }
 
 #[test]
@@ -208,10 +291,16 @@ fn a_cgroup_is_a_reader_on_hosts_of_both_kinds() {
         bench.register(reader_of(&disk, Who::Cgroup(group.path.clone())));
         bench.settles(&disk, &[], Verdict::BackupRunning);
         let status = bench.evidence.readers().remove(0);
-        assert!(status.alive && status.bytes.0 >= 16 * 4096, "{status:?}");
+        assert!(
+            status.alive && status.read.bytes.0 >= 16 * 4096,
+            "{status:?}"
+        );
         drop(dd);
         let status = bench.evidence.readers().remove(0);
-        assert!(!status.alive && status.bytes.0 >= 16 * 4096, "{status:?}");
+        assert!(
+            !status.alive && status.read.bytes.0 >= 16 * 4096,
+            "{status:?}"
+        );
     }
     assert!(tried > 0, "no cgroup hierarchy is mounted");
 }

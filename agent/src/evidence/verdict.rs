@@ -127,10 +127,20 @@ fn decide(facts: &Facts, window: Duration) -> (Verdict, String) {
 }
 
 fn who(holder: &Holder) -> String {
-    match (holder.pid, holder.cgroup.as_str()) {
-        (0, _) => holder.name.clone(),
-        (pid, "") => format!("process {pid} ({})", holder.name),
-        (pid, group) => format!("process {pid} ({}) of cgroup {group}", holder.name),
+    let Holder { pid, name, .. } = holder;
+    match (&holder.pod, holder.cgroup.as_str()) {
+        _ if *pid == 0 => name.clone(),
+        (Some(pod), _) => match &pod.container {
+            Some(container) => {
+                format!(
+                    "process {pid} ({name}) of pod {}, container {container}",
+                    pod.uid
+                )
+            }
+            None => format!("process {pid} ({name}) of pod {}", pod.uid),
+        },
+        (None, "") => format!("process {pid} ({name})"),
+        (None, group) => format!("process {pid} ({name}) of cgroup {group}"),
     }
 }
 
@@ -147,6 +157,7 @@ mod tests {
             pid,
             name: "dd".to_owned(),
             cgroup: "/pod".to_owned(),
+            pod: None,
             writable,
             registered,
             last_read_ms: read,
@@ -196,6 +207,17 @@ mod tests {
         late.last_write_ms = Some(3);
         let judged = of(vec![holder(5, true, false, None), late], 0, false);
         assert!(judged.reason.contains("process 6") && judged.reason.contains("3 ms ago"));
+    }
+
+    #[test]
+    fn a_writer_in_a_pod_is_named_by_it() {
+        let mut writer = holder(6, true, false, None);
+        writer.pod = Some(crate::attach::ports::Pod {
+            uid: "1b2c".to_owned(),
+            container: Some("9f8e".to_owned()),
+        });
+        let reason = of(vec![writer], 0, false).reason;
+        assert!(reason.starts_with("process 6 (dd) of pod 1b2c, container 9f8e can write"));
     }
 
     #[test]

@@ -123,6 +123,7 @@ impl Witness for Eye {
             pid: 4711,
             name: "(udev-worker)".to_owned(),
             cgroup: String::new(),
+            pod: None,
             writable: false,
             registered: false,
             last_read_ms: Some(1),

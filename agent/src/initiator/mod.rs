@@ -203,6 +203,16 @@ impl Initiator {
         Ok(found)
     }
 
+    /// Every disk that a volume has here, with the epoch of its export.
+    pub fn disks(&self) -> Result<Vec<(VolumeId, Epoch, Disk)>, NodeError> {
+        let attached = self.fabric.attached()?.into_iter();
+        let disks = attached.filter_map(|attached| {
+            let disk = attached.device?.disk;
+            Some((attached.name.volume, attached.name.epoch, disk))
+        });
+        Ok(disks.collect())
+    }
+
     /// The disk of a volume's newest export here, and where drover has it
     /// mounted. None: it is not attached, or has no disk yet.
     pub fn disk(&self, volume: &VolumeId) -> Result<Option<(Disk, Vec<PathBuf>)>, NodeError> {

@@ -41,6 +41,7 @@ fn a_refusal_names_process_cgroup_and_last_write() {
             pid: 4711,
             name: "postgres".to_owned(),
             cgroup: "/kubepods/pod1".to_owned(),
+            pod: None,
             writable: true,
             registered: false,
             last_read_ms: None,

@@ -3,13 +3,13 @@
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use tokio_stream::wrappers::WatchStream;
 use tokio_stream::{Stream, StreamExt};
 use tonic::{Request, Response, Status};
 
-use super::convert::{judgement_message, set, span, span_message, text};
+use super::convert::{judgement_message, moment, optional, set, span, span_message, text};
 use super::pb;
 use super::refusal::home_status;
 use crate::attach::ports::{
@@ -349,7 +349,8 @@ fn phase_name(phase: Phase) -> &'static str {
     }
 }
 
-fn progress_message(job: &Job, progress: Option<&Progress>) -> pb::BackupProgress {
+/// How a stream is doing, as a message; without progress it has been interrupted.
+pub fn progress_message(job: &Job, progress: Option<&Progress>) -> pb::BackupProgress {
     let message = pb::BackupProgress {
         ticket: job.id().to_string(),
         volume: job.volume().to_string(),
@@ -392,6 +393,13 @@ pub trait Workload: Send + Sync + 'static {
     ) -> Result<TicketId, Status>;
     /// Judges who holds a volume's device here.
     async fn judge(&self, volume: &VolumeId) -> Result<(Disk, Judgement), Status>;
+    /// All that is known here of one volume, or of every one that this node has
+    /// to do with; of one also its journal from `notes_since` on.
+    async fn look(
+        &self,
+        volume: Option<VolumeId>,
+        notes_since: Option<SystemTime>,
+    ) -> Result<pb::LookAnswer, Status>;
 }
 
 /// The workload's side.
@@ -448,6 +456,15 @@ impl<W: Workload> pb::node_server::Node for NodeService<W> {
         let volume = text("volume", &request.into_inner().volume)?;
         let (disk, judgement) = self.workload.judge(&volume).await?;
         Ok(Response::new(judgement_message(&judgement, &disk.name)))
+    }
+
+    async fn look(&self, request: Request<pb::LookRequest>) -> Answer<pb::LookAnswer> {
+        let request = request.into_inner();
+        let volume = optional("volume", &request.volume)?;
+        let since = request.notes_since;
+        let since = since.map(|since| moment("notes_since", Some(since)));
+        let look = self.workload.look(volume, since.transpose()?).await?;
+        Ok(Response::new(look))
     }
 }
 

@@ -1,7 +1,7 @@
 //! The controller as agents and the command line reach it: the port
 //! [`Control`] over gRPC, and what agents tell it of themselves.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use tonic::transport::Channel;
@@ -50,6 +50,36 @@ impl ControllerClient {
         answer
             .map(drop)
             .map_err(|status| refusal::control_error(&status))
+    }
+
+    /// Every volume, as the controller's answer has it.
+    ///
+    /// # Errors
+    /// When the controller does not answer or refuses.
+    pub async fn volumes(&self) -> Result<Vec<pb::Volume>, ControlError> {
+        let mut service = self.service();
+        let answer = service.list_volumes(within(CALL, pb::Nothing {})).await;
+        let answer = answer.map_err(|status| refusal::control_error(&status))?;
+        Ok(answer.into_inner().volumes)
+    }
+
+    /// A volume's journal from `since` on, as the controller's answer has it.
+    ///
+    /// # Errors
+    /// When the controller does not answer or refuses.
+    pub async fn notes(
+        &self,
+        volume: &VolumeId,
+        since: SystemTime,
+    ) -> Result<Vec<pb::Note>, ControlError> {
+        let request = pb::ListNotesRequest {
+            volume: volume.to_string(),
+            since: Some(since.into()),
+            ..Default::default()
+        };
+        let answer = self.service().list_notes(within(CALL, request)).await;
+        let answer = answer.map_err(|status| refusal::control_error(&status))?;
+        Ok(answer.into_inner().notes)
     }
 
     /// Takes a ticket.

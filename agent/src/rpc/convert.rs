@@ -577,9 +577,16 @@ impl TryFrom<pb::Ticket> for Ticket {
     }
 }
 
+/// StorageClass parameters that CSI's provisioner adds with --extra-create-metadata.
+const PVC: &str = "csi.storage.k8s.io/pvc/name";
+const PVC_NAMESPACE: &str = "csi.storage.k8s.io/pvc/namespace";
+
 impl From<&VolumeView> for pb::Volume {
     fn from(view: &VolumeView) -> Self {
+        let given = |key| view.spec.parameters.get(key).cloned().unwrap_or_default();
         Self {
+            pvc: given(PVC),
+            namespace: given(PVC_NAMESPACE),
             volume: view.spec.id.to_string(),
             name: view.spec.name.clone(),
             size: view.spec.size.0,
@@ -627,6 +634,16 @@ impl From<&Holder> for pb::Holder {
             last_write_ms: holder.last_write_ms,
             read_bytes: holder.read_bytes,
             written_bytes: holder.written_bytes,
+            pod: holder
+                .pod
+                .as_ref()
+                .map(|p| p.uid.clone())
+                .unwrap_or_default(),
+            container: holder
+                .pod
+                .as_ref()
+                .and_then(|p| p.container.clone())
+                .unwrap_or_default(),
         }
     }
 }
