@@ -7,7 +7,7 @@ use clap::Parser;
 use tracing_subscriber::EnvFilter;
 
 use drover::cli::args::{Command, Drover, Run};
-use drover::cli::{backups, doctor, verbs};
+use drover::cli::{backups, doctor, top, trace, verbs};
 use drover::config::{Config, Options, Role};
 use drover::{backup, daemon, initiator};
 
@@ -47,6 +47,19 @@ fn run(drover: Drover) -> anyhow::Result<()> {
                 pool,
                 output,
             } => doctor::run(metrics, pool, &output).await,
+            Command::Top {
+                interval,
+                count,
+                output,
+                agent,
+            } => top::run(interval, count, &output, agent).await,
+            Command::Trace {
+                volume,
+                interval,
+                lasting,
+                output,
+                agent,
+            } => trace::run(&volume, interval, lasting, &output, &agent).await,
             verb => verbs::run(verb).await,
         }
     });

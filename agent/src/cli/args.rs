@@ -100,6 +100,38 @@ pub enum Command {
         #[command(flatten)]
         agent: Agent,
     },
+    /// Watch this node's volumes: who holds them, what is done to them, backups and their progress
+    Top {
+        /// How often to look
+        #[arg(long, default_value = "2s", value_name = "TIME")]
+        interval: Span,
+        /// Look so many times, then end
+        #[arg(long, value_name = "NUMBER")]
+        count: Option<u64>,
+        /// How to print.
+        #[command(flatten)]
+        output: Output,
+        /// Which agent to ask.
+        #[command(flatten)]
+        agent: Agent,
+    },
+    /// Follow what happens to one volume, as it happens
+    Trace {
+        /// The volume
+        volume: VolumeId,
+        /// How often to look
+        #[arg(long, default_value = "1s", value_name = "TIME")]
+        interval: Span,
+        /// End after this time
+        #[arg(long = "for", value_name = "TIME")]
+        lasting: Option<Span>,
+        /// How to print.
+        #[command(flatten)]
+        output: Output,
+        /// Which agent to ask.
+        #[command(flatten)]
+        agent: Agent,
+    },
     /// Look at this host: whether it has what drover needs, and what to do where it has not
     Doctor {
         /// Where this node's agent serves its metrics

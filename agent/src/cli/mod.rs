@@ -7,5 +7,8 @@ pub mod args;
 pub mod backups;
 pub mod doctor;
 pub mod events;
+mod look;
 pub mod print;
+pub mod top;
+pub mod trace;
 pub mod verbs;
