@@ -18,6 +18,7 @@ fn sock_sent(ctx: BtfTracePointContext) -> i32 {
     const IPPROTO_TCP: u16 = 6;
     let socket = Object(ctx.arg(0));
     if socket.read::<u16>(at!(sock_protocol)) == Some(IPPROTO_TCP) {
+        // None: nobody watches the process, or nothing was taken.
         let _ = count(ctx.arg(1));
     }
     0
@@ -27,6 +28,7 @@ fn sock_sent(ctx: BtfTracePointContext) -> i32 {
 /// is locked, and the result is what was taken. For kernels before the tracepoint.
 #[fexit(function = "tcp_sendmsg_locked")]
 fn tcp_sent(ctx: FExitContext) -> i32 {
+    // As above.
     let _ = count(ctx.arg(3));
     0
 }

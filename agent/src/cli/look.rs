@@ -3,15 +3,33 @@
 
 use std::time::{Duration, SystemTime};
 
+use anyhow::ensure;
 use serde_json::{Value, json};
 use tonic::transport::Channel;
 
 use super::args::Agent;
 use super::verbs::{CALL, refusal};
+use crate::config::Span;
 use crate::ids::VolumeId;
 use crate::rpc::agent_client::{channel, within};
 use crate::rpc::pb;
 use crate::rpc::pb::node_client::NodeClient;
+
+/// The shortest pause between two looks.
+const SHORTEST: Duration = Duration::from_millis(100);
+
+/// How often to look.
+///
+/// # Errors
+/// When it would ask the agent without a pause.
+pub fn interval(every: Span) -> anyhow::Result<Duration> {
+    ensure!(
+        every.0 >= SHORTEST,
+        "--interval {:?}: at least {SHORTEST:?}",
+        every.0
+    );
+    Ok(every.0)
+}
 
 /// An agent that is asked.
 pub struct Watch<'a> {

@@ -60,9 +60,7 @@ pub async fn run(
     output: &Output,
     agent: Agent,
 ) -> anyhow::Result<()> {
-    if every.0 < Duration::from_millis(100) {
-        bail!("--interval {:?}: at least 100ms", every.0);
-    }
+    let every = look::interval(every)?;
     if output.json {
         return lines(every, count, &agent).await;
     }
@@ -75,7 +73,7 @@ pub async fn run(
         let mut watch = Watch::new(&agent);
         let mut left = count;
         while left != Some(0) {
-            tokio::time::sleep(every.0).await;
+            tokio::time::sleep(every).await;
             if sender.send(watch.look(None, None).await).is_err() {
                 return;
             }
@@ -94,13 +92,13 @@ pub async fn run(
     drawn
 }
 
-async fn lines(every: Span, count: Option<u64>, agent: &Agent) -> anyhow::Result<()> {
+async fn lines(every: Duration, count: Option<u64>, agent: &Agent) -> anyhow::Result<()> {
     let mut watch = Watch::new(agent);
     let mut scene = Scene::default();
     scene.turn(Ok(watch.look(None, None).await?));
     let mut left = count;
     while left != Some(0) {
-        tokio::time::sleep(every.0).await;
+        tokio::time::sleep(every).await;
         scene.turn(Ok(watch.look(None, None).await?));
         for volume in &scene.now.volumes {
             let rates = scene.rates(volume);

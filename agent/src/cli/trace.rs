@@ -16,6 +16,9 @@ use crate::rpc::pb;
 /// An agent that restarts is back within this.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// The controller's clock may be so far behind this one's.
+const OVERLAP: Duration = Duration::from_secs(60);
+
 /// One line of the trace.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Line {
@@ -43,45 +46,68 @@ pub async fn run(
     output: &Output,
     agent: &Agent,
 ) -> anyhow::Result<()> {
+    let every = look::interval(every)?;
     let begun = tokio::time::Instant::now();
     let mut watch = Watch::new(agent);
-    let mut since = SystemTime::now();
-    let mut before = watch.look(Some(volume), Some(since)).await?;
+    // The journal's moments are of the controller's clock, which may be another.
+    let from = |heard: SystemTime| heard.checked_sub(OVERLAP).unwrap_or(heard);
+    let mut heard = SystemTime::now();
+    let mut before = watch.look(Some(volume), Some(from(heard))).await?;
+    let mut told = before.notes.clone();
     for line in standing(&before) {
         print(output, volume, look::time(&before), &line);
     }
     let mut answered = begun;
-    let mut told = Vec::new();
+    let mut failure = String::new();
     loop {
-        tokio::time::sleep(every.0).await;
+        tokio::time::sleep(every).await;
         if lasting.is_some_and(|Span(time)| begun.elapsed() >= time) {
             return Ok(());
         }
-        let after = match watch.look(Some(volume), Some(since)).await {
+        let now = SystemTime::now();
+        let mut after = match watch.look(Some(volume), Some(from(heard))).await {
             Ok(after) => after,
             Err(error) if answered.elapsed() < PATIENCE => {
-                let line = Line::new("agent", format!("{error:#}"));
-                print(output, volume, SystemTime::now(), &line);
+                let text = format!("{error:#}");
+                if text != failure {
+                    print(output, volume, now, &Line::new("agent", text.clone()));
+                    failure = text;
+                }
                 continue;
             }
             Err(error) => return Err(error),
         };
         answered = tokio::time::Instant::now();
-        // The journal's moments are the controller's: what was told is left out by itself.
-        let fresh: Vec<_> = after.notes.iter().filter(|n| !told.contains(*n)).collect();
-        for note in fresh {
+        failure.clear();
+        if after.controller_silent.is_empty() {
+            heard = now;
+        }
+        keep_word(&before, &mut after);
+        // Those of the overlap were told before.
+        for note in after.notes.iter().filter(|note| !told.contains(*note)) {
             let time = note.time.and_then(|time| SystemTime::try_from(time).ok());
             let line = Line::new(&note.kind, note.text.clone());
-            print(output, volume, time.unwrap_or(since), &line);
+            print(output, volume, time.unwrap_or(now), &line);
         }
-        let time = look::time(&after);
         for line in changes(&before, &after) {
-            print(output, volume, time, &line);
+            print(output, volume, look::time(&after), &line);
         }
-        // A minute's notes are asked for again: clocks differ.
-        since = since.max(time.checked_sub(Duration::from_secs(60)).unwrap_or(since));
-        told = after.notes.clone();
+        told.clone_from(&after.notes);
         before = after;
+    }
+}
+
+/// What the controller said last stands while it is silent: nothing has gone
+/// because nobody tells of it.
+fn keep_word(before: &pb::LookAnswer, after: &mut pb::LookAnswer) {
+    if after.controller_silent.is_empty() {
+        return;
+    }
+    after.notes.clone_from(&before.notes);
+    for look in &mut after.volumes {
+        let mut earlier = before.volumes.iter();
+        let earlier = earlier.find(|earlier| earlier.volume == look.volume);
+        look.record = earlier.and_then(|earlier| earlier.record.clone());
     }
 }
 
@@ -346,14 +372,26 @@ mod tests {
     }
 
     #[test]
-    fn a_controller_that_is_silent_is_told_once() {
-        let (before, mut after) = (answer(0, look(5, &[])), answer(1, look(5, &[])));
-        after.controller_silent = "no answer".into();
-        assert_eq!(texts(&changes(&before, &after)), ["controller no answer"]);
-        assert!(changes(&after, &after).is_empty());
-        assert_eq!(
-            texts(&changes(&after, &before)),
-            ["controller answers again"]
-        );
+    fn a_controller_that_is_silent_is_told_once_and_takes_nothing_away() {
+        let mut known = look(5, &[]);
+        known.record = Some(pb::Volume {
+            epoch: 3,
+            tickets: vec![ticket("a")],
+            ..Default::default()
+        });
+        let mut before = answer(0, known);
+        before.notes = vec![pb::Note::default()];
+        let mut silent = answer(1, look(5, &[]));
+        silent.controller_silent = "no answer".into();
+        keep_word(&before, &mut silent);
+        assert_eq!(texts(&changes(&before, &silent)), ["controller no answer"]);
+        assert_eq!(silent.notes, before.notes, "they are not told again");
+        let mut again = answer(2, look(5, &[]));
+        again.controller_silent = "no answer".into();
+        keep_word(&silent, &mut again);
+        assert!(changes(&silent, &again).is_empty());
+        let mut back = before.clone();
+        keep_word(&again, &mut back);
+        assert_eq!(texts(&changes(&again, &back)), ["controller answers again"]);
     }
 }

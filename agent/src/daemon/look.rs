@@ -4,22 +4,25 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use drover_ebpf::{DISCARD, FLUSH, IoCount, READ, WRITE};
 use tonic::Status;
 
 use super::workload::Workload;
-use crate::attach::ports::{Disk, Witness as _};
+use crate::attach::ports::Witness as _;
 use crate::backup::keeper::KeptStream;
+use crate::evidence::DiskIo;
 use crate::evidence::cgroups::pod;
 use crate::evidence::readers::{Flow, ReaderStatus};
-use crate::evidence::{DiskFigures, DiskIo, Evidence, EvidenceError};
-use crate::ids::{Epoch, VolumeId};
+use crate::ids::VolumeId;
+use crate::initiator::AttachedDisk;
 use crate::rpc::agent_service::progress_message;
 use crate::rpc::convert::judgement_message;
 use crate::rpc::pb;
 
+/// The controller is waited for so long: less than who asks for a look waits.
+const CONTROLLER: Duration = Duration::from_secs(2);
 /// More processes than these are not listed: the busiest are.
 const PROCESSES: usize = 16;
 
@@ -38,19 +41,27 @@ impl Workload {
         };
         let mut looks = Looks::default();
         let here = |volume: &str| wanted.as_ref().is_none_or(|w| w.as_str() == volume);
-        match self.control.volumes().await {
-            Ok(volumes) => {
+        // Both at once, and not for long: what this node itself knows is worth
+        // showing all the more when the controller is silent.
+        let notes = async {
+            match (&wanted, notes_since) {
+                (Some(volume), Some(since)) => self.control.notes(volume, since).await,
+                _ => Ok(Vec::new()),
+            }
+        };
+        let asked = async { tokio::try_join!(self.control.volumes(), notes) };
+        match tokio::time::timeout(CONTROLLER, asked).await {
+            Ok(Ok((volumes, notes))) => {
+                answer.notes = notes;
                 for record in volumes.into_iter().filter(|v| here(&v.volume)) {
                     let look = looks.of(&record.volume);
                     look.record = Some(record);
                 }
             }
-            Err(error) => answer.controller_silent = error.to_string(),
-        }
-        if let (Some(volume), Some(since)) = (&wanted, notes_since) {
-            match self.control.notes(volume, since).await {
-                Ok(notes) => answer.notes = notes,
-                Err(error) => answer.controller_silent = error.to_string(),
+            Ok(Err(error)) => answer.controller_silent = error.to_string(),
+            Err(_) => {
+                answer.controller_silent =
+                    format!("the controller has not answered within {CONTROLLER:?}");
             }
         }
         for KeptStream { job, progress, .. } in self.keeper.list() {
@@ -67,14 +78,16 @@ impl Workload {
             }
         }
         let disks = self.initiator.disks();
-        for (volume, epoch, disk) in disks.map_err(|e| Status::unavailable(e.to_string()))? {
-            if here(volume.as_str()) {
-                let device = self.device(&volume, epoch, &disk).await;
-                let look = looks.of(volume.as_str());
-                // While one export is followed by another, the newer one counts.
-                if look.device.as_ref().is_none_or(|d| d.epoch < epoch.0) {
-                    look.device = Some(device);
-                }
+        let mut disks = disks.map_err(|e| Status::unavailable(e.to_string()))?;
+        disks.retain(|disk| here(disk.volume.as_str()));
+        // Side by side: who holds a disk is counted again after a pause where
+        // the counts do not add up.
+        let devices = futures::future::join_all(disks.iter().map(|disk| self.device(disk)));
+        for (disk, device) in disks.iter().zip(devices.await) {
+            let look = looks.of(disk.volume.as_str());
+            // While one export is followed by another, the newer one counts.
+            if look.device.as_ref().is_none_or(|d| d.epoch < device.epoch) {
+                look.device = Some(device);
             }
         }
         answer.volumes = looks.0.into_values().collect();
@@ -105,22 +118,19 @@ impl Workload {
         readers.await.unwrap_or_default()
     }
 
-    async fn device(&self, volume: &VolumeId, epoch: Epoch, disk: &Disk) -> pb::DeviceLook {
-        let mounts = match self.disk(volume) {
-            Ok((_, mounts)) => mounts,
-            Err(_) => Vec::new(),
-        };
-        let judgement = self.evidence.judge(disk, &mounts).await;
+    async fn device(&self, attached: &AttachedDisk) -> pb::DeviceLook {
+        let AttachedDisk { disk, mounts, .. } = attached;
+        let judgement = self.evidence.judge(disk, mounts).await;
         let (evidence, of) = (Arc::clone(&self.evidence), disk.clone());
-        let counted = tokio::task::spawn_blocking(move || counted(&evidence, &of)).await;
+        let counted = tokio::task::spawn_blocking(move || evidence.io(&of)).await;
         let mut look = pb::DeviceLook {
             disk: disk.name.clone(),
-            epoch: epoch.0,
+            epoch: attached.epoch.0,
             judgement: Some(judgement_message(&judgement, &disk.name)),
             ..Default::default()
         };
         match counted {
-            Ok(Ok((figures, io))) => fill(&mut look, &figures, &io),
+            Ok(Ok(io)) => fill(&mut look, &io),
             Ok(Err(error)) => look.uncounted = error.to_string(),
             Err(panic) => look.uncounted = panic.to_string(),
         }
@@ -143,14 +153,10 @@ impl Looks {
     }
 }
 
-fn counted(evidence: &Evidence, disk: &Disk) -> Result<(DiskFigures, DiskIo), EvidenceError> {
-    Ok((evidence.figures(disk)?, evidence.io(disk)?))
-}
-
-fn fill(look: &mut pb::DeviceLook, figures: &DiskFigures, io: &DiskIo) {
-    look.io = Some(counts(&figures.io));
+fn fill(look: &mut pb::DeviceLook, io: &DiskIo) {
+    look.io = Some(counts(&io.total));
     let mut latency = HashMap::new();
-    for (direction, histogram) in &figures.latency {
+    for (direction, histogram) in &io.latency {
         let name = match *direction {
             READ => "read",
             WRITE => "write",
@@ -165,9 +171,9 @@ fn fill(look: &mut pb::DeviceLook, figures: &DiskFigures, io: &DiskIo) {
         latency.insert(name.to_owned(), times);
     }
     look.latency = latency;
-    if let Some(queue) = figures.queue {
-        look.reads_in_flight = queue.in_flight.map(|flight| flight.reads);
-        look.writes_in_flight = queue.in_flight.map(|flight| flight.writes);
+    if let Some(queue) = io.queue {
+        look.reads_in_flight = Some(queue.in_flight.reads);
+        look.writes_in_flight = Some(queue.in_flight.writes);
         look.timed = queue.timed.name().into();
     }
     let processes = io.processes.iter().take(PROCESSES).map(|process| {

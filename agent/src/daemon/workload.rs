@@ -14,7 +14,7 @@ use crate::backup::keeper::Keeper;
 use crate::evidence::readers::{Reader, ReaderStatus, Who};
 use crate::evidence::{Evidence, Label};
 use crate::ids::{Epoch, NodeId, TicketId, VolumeId};
-use crate::initiator::Initiator;
+use crate::initiator::{AttachedDisk, Initiator};
 use crate::rpc::agent_service;
 use crate::rpc::controller_client::ControllerClient;
 use crate::rpc::pb;
@@ -56,7 +56,7 @@ impl Workload {
     }
 
     /// The volume's disk here, with drover's own mounts of it.
-    pub(super) fn disk(&self, volume: &VolumeId) -> Result<(Disk, Vec<PathBuf>), Status> {
+    fn disk(&self, volume: &VolumeId) -> Result<(Disk, Vec<PathBuf>), Status> {
         let found = self
             .initiator
             .disk(volume)
@@ -79,17 +79,21 @@ impl Workload {
             }
         };
         let known = self.claims().clone();
-        let strange = disks.iter().any(|(volume, ..)| !known.contains_key(volume));
+        let strange = disks.iter().any(|d| !known.contains_key(&d.volume));
+        // None: the controller cannot be asked now.
         let listed = match strange {
-            true => self.control.volumes().await.unwrap_or_default(),
-            false => Vec::new(),
+            true => self.control.volumes().await.ok(),
+            false => None,
         };
         let mut claims = HashMap::new();
         let mut labels = HashMap::new();
-        for (volume, _, disk) in disks {
-            let record = listed.iter().find(|v| v.volume == volume.as_str());
-            let claim = known.get(&volume).cloned();
-            let claim = claim.or_else(|| record.map(|v| (v.pvc.clone(), v.namespace.clone())));
+        for AttachedDisk { volume, disk, .. } in disks {
+            let claim = known.get(&volume).cloned().or_else(|| {
+                // A volume that the controller does not know has no claim.
+                let mut listed = listed.as_ref()?.iter();
+                let record = listed.find(|v| v.volume == volume.as_str());
+                Some(record.map_or_else(Default::default, |v| (v.pvc.clone(), v.namespace.clone())))
+            });
             let (pvc, namespace) = claim.clone().unwrap_or_default();
             let label = Label {
                 volume: volume.to_string(),
@@ -98,7 +102,6 @@ impl Workload {
                 node: self.node.to_string(),
             };
             labels.insert(disk.diskseq, label);
-            // One that the controller could not tell of is asked about again.
             claims.extend(claim.map(|claim| (volume, claim)));
         }
         *self.claims() = claims;

@@ -174,25 +174,25 @@ impl Hierarchy {
 }
 
 /// Reads a path as kubelet makes it, with systemd as its cgroup driver
-/// (`kubepods-burstable-pod1b2c_..._.slice/cri-containerd-9f8e....scope`) or
-/// without (`/kubepods/burstable/pod1b2c-.../9f8e...`). None: no pod's.
+/// (`kubepods-burstable-pod1b2c_..._.slice/cri-containerd-9f8e....scope`, with
+/// more before it where kubelet has a root of its own) or without
+/// (`/kubepods/burstable/pod1b2c-.../9f8e...`). None: no pod's.
 pub fn pod(path: &str) -> Option<Pod> {
-    let parts: Vec<&str> = path.split('/').collect();
-    let at = parts.iter().position(|part| {
-        let slice = part
-            .strip_prefix("kubepods")
-            .is_some_and(|p| p.contains("-pod"));
-        slice || (part.starts_with("pod") && path.contains("kubepods"))
-    })?;
-    let part = parts[at].trim_end_matches(".slice");
-    let uid = part
-        .rsplit_once("pod")
-        .map(|(_, uid)| uid)?
-        .replace('_', "-");
-    if uid.is_empty() {
+    if !path.contains("kubepods") {
         return None;
     }
-    let container = parts.get(at + 1).map(|part| {
+    let mut parts = path.split('/');
+    let uid = parts.find_map(|part| {
+        let part = part.trim_end_matches(".slice");
+        let uid = match part.rsplit_once("-pod") {
+            Some((before, uid)) if before.contains("kubepods") => uid,
+            _ => part.strip_prefix("pod")?,
+        };
+        let uid = uid.replace('_', "-");
+        let hex = |c: char| c.is_ascii_hexdigit() || c == '-';
+        (!uid.is_empty() && uid.chars().all(hex)).then_some(uid)
+    })?;
+    let container = parts.next().map(|part| {
         let scope = part.trim_end_matches(".scope");
         // The runtime's name stands before the id, which is of hex digits.
         let id = scope.rsplit_once('-').map_or(scope, |(_, id)| id);
@@ -270,8 +270,15 @@ mod tests {
         );
         // A guaranteed pod, and a node's own tree around kubelet's.
         assert_eq!(pod(&format!("/kubelet/kubepods/pod{uid}")), told(uid, None));
+        // kubelet with a cgroup root of its own, as kind runs it.
+        let nested = "/kubelet.slice/kubelet-kubepods.slice/\
+            kubelet-kubepods-besteffort-pod1b2c3d4e_0000_1111_2222_333344445555.slice/\
+            crio-9f8e7d.scope";
+        assert_eq!(pod(nested), told(uid, Some("9f8e7d")));
         for other in [
             "/",
+            "/kubepods/podman",
+            "/system.slice/pod1b2c",
             "/system.slice/podman.service",
             "/user.slice",
             "/kubepods.slice",

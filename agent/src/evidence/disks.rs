@@ -180,8 +180,6 @@ pub enum Timed {
     Requests,
     /// At the requests of its paths: it is a multipath device.
     Paths,
-    /// Nowhere: its queue keeps no statistics (`queue/iostats` is 0).
-    StatisticsOff,
     /// Nowhere: it passes bios on and has no requests, as device mapper does.
     /// The disks below it are timed.
     NoRequests,
@@ -193,7 +191,6 @@ impl Timed {
         match self {
             Self::Requests => "requests",
             Self::Paths => "paths",
-            Self::StatisticsOff => "none-iostats-off",
             Self::NoRequests => "none-bio-based",
         }
     }
@@ -209,10 +206,15 @@ pub struct InFlight {
 }
 
 /// What the kernel keeps of a disk's queue.
+///
+/// Nothing in the disk's folder `queue` is read: those files wait for a lock
+/// that is held while the queue is frozen (queue_attr_show in block/blk-sysfs.c),
+/// on a dead disk for ever. `inflight` waits for none (part_inflight_show in
+/// block/genhd.c). Where the queue's `iostats` are off it tells 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Queue {
-    /// None: it keeps no statistics.
-    pub in_flight: Option<InFlight>,
+    /// By the kernel's own count.
+    pub in_flight: InFlight,
     /// Where times are taken.
     pub timed: Timed,
 }
@@ -224,19 +226,16 @@ impl Queue {
     }
 
     fn at(folder: &Path) -> Option<Self> {
-        let statistics = fs::read_to_string(folder.join("queue/iostats")).ok()?;
-        let statistics = statistics.trim() != "0";
         let text = fs::read_to_string(folder.join("inflight")).ok()?;
         let mut counts = text.split_whitespace().map_while(|n| n.parse().ok());
         let (reads, writes) = (counts.next()?, counts.next()?);
         let timed = match (folder.join("mq").exists(), is_head(folder)) {
-            _ if !statistics => Timed::StatisticsOff,
             (true, _) => Timed::Requests,
             (false, true) => Timed::Paths,
             (false, false) => Timed::NoRequests,
         };
         Some(Self {
-            in_flight: statistics.then_some(InFlight { reads, writes }),
+            in_flight: InFlight { reads, writes },
             timed,
         })
     }
@@ -352,12 +351,11 @@ mod tests {
             fs::write(path, text).unwrap();
         };
         assert_eq!(Queue::at(&disk), None);
-        put("queue/iostats", "1\n");
         put("inflight", "       2        3\n");
-        let in_flight = Some(InFlight {
+        let in_flight = InFlight {
             reads: 2,
             writes: 3,
-        });
+        };
         let timed = |timed| Some(Queue { in_flight, timed });
         assert_eq!(Queue::at(&disk), timed(Timed::NoRequests));
         let head = folder.path().join("nvme0n1");
@@ -371,9 +369,8 @@ mod tests {
         fs::rename(&real, &disk).unwrap();
         fs::create_dir(disk.join("mq")).unwrap();
         assert_eq!(Queue::at(&disk), timed(Timed::Requests));
-        put("queue/iostats", "0\n");
-        let off = Queue::at(&disk).unwrap();
-        assert_eq!((off.in_flight, off.timed), (None, Timed::StatisticsOff));
+        put("inflight", "no numbers\n");
+        assert_eq!(Queue::at(&disk), None);
     }
 
     #[test]

@@ -242,9 +242,7 @@ fn queues(encoder: &mut DescriptorEncoder<'_>, scrape: &Scrape) -> fmt::Result {
         MetricType::Gauge,
     )?;
     for (disk, queue) in &scrape.queues {
-        let Some(flight) = &queue.in_flight else {
-            continue;
-        };
+        let flight = queue.in_flight;
         for (direction, count) in [("read", flight.reads), ("write", flight.writes)] {
             let count = i64::try_from(count).unwrap_or(i64::MAX);
             ConstGauge::new(count)

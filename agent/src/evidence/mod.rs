@@ -144,12 +144,17 @@ pub struct ProcessIo {
 }
 
 /// What was done on a disk.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DiskIo {
     /// By all, ended processes too.
     pub total: IoCount,
     /// By each living process, the busiest (by bytes) first.
     pub processes: Vec<ProcessIo>,
+    /// How long requests took, by direction ([`drover_ebpf::READ`] and so on),
+    /// where any ended.
+    pub latency: Vec<(u32, Latency)>,
+    /// What the kernel keeps of its queue; none: the disk has just gone.
+    pub queue: Option<Queue>,
 }
 
 /// Whose volume a disk is, for metrics; what is not known is empty.
@@ -170,17 +175,6 @@ pub struct Label {
 struct Named {
     device: String,
     label: Label,
-}
-
-/// What was counted and timed of a disk.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct DiskFigures {
-    /// All I/O, by all.
-    pub io: IoCount,
-    /// Histograms by direction ([`drover_ebpf::READ`] and so on), where requests ended.
-    pub latency: Vec<(u32, Latency)>,
-    /// What the kernel keeps of its queue; none: the disk has just gone.
-    pub queue: Option<Queue>,
 }
 
 /// All counts.
@@ -303,8 +297,7 @@ impl Evidence {
                 Books::default()
             }
         };
-        let processes = inner.readers.processes(&inner.hierarchy);
-        let sent = inner.sent(&processes);
+        let (processes, sent) = inner.follow();
         inner.readers.status(&readers::Seen {
             books: &books,
             paths: &inner.hierarchy.paths(),
@@ -316,7 +309,7 @@ impl Evidence {
 
     /// What was done on a disk, for display.
     pub fn io(&self, disk: &Disk) -> Result<DiskIo, EvidenceError> {
-        let (books, _) = self.inner.books()?;
+        let (books, names) = self.inner.books()?;
         let paths = self.inner.hierarchy.paths();
         let mut processes: Vec<_> = books
             .processes(disk.diskseq)
@@ -327,8 +320,14 @@ impl Evidence {
             })
             .collect();
         processes.sort_by_key(|p| std::cmp::Reverse(p.count.read_bytes + p.count.written_bytes));
-        let total = books.disks().remove(&disk.diskseq).unwrap_or_default();
-        Ok(DiskIo { total, processes })
+        let mut latency = self.inner.latencies(&names)?;
+        latency.retain(|(of, _), _| *of == disk.diskseq);
+        Ok(DiskIo {
+            total: books.disks().remove(&disk.diskseq).unwrap_or_default(),
+            processes,
+            latency: latency.into_iter().map(|((_, d), l)| (d, l)).collect(),
+            queue: Queue::of(&disk.name),
+        })
     }
 
     /// What evidence this node gives.
@@ -357,18 +356,6 @@ impl Evidence {
             .labels
             .lock()
             .unwrap_or_else(PoisonError::into_inner) = labels;
-    }
-
-    /// What was counted and timed of one disk.
-    pub fn figures(&self, disk: &Disk) -> Result<DiskFigures, EvidenceError> {
-        let (books, names) = self.inner.books()?;
-        let mut latency = self.inner.latencies(&names)?;
-        latency.retain(|(of, _), _| *of == disk.diskseq);
-        Ok(DiskFigures {
-            io: books.disks().remove(&disk.diskseq).unwrap_or_default(),
-            latency: latency.into_iter().map(|((_, d), l)| (d, l)).collect(),
-            queue: Queue::of(&disk.name),
-        })
     }
 
     /// All counts of disks that are there; none without evidence.
@@ -418,20 +405,21 @@ impl Inner {
         self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What each ticket's processes sent over TCP; none where that is not counted.
-    fn sent(&self, processes: &ByTicket) -> Option<HashMap<TicketId, Sent>> {
-        let kernel = self.kernel.as_ref().ok()?;
-        if ![loader::SOCK_SENT, loader::TCP_SENT]
-            .iter()
-            .any(|name| kernel.runs(name))
-        {
-            return None;
-        }
-        // A panic in between can only leave a process watched that need not be.
+    /// The processes of each ticket, and what they sent over TCP; none where
+    /// that is not counted.
+    fn follow(&self) -> (ByTicket, Option<HashMap<TicketId, Sent>>) {
+        // Two looks at once take turns: each follows what it has just found. A
+        // panic in between can only leave a process watched that need not be.
         let mut sends = self.sends.lock().unwrap_or_else(PoisonError::into_inner);
-        let sent = sends.follow(kernel, processes.clone());
-        sent.inspect_err(|error| tracing::warn!(%error, "evidence: no counts of what was sent"))
-            .ok()
+        let processes = self.readers.processes(&self.hierarchy);
+        let kernel = self.kernel.as_ref().ok();
+        let counts = |kernel: &&Kernel| loader::SENDERS.iter().any(|name| kernel.runs(name));
+        let sent = kernel.filter(counts).and_then(|kernel| {
+            let sent = sends.follow(kernel, processes.clone());
+            sent.inspect_err(|error| tracing::warn!(%error, "evidence: no counts of what was sent"))
+                .ok()
+        });
+        (processes, sent)
     }
 
     fn books(&self) -> Result<(Books, Names), EvidenceError> {

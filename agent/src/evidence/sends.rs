@@ -2,7 +2,8 @@
 //! processes that are watched, and what one of them had sent when it ended is
 //! kept here.
 //!
-//! Who is watched follows the registrations at each look. A process that joins
+//! Who is watched follows the registrations at each look, and what the kernel
+//! watches is its own word, so that a change that failed is made again. A process that joins
 //! a registered cgroup and ends between two looks is not counted; nor is what a
 //! kernel before 6.5 sends with sendfile or its own TLS.
 
@@ -61,7 +62,7 @@ impl Sends {
                 *sum = add_sent(*sum, of(gone));
             }
         }
-        let before: HashSet<u32> = self.watched.values().flatten().copied().collect();
+        let before: HashSet<u32> = counts.keys().copied().collect();
         let after: HashSet<u32> = wanted.values().flatten().copied().collect();
         let sums = wanted.iter().map(|(ticket, tgids)| {
             let ended = self.ended.get(ticket).copied().unwrap_or_default();
@@ -113,17 +114,24 @@ mod tests {
         let (change, sums) = sends.turn(of(&[8, 9]), &counts(&[(7, 100), (8, 5)]));
         assert_eq!(change.watch, HashSet::from([9]));
         assert_eq!(change.unwatch, HashSet::from([7]));
-        assert_eq!(
-            sums[&ticket()],
-            Sent {
-                bytes: 105,
-                last_ns: 100
-            }
-        );
+        let sent = Sent {
+            bytes: 105,
+            last_ns: 100,
+        };
+        assert_eq!(sums[&ticket()], sent);
 
         // 7 again is another process, whose count begins at nothing.
         let (_, sums) = sends.turn(of(&[7, 8, 9]), &counts(&[(8, 6), (9, 1)]));
         assert_eq!(sums[&ticket()].bytes, 107);
+    }
+
+    #[test]
+    fn what_the_kernel_did_not_take_is_told_again() {
+        let mut sends = Sends::default();
+        sends.turn(of(&[7, 8]), &counts(&[]));
+        let (change, _) = sends.turn(of(&[7, 8]), &counts(&[(8, 1), (9, 1)]));
+        assert_eq!(change.watch, HashSet::from([7]));
+        assert_eq!(change.unwatch, HashSet::from([9]));
     }
 
     #[test]

@@ -127,6 +127,25 @@ pub struct Initiator {
     refused_since: Mutex<HashMap<(VolumeId, Epoch), Instant>>,
 }
 
+/// A disk of this node that is a volume.
+#[derive(Debug, Clone)]
+pub struct AttachedDisk {
+    /// Whose bytes it shows.
+    pub volume: VolumeId,
+    /// The epoch of its export.
+    pub epoch: Epoch,
+    /// The disk.
+    pub disk: Disk,
+    /// Where drover has it mounted.
+    pub mounts: Vec<PathBuf>,
+}
+
+/// Where a device is mounted.
+fn points(mounts: &[Mount], device: &Device) -> Vec<PathBuf> {
+    let shown = mounts.iter().filter(|mount| mount.shows(device));
+    shown.map(|mount| mount.point.clone()).collect()
+}
+
 /// Whose a mount is.
 #[derive(Debug)]
 enum Whose {
@@ -203,12 +222,19 @@ impl Initiator {
         Ok(found)
     }
 
-    /// Every disk that a volume has here, with the epoch of its export.
-    pub fn disks(&self) -> Result<Vec<(VolumeId, Epoch, Disk)>, NodeError> {
-        let attached = self.fabric.attached()?.into_iter();
-        let disks = attached.filter_map(|attached| {
-            let disk = attached.device?.disk;
-            Some((attached.name.volume, attached.name.epoch, disk))
+    /// Every disk that a volume has here. While one export is followed by
+    /// another, a volume has two.
+    pub fn disks(&self) -> Result<Vec<AttachedDisk>, NodeError> {
+        let attached = self.fabric.attached()?;
+        let mounts = mountinfo::mounts()?;
+        let disks = attached.into_iter().filter_map(|attached| {
+            let device = attached.device?;
+            Some(AttachedDisk {
+                mounts: points(&mounts, &device),
+                volume: attached.name.volume,
+                epoch: attached.name.epoch,
+                disk: device.disk,
+            })
         });
         Ok(disks.collect())
     }
@@ -223,9 +249,7 @@ impl Initiator {
         let Some(device) = newest.and_then(|attached| attached.device) else {
             return Ok(None);
         };
-        let shown = mountinfo::mounts()?;
-        let shown = shown.into_iter().filter(|mount| mount.shows(&device));
-        let points = shown.map(|mount| mount.point).collect();
+        let points = points(&mountinfo::mounts()?, &device);
         Ok(Some((device.disk, points)))
     }
 

@@ -10,7 +10,7 @@ use super::fabric::Attached;
 use super::gate::Shutting;
 use super::mountinfo;
 use super::steps::Steps;
-use super::{Initiator, POLL};
+use super::{Initiator, POLL, points};
 use crate::attach::ports::{GateLayer, Node, NodeAnswer, NodeError, Verdict};
 use crate::ids::{Epoch, TicketId, VolumeId};
 
@@ -112,11 +112,7 @@ impl Initiator {
             let Some(device) = attached.device else {
                 continue;
             };
-            let own: Vec<_> = mountinfo::mounts()?
-                .into_iter()
-                .filter(|m| m.shows(&device))
-                .map(|m| m.point)
-                .collect();
+            let own = points(&mountinfo::mounts()?, &device);
             let found = self.witness.judge(&device.disk, &own).await;
             let reading = found.holders.iter().any(|holder| holder.registered);
             if reading || found.verdict == Verdict::Unknown {

@@ -15,6 +15,30 @@ fn compare_and_write_writes_only_what_matches() {
     assert_eq!(short.sense(), (5, 0x24, 0));
 }
 
+/// In a thread, so that a failure is one and no hang.
+#[test]
+fn compare_and_write_does_not_wait_for_reads_of_a_session_that_ended() {
+    let (done, ended) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let mut one = Initiator::new(OPEN);
+        one.line.hold(true);
+        one.write(0, 1, &[7; BLOCK_LENGTH]);
+        let cdb = [0x89, 0, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 1, 0, 0];
+        let data = [vec![0; BLOCK_LENGTH], vec![4; BLOCK_LENGTH]].concat();
+        one.run(0x20, data.len(), &cdb, &data);
+        // The device comes to it last, so whoever waits for it waits for ever.
+        one.read(5, 1);
+        assert_eq!(one.line.held(), 3);
+        one.line.close();
+        assert!(one.line.end().is_some());
+        one.line.hold(false);
+        one.nudge();
+        let stored = [one.stored(0), one.stored(2 * BLOCK_LENGTH)];
+        done.send(stored).unwrap();
+    });
+    assert_eq!(ended.recv_timeout(Duration::from_secs(20)), Ok([7, 4]));
+}
+
 #[test]
 fn a_full_pool_and_a_failed_flush_have_senses_of_their_own() {
     use crate::block::DeviceError;
