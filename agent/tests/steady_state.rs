@@ -60,9 +60,10 @@ const BHS: usize = 48;
 const BLOCK: usize = 4096;
 /// Commands in flight.
 const DEPTH: u32 = 8;
-/// Rounds until everything has its memory, and rounds that are counted.
-const WARM: u32 = 200;
-const COUNTED: u32 = 200;
+/// Rounds of a batch.
+const ROUNDS: u32 = 200;
+/// Batches that are counted, after one in which everything gets its memory.
+const BATCHES: usize = 5;
 
 struct One(Arc<Target>);
 
@@ -228,21 +229,30 @@ fn faults() -> i64 {
     used.minor_page_faults()
 }
 
-/// Allocations of the target in a number of rounds. A queue may still grow once
-/// for each command in flight, when for the first time more of them end in one
-/// turn than ever before; it keeps what it has grown to. Buffers are mapped, not
-/// allocated: one that is new to its command is seen by the pages it meets.
-fn allocations(rounds: u32, mut round: impl FnMut()) -> usize {
-    for _ in 0..WARM {
-        round();
-    }
-    let (before, met) = (ALLOCATED.load(Ordering::SeqCst), faults());
-    for _ in 0..rounds {
-        round();
-    }
-    let commands = i64::from(rounds * DEPTH);
-    assert!(faults() - met < commands / 2, "a new page per command");
-    ALLOCATED.load(Ordering::SeqCst) - before
+/// Allocations of the target in the batch that had fewest. A queue may grow when
+/// for the first time more commands than ever end in one turn, and keeps what it
+/// has grown to: one batch shows it, not all. What a command allocates now and
+/// then is in each of them. Buffers are mapped, not allocated: one that is new to
+/// its command is seen by the pages it meets.
+fn allocations(mut round: impl FnMut()) -> usize {
+    let mut batch = || {
+        let (before, met) = (ALLOCATED.load(Ordering::SeqCst), faults());
+        for _ in 0..ROUNDS {
+            round();
+        }
+        let commands = i64::from(ROUNDS * DEPTH);
+        (
+            ALLOCATED.load(Ordering::SeqCst) - before,
+            faults() - met < commands / 2,
+        )
+    };
+    batch();
+    let counted = [(); BATCHES].map(|()| batch());
+    assert!(
+        counted.iter().all(|(_, few_pages)| *few_pages),
+        "a new page per command"
+    );
+    counted.iter().map(|(made, _)| *made).min().unwrap()
 }
 
 #[test]
@@ -256,14 +266,13 @@ fn no_command_allocates() {
         let folder = tempfile::tempdir_in(folder).unwrap();
         let (_reactors, socket) = serve(folder.path(), engine);
         let mut initiator = Initiator::log_in(socket);
-        let read = allocations(COUNTED, || initiator.read());
-        let write = allocations(COUNTED, || initiator.write(false));
-        let durable = allocations(COUNTED, || initiator.write(true));
-        let growth = DEPTH as usize;
-        assert!(
-            read.max(write).max(durable) <= growth,
-            "{read} allocations by reads, {write} by writes and {durable} by durable writes \
-             of {engine:?} in {}: more than the queues' growth",
+        let read = allocations(|| initiator.read());
+        let write = allocations(|| initiator.write(false));
+        let durable = allocations(|| initiator.write(true));
+        assert_eq!(
+            (read, write, durable),
+            (0, 0, 0),
+            "reads, writes and durable writes by {engine:?} in {}",
             folder.path().display()
         );
     }
