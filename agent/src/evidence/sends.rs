@@ -2,10 +2,10 @@
 //! processes that are watched, and what one of them had sent when it ended is
 //! kept here.
 //!
-//! Who is watched follows the registrations at each look, and what the kernel
-//! watches is its own word, so that a change that failed is made again. A process that joins
-//! a registered cgroup and ends between two looks is not counted; nor is what a
-//! kernel before 6.5 sends with sendfile or its own TLS.
+//! Who is watched follows the registrations at each look. Who was, the kernel
+//! itself says, so a change that it did not take is made again. A process that
+//! joins a registered cgroup and ends between two looks is not counted; nor is
+//! what a kernel before 6.5 sends with sendfile or its own TLS.
 
 use std::collections::{HashMap, HashSet};
 
