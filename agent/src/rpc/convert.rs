@@ -1,7 +1,12 @@
 //! Messages to types and back. A message that does not convert is refused
 //! with its field's name.
 
+mod export;
+mod fence;
 mod journal;
+mod judgement;
+
+pub use judgement::judgement_message;
 
 use std::fmt::Display;
 use std::str::FromStr;
@@ -11,9 +16,7 @@ use tonic::Status;
 
 use super::pb;
 use crate::attach::ports::{
-    Attachment, Chap, Content, Credentials, ExportRequest, Exported, FenceRequest, GateLayer,
-    GateReport, Holder, HostIdentity, Judgement, NAME_MAX, NodeAnswer, Protocol, SettledBy,
-    Settlement, SnapshotInfo, Target, Verdict, is_iqn,
+    Attachment, Content, HostIdentity, NAME_MAX, Protocol, SnapshotInfo, is_iqn,
 };
 use crate::attach::record::{
     NodeRecord, Registration, SnapshotRecord, Ticket, TicketKind, VolumeView,
@@ -191,229 +194,6 @@ pub fn protocol(field: &'static str, name: &str) -> Result<Protocol, Malformed> 
             Protocol::ALL.map(Protocol::name).join(" and ")
         ),
     })
-}
-
-impl From<&Credentials> for pb::Credentials {
-    fn from(credentials: &Credentials) -> Self {
-        Self {
-            name: credentials.name.clone(),
-            secret: credentials.secret.clone(),
-        }
-    }
-}
-
-impl TryFrom<Option<pb::Credentials>> for Credentials {
-    type Error = Malformed;
-    fn try_from(credentials: Option<pb::Credentials>) -> Result<Self, Malformed> {
-        let credentials = set("chap", credentials)?;
-        if credentials.name.is_empty() || credentials.secret.is_empty() {
-            return Err(Malformed {
-                field: "chap",
-                why: "has no name or no secret".into(),
-            });
-        }
-        Ok(Self {
-            name: credentials.name,
-            secret: credentials.secret,
-        })
-    }
-}
-
-impl From<&Chap> for pb::Chap {
-    fn from(chap: &Chap) -> Self {
-        Self {
-            initiator: Some((&chap.initiator).into()),
-            target: Some((&chap.target).into()),
-        }
-    }
-}
-
-impl TryFrom<pb::Chap> for Chap {
-    type Error = Malformed;
-    fn try_from(chap: pb::Chap) -> Result<Self, Malformed> {
-        Ok(Self {
-            initiator: chap.initiator.try_into()?,
-            target: chap.target.try_into()?,
-        })
-    }
-}
-
-impl From<&ExportRequest> for pb::ExportRequest {
-    fn from(request: &ExportRequest) -> Self {
-        Self {
-            volume: request.volume.to_string(),
-            epoch: request.epoch.0,
-            node: request.node.to_string(),
-            host: Some((&request.host).into()),
-            read_only: request.read_only,
-            protocol: request.protocol.name().into(),
-        }
-    }
-}
-
-impl TryFrom<pb::ExportRequest> for ExportRequest {
-    type Error = Malformed;
-    fn try_from(request: pb::ExportRequest) -> Result<Self, Malformed> {
-        Ok(Self {
-            volume: text("volume", &request.volume)?,
-            epoch: Epoch(request.epoch),
-            node: text("node", &request.node)?,
-            host: set("host", request.host)?.try_into()?,
-            protocol: protocol("protocol", &request.protocol)?,
-            read_only: request.read_only,
-        })
-    }
-}
-
-impl From<&Exported> for pb::ExportAnswer {
-    fn from(exported: &Exported) -> Self {
-        Self {
-            epoch: exported.epoch.0,
-            name: exported.target.name.clone(),
-            unit: exported.target.unit.to_string(),
-            address: exported.target.address.to_string(),
-            ever_written: exported.ever_written,
-            protocol: exported.target.protocol.name().into(),
-            chap: exported.target.chap.as_ref().map(Into::into),
-            proves: exported.target.proves,
-        }
-    }
-}
-
-impl TryFrom<pb::ExportAnswer> for Exported {
-    type Error = Malformed;
-    fn try_from(answer: pb::ExportAnswer) -> Result<Self, Malformed> {
-        Ok(Self {
-            epoch: Epoch(answer.epoch),
-            target: Target {
-                protocol: protocol("protocol", &answer.protocol)?,
-                name: answer.name,
-                unit: text("unit", &answer.unit)?,
-                address: text("address", &answer.address)?,
-                chap: answer.chap.map(TryInto::try_into).transpose()?,
-                proves: answer.proves,
-            },
-            ever_written: answer.ever_written,
-        })
-    }
-}
-
-impl From<&FenceRequest> for pb::FenceRequest {
-    fn from(request: &FenceRequest) -> Self {
-        Self {
-            volume: request.volume.to_string(),
-            epoch: request.epoch.0,
-            granted: request.granted,
-        }
-    }
-}
-
-impl TryFrom<pb::FenceRequest> for FenceRequest {
-    type Error = Malformed;
-    fn try_from(request: pb::FenceRequest) -> Result<Self, Malformed> {
-        Ok(Self {
-            volume: text("volume", &request.volume)?,
-            epoch: Epoch(request.epoch),
-            granted: request.granted,
-        })
-    }
-}
-
-impl From<NodeAnswer> for pb::ReleaseAnswer {
-    fn from(answer: NodeAnswer) -> Self {
-        let (clean, held_by, gate) = match answer {
-            NodeAnswer::Clean => (true, String::new(), None),
-            NodeAnswer::Held(what) | NodeAnswer::Silent(what) => (false, what, None),
-            NodeAnswer::Shut { gate, held } => {
-                (held.is_none(), held.unwrap_or_default(), Some(gate))
-            }
-        };
-        Self {
-            clean,
-            held_by,
-            gate: gate.map(|gate| pb::ShutGate {
-                layers: gate.layers.iter().map(|l| l.name().to_owned()).collect(),
-                shut_in: Some(span_message(gate.shut_in)),
-                took: Some(span_message(gate.took)),
-            }),
-        }
-    }
-}
-
-impl TryFrom<pb::ReleaseAnswer> for NodeAnswer {
-    type Error = Malformed;
-    fn try_from(message: pb::ReleaseAnswer) -> Result<Self, Malformed> {
-        let held = (!message.clean).then_some(message.held_by);
-        let Some(gate) = message.gate else {
-            return Ok(held.map_or(Self::Clean, Self::Held));
-        };
-        // A layer that only a newer node knows is left out.
-        let layers = gate.layers.iter().filter_map(|name| GateLayer::named(name));
-        let gate = GateReport {
-            layers: layers.collect(),
-            shut_in: span("gate.shut_in", gate.shut_in)?,
-            took: span("gate.took", gate.took)?,
-        };
-        Ok(Self::Shut { gate, held })
-    }
-}
-
-impl From<&Settlement> for pb::FenceAnswer {
-    fn from(settlement: &Settlement) -> Self {
-        use pb::fence_answer::SettledBy as Wire;
-        let settled_by = match settlement.settled_by {
-            SettledBy::NothingOpen => Wire::NothingOpen,
-            SettledBy::Drained => Wire::Drained,
-            SettledBy::ExitBarrier => Wire::ExitBarrier,
-        };
-        Self {
-            volume: settlement.volume.to_string(),
-            epoch: settlement.epoch.0,
-            node: settlement
-                .node
-                .as_ref()
-                .map(ToString::to_string)
-                .unwrap_or_default(),
-            sessions_ended: settlement.sessions_ended,
-            inside_at_close: settlement.inside_at_close,
-            settled_by: settled_by.into(),
-            settle_time: Some(span_message(settlement.settle_time)),
-            late_refused: settlement.late_refused,
-            last_write: settlement.last_write.map(Into::into),
-        }
-    }
-}
-
-impl TryFrom<pb::FenceAnswer> for Settlement {
-    type Error = Malformed;
-    fn try_from(answer: pb::FenceAnswer) -> Result<Self, Malformed> {
-        use pb::fence_answer::SettledBy as Wire;
-        let settled_by = match Wire::try_from(answer.settled_by) {
-            Ok(Wire::NothingOpen) => SettledBy::NothingOpen,
-            Ok(Wire::Drained) => SettledBy::Drained,
-            Ok(Wire::ExitBarrier) => SettledBy::ExitBarrier,
-            Err(unknown) => {
-                return Err(Malformed {
-                    field: "settled_by",
-                    why: unknown.to_string(),
-                });
-            }
-        };
-        Ok(Self {
-            volume: text("volume", &answer.volume)?,
-            epoch: Epoch(answer.epoch),
-            node: optional("node", &answer.node)?,
-            sessions_ended: answer.sessions_ended,
-            inside_at_close: answer.inside_at_close,
-            settled_by,
-            settle_time: span("settle_time", answer.settle_time)?,
-            late_refused: answer.late_refused,
-            last_write: answer
-                .last_write
-                .map(|t| moment("last_write", Some(t)))
-                .transpose()?,
-        })
-    }
 }
 
 impl From<&SnapshotInfo> for pb::SnapshotAnswer {
@@ -608,53 +388,6 @@ impl From<&NodeRecord> for pb::NodeView {
             seen: Some(record.seen.into()),
             lost: record.lost.is_some(),
         }
-    }
-}
-
-/// A verdict's name, as its JSON form has it.
-pub fn verdict_name(verdict: Verdict) -> &'static str {
-    match verdict {
-        Verdict::Live => "live",
-        Verdict::BackupRunning => "backup-running",
-        Verdict::BackupStale => "backup-stale",
-        Verdict::Quiet => "quiet",
-        Verdict::Unknown => "unknown",
-    }
-}
-
-impl From<&Holder> for pb::Holder {
-    fn from(holder: &Holder) -> Self {
-        Self {
-            pid: holder.pid,
-            name: holder.name.clone(),
-            cgroup: holder.cgroup.clone(),
-            writable: holder.writable,
-            registered: holder.registered,
-            last_read_ms: holder.last_read_ms,
-            last_write_ms: holder.last_write_ms,
-            read_bytes: holder.read_bytes,
-            written_bytes: holder.written_bytes,
-            pod: holder
-                .pod
-                .as_ref()
-                .map(|p| p.uid.clone())
-                .unwrap_or_default(),
-            container: holder
-                .pod
-                .as_ref()
-                .and_then(|p| p.container.clone())
-                .unwrap_or_default(),
-        }
-    }
-}
-
-/// A judgement about the disk named `disk`.
-pub fn judgement_message(judgement: &Judgement, disk: &str) -> pb::JudgeAnswer {
-    pb::JudgeAnswer {
-        verdict: verdict_name(judgement.verdict).into(),
-        reason: judgement.reason.clone(),
-        holders: judgement.holders.iter().map(Into::into).collect(),
-        disk: disk.into(),
     }
 }
 

@@ -1,6 +1,9 @@
 //! Messages come back as what they were, and bad ones name their field.
 
 use super::*;
+use crate::attach::ports::{
+    Chap, ExportRequest, Exported, GateLayer, GateReport, NodeAnswer, SettledBy, Settlement, Target,
+};
 
 #[test]
 fn a_settlement_comes_back_as_itself() {
