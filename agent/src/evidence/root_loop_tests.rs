@@ -74,6 +74,39 @@ fn counts_are_exact_and_attributed_to_the_process() {
     assert!(!io.processes.iter().any(|p| p.pid == dd.pid()));
 }
 
+/// Where cgroup version 2 has the `io` controller, as in the VM.
+#[test]
+fn buffered_writes_are_counted_for_who_made_them() {
+    let bench = Bench::new();
+    let hierarchy = &bench.evidence.inner.hierarchy;
+    if hierarchy.kind != cgroups::Kind::V2 || !hierarchy.charges_io() {
+        let in_vm = std::env::var_os("DROVER_RECORD").is_some();
+        assert!(!in_vm, "the VM's hierarchy: {hierarchy:?}");
+        return;
+    }
+    let mount = hierarchy.mount.clone().unwrap();
+    std::fs::write(mount.join("cgroup.subtree_control"), "+io +memory").unwrap();
+    let group = bench::Group::new(&mount);
+    let disk = LoopDisk::new(16);
+    let mounted = bench::Mounted::ext4(&disk);
+    let file = mounted.point.join("file");
+    let script = format!(
+        "echo $$ > {}/cgroup.procs; exec dd if=/dev/zero of={} bs=1M count=4 status=none",
+        group.path.display(),
+        file.display()
+    );
+    assert!(Child::sh(&script, &disk).wait().success());
+    let id = hierarchy.id_of(&group.path).unwrap();
+    let written = || {
+        let (books, _) = bench.evidence.inner.books().unwrap();
+        books.groups(disk.disk.diskseq, |of| of == id).written_bytes
+    };
+    assert_eq!(written(), 0, "it is in memory still");
+    nix::unistd::syncfs(File::open(&mounted.point).unwrap()).unwrap();
+    assert!(written() >= 4 << 20, "{} of 4 MiB", written());
+    mounted.unmount();
+}
+
 #[test]
 fn latencies_and_counts_become_metrics() {
     let bench = Bench::new();

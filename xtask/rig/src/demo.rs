@@ -18,7 +18,7 @@ use anyhow::{Context, anyhow, ensure};
 use serde_json::{Value, json};
 
 use self::checks::{
-    expect_verdict, first_block, judge_rogue, receipt, uploaded_twice, wait_for_cursor,
+    expect_verdict, first_block, judge_rogue, receipt, uploaded_twice, wait_for_cursor, watch,
 };
 use self::moving::{Moved, Step, move_to_b};
 use crate::cluster::{Cluster, run};
@@ -86,6 +86,7 @@ async fn story(cluster: &mut Cluster) -> anyhow::Result<Value> {
     verdicts.insert("pod writes", expect_verdict(cluster, &on_a.volume, "live")?);
     let text = format!("the pod writes, syncs and checks {DATA_MIB} MiB: verdict live");
     line.note("a", &text);
+    line.note("a", &watch(cluster, &on_a.volume)?);
     let repository = cluster.repository()?;
     let ticket = start_backup(cluster, &on_a.volume, &repository)?;
     let text = format!("drover's own backup begins, to a repository at {SLOW_KIB} KiB/s");

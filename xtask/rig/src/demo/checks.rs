@@ -63,6 +63,44 @@ pub(super) fn expect_verdict(
     }
 }
 
+/// Watches the volume on a, under the pod's writes, as an operator does.
+pub(super) fn watch(cluster: &Cluster, volume: &str) -> anyhow::Result<String> {
+    let address = cluster.agent("a").to_string();
+    let objects = |text: String| -> anyhow::Result<Vec<Value>> {
+        let lines = text.lines().map(serde_json::from_str);
+        lines.collect::<Result<_, _>>().context(text.clone())
+    };
+    let top = ["top", "--json", "--count", "1", "--agent", &address];
+    let looks = objects(cluster.cli(top)?)?;
+    let look = looks.iter().find(|look| look["volume"] == volume);
+    let look = look.ok_or_else(|| anyhow!("drover top has no {volume}: {looks:?}"))?;
+    let written = look["written_bytes_per_second"].as_f64().unwrap_or(0.0);
+    ensure!(
+        look["holders"] == serde_json::json!(["a"])
+            && look["verdict"] == "live"
+            && look["writes_in_flight"].is_u64()
+            && written > 0.0,
+        "drover top: {look}"
+    );
+    let trace = [
+        "trace", volume, "--json", "--for", "4s", "--agent", &address,
+    ];
+    let lines = objects(cluster.cli(trace)?)?;
+    let has = |kind: &str, part: &str| {
+        let mut lines = lines.iter().filter(|line| line["kind"] == kind);
+        lines.any(|line| line["text"].as_str().is_some_and(|t| t.contains(part)))
+    };
+    ensure!(
+        has("verdict", "live") && has("device", "epoch 1") && has("io", "writes"),
+        "drover trace: {lines:?}"
+    );
+    Ok(format!(
+        "drover top sees {:.1} MiB/s written, drover trace tells it in {} lines",
+        written / f64::from(1 << 20),
+        lines.len()
+    ))
+}
+
 /// Waits until the backup has something that a resume need not upload again.
 pub(super) async fn wait_for_cursor(cluster: &Cluster, ticket: &str) -> anyhow::Result<()> {
     let start = Instant::now();
