@@ -56,14 +56,15 @@ static ALLOCATOR: Counting = Counting;
 const TARGET: &str = "iqn.2026-11.io.drover:steady";
 const INITIATOR: &str = "iqn.2026-11.org.example:steady";
 const SIZE: u64 = 4 << 20;
+const READ: u8 = 0x28;
+const WRITE: u8 = 0x2a;
+const SYNCHRONIZE_CACHE: u8 = 0x35;
 const BHS: usize = 48;
 const BLOCK: usize = 4096;
-/// Commands in flight.
-const DEPTH: u32 = 8;
-/// Rounds of a batch.
+/// Commands in flight: as many as a session may have.
+const DEPTH: u32 = 64;
+/// Rounds before the count, in which buffers get their memory, and counted ones.
 const ROUNDS: u32 = 200;
-/// Batches that are counted, after one in which everything gets its memory.
-const BATCHES: usize = 5;
 
 struct One(Arc<Target>);
 
@@ -176,14 +177,19 @@ impl Initiator {
         answer
     }
 
-    /// READ(10) or WRITE(10) of one block, for as many blocks as are to be in flight.
-    fn round(&mut self, opcode: u8, flags: u8, fua: bool) {
+    /// READ(10) or WRITE(10) of one block, or SYNCHRONIZE CACHE(10), `depth` at once.
+    fn round(&mut self, opcode: u8, flags: u8, fua: bool, depth: u32) {
         self.out.clear();
-        for number in 0..DEPTH {
-            let write = opcode == 0x2a;
+        for number in 0..depth {
+            let write = opcode == WRITE;
             let mut command = header(0x01, flags, if write { BLOCK } else { 0 });
             command[16..20].copy_from_slice(&number.to_be_bytes());
-            command[20..24].copy_from_slice(&4096u32.to_be_bytes());
+            let length = if opcode == SYNCHRONIZE_CACHE {
+                0
+            } else {
+                BLOCK as u32
+            };
+            command[20..24].copy_from_slice(&length.to_be_bytes());
             command[24..28].copy_from_slice(&self.command.to_be_bytes());
             command[28..32].copy_from_slice(&self.status.to_be_bytes());
             self.command += 1;
@@ -198,7 +204,7 @@ impl Initiator {
         }
         self.socket.write_all(&self.out).unwrap();
         let mut ended = 0;
-        while ended < DEPTH {
+        while ended < depth {
             let answer = self.answer();
             let last = match answer[0] {
                 0x21 => true,
@@ -215,11 +221,16 @@ impl Initiator {
     }
 
     fn read(&mut self) {
-        self.round(0x28, 0xc1, false);
+        self.round(READ, 0xc1, false, DEPTH);
     }
 
     fn write(&mut self, fua: bool) {
-        self.round(0x2a, 0xa1, fua);
+        self.round(WRITE, 0xa1, fua, DEPTH);
+    }
+
+    /// One at a time: with more of them, more threads are started to wait.
+    fn flush(&mut self) {
+        self.round(SYNCHRONIZE_CACHE, 0x81, false, 1);
     }
 }
 
@@ -229,30 +240,19 @@ fn faults() -> i64 {
     used.minor_page_faults()
 }
 
-/// Allocations of the target in the batch that had fewest. A queue may grow when
-/// for the first time more commands than ever end in one turn, and keeps what it
-/// has grown to: one batch shows it, not all. What a command allocates now and
-/// then is in each of them. Buffers are mapped, not allocated: one that is new to
-/// its command is seen by the pages it meets.
+/// Allocations of the target for many commands. Buffers are mapped, not allocated:
+/// one that is new to its command is seen by the pages it meets.
 fn allocations(mut round: impl FnMut()) -> usize {
-    let mut batch = || {
-        let (before, met) = (ALLOCATED.load(Ordering::SeqCst), faults());
-        for _ in 0..ROUNDS {
-            round();
-        }
-        let commands = i64::from(ROUNDS * DEPTH);
-        (
-            ALLOCATED.load(Ordering::SeqCst) - before,
-            faults() - met < commands / 2,
-        )
-    };
-    batch();
-    let counted = [(); BATCHES].map(|()| batch());
-    assert!(
-        counted.iter().all(|(_, few_pages)| *few_pages),
-        "a new page per command"
-    );
-    counted.iter().map(|(made, _)| *made).min().unwrap()
+    for _ in 0..ROUNDS {
+        round();
+    }
+    let (before, met) = (ALLOCATED.load(Ordering::SeqCst), faults());
+    for _ in 0..ROUNDS {
+        round();
+    }
+    let met = faults() - met;
+    assert!(met < i64::from(ROUNDS) / 2, "{met} new pages");
+    ALLOCATED.load(Ordering::SeqCst) - before
 }
 
 #[test]
@@ -269,10 +269,11 @@ fn no_command_allocates() {
         let read = allocations(|| initiator.read());
         let write = allocations(|| initiator.write(false));
         let durable = allocations(|| initiator.write(true));
+        let flush = allocations(|| initiator.flush());
         assert_eq!(
-            (read, write, durable),
-            (0, 0, 0),
-            "reads, writes and durable writes by {engine:?} in {}",
+            (read, write, durable, flush),
+            (0, 0, 0, 0),
+            "reads, writes, durable writes and flushes by {engine:?} in {}",
             folder.path().display()
         );
     }

@@ -19,7 +19,7 @@ use super::login::{self, Agreed, Login, Purpose, Random, Status};
 use super::metrics::{Counting, Metrics};
 use super::serving::{Into, Refusal, Serving};
 use super::target::{self, Directory};
-use super::task::{Slot, WINDOW};
+use super::task::{PLACES, Slot, WINDOW};
 use super::voice::Voice;
 use super::wire::answer::Answer;
 use super::wire::{
@@ -404,6 +404,7 @@ impl Iscsi {
         }
         let shared = Arc::clone(&self.shared);
         let place = (self.peer, self.portal);
+        link.expect(PLACES);
         let serving = Serving::new(shared, voice, &agreed, session, place, link.now());
         self.phase = Phase::Serving(Box::new(serving));
         Ok(())

@@ -32,6 +32,8 @@ pub enum Step {
     Good,
     /// It is refused.
     Refused(Refused),
+    /// The device is flushed.
+    Flush,
     /// The device is called. Where something is in the second part then, it is
     /// how the command ends.
     Call(Call, Option<Verdict>),
@@ -196,7 +198,7 @@ pub fn step(session: &Seat, command: &Command, cdb: &[u8; 16], data: Option<Buff
                 }
             })
         }
-        Command::SynchronizeCache => call(data, |device, _| Ok(device.flush()?)),
+        Command::SynchronizeCache => Step::Flush,
         Command::Read { range, .. } => call(data, move |device, _| readable(device, range)),
         Command::Write { range, fua } => {
             let claim = (!is_whole(list)).then(|| unit.claim());

@@ -4,6 +4,7 @@
 //! [`management`](super::management)'s. Here is the rest: numbers, pings,
 //! texts, logout, and what the export and other sessions leave for this one.
 
+use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::ops::Range;
 use std::sync::Arc;
@@ -18,7 +19,7 @@ use super::negotiate::Parameters;
 use super::scsi::sense::Sense;
 use super::session::Seat;
 use super::target::Counted;
-use super::task::{Slot, Tasks};
+use super::task::{PLACES, Slot, Tasks};
 use super::voice::Voice;
 use super::wire::answer::Answer;
 use super::wire::{Flaw, Frame, Header, NO_TAG, Opcode, TaskManagement};
@@ -71,7 +72,7 @@ pub struct Serving {
     pub(super) session: Option<Seat>,
     pub(super) tasks: Tasks,
     /// Tasks that wait for a buffer, the longest waiting first.
-    pub(super) hungry: std::collections::VecDeque<Slot>,
+    pub(super) hungry: VecDeque<Slot>,
     pub(super) hot: Hot,
     pub(super) pending: Vec<Pending>,
     /// Aborts that other sessions asked for and that have come about.
@@ -117,7 +118,7 @@ impl Serving {
             parameters: agreed.parameters,
             session,
             tasks: Tasks::new(),
-            hungry: std::collections::VecDeque::new(),
+            hungry: VecDeque::with_capacity(PLACES),
             pending: Vec::new(),
             aborts: 0,
             data_due: None,

@@ -28,7 +28,8 @@ pub type Verdict = Arc<OnceLock<Ending>>;
 pub const WINDOW: u32 = 64;
 /// Immediate commands beyond those.
 pub const IMMEDIATE: usize = 16;
-const PLACES: usize = WINDOW as usize + IMMEDIATE;
+/// Commands of a session at once.
+pub const PLACES: usize = WINDOW as usize + IMMEDIATE;
 
 /// Bytes of a block, in the type that transfers are counted in.
 pub const BLOCK_BYTES: u32 = 4096;

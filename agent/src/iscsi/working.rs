@@ -77,6 +77,7 @@ impl Serving {
                     }
                     Step::Good => return self.finish(slot, Ending::Good, link),
                     Step::Refused(why) => return self.finish(slot, Ending::Refused(why), link),
+                    Step::Flush => Operation::Flush,
                     Step::Call(call, verdict) => {
                         task.verdict = verdict;
                         Operation::Call(call)

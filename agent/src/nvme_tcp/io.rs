@@ -120,6 +120,7 @@ impl Serving {
         let operation = match (task.io, buffer) {
             (Io::Read { lba, .. }, Some(buffer)) => Operation::Read { lba, buffer },
             (Io::Write { lba, fua, .. }, Some(buffer)) => Operation::Write { lba, buffer, fua },
+            (Io::Flush, _) => Operation::Flush,
             (io, mut buffer) => Operation::Call(Box::new(move |device| {
                 let all = buffer.as_deref_mut().unwrap_or_default();
                 let (data, scratch) = all.split_at_mut(length);

@@ -62,9 +62,8 @@ pub fn perform(
     scratch: &mut [u8],
 ) -> Result<(), Failed> {
     match io {
-        Io::Flush => device.flush()?,
         Io::Write { lba, fua, .. } => device.write(lba, data, fua)?,
-        Io::Read { .. } => {}
+        Io::Read { .. } | Io::Flush => {}
         Io::Compare { lba, .. } => compare(device, lba, data, scratch)?,
         Io::WriteZeroes {
             lba,

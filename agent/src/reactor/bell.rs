@@ -12,6 +12,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use super::driver::Key;
 use super::link::Waker;
 use super::protocol::{Outcome, Protocol, Tag};
+use super::serve::COMMANDS;
 
 /// An eventfd that wakes a thread.
 #[derive(Clone)]
@@ -88,7 +89,7 @@ impl Inbox {
             EfdFlags::EFD_NONBLOCK
         };
         Ok(Arc::new(Self {
-            messages: Mutex::default(),
+            messages: Mutex::new(VecDeque::with_capacity(COMMANDS)),
             rung: AtomicBool::new(false),
             bell: Bell::new(flags)?,
         }))

@@ -236,6 +236,13 @@ impl Spares {
         }
     }
 
+    /// Has room to keep the buffers of so many commands.
+    pub fn expect(&mut self, commands: usize) {
+        for (class, spares) in self.classes.iter_mut().enumerate() {
+            spares.reserve(commands.min(KEPT / (PAGE << class)));
+        }
+    }
+
     /// Keeps a buffer's memory for the next who wants one.
     pub fn keep(&mut self, mut buffer: Buffer) {
         buffer.give_back();

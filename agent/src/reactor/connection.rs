@@ -20,8 +20,6 @@ pub struct Connection {
     link: Link,
     waker: Waker,
     end: Option<End>,
-    /// Bytes of the output's first chunk that have gone out.
-    sent: usize,
     /// Whether the space that was last given out is a fill's.
     filling: bool,
     /// When bytes last came.
@@ -38,7 +36,6 @@ impl Connection {
             link: Link::new(waker.clone(), now),
             waker,
             end: None,
-            sent: 0,
             filling: false,
             heard: now,
             took: now,
@@ -126,31 +123,19 @@ impl Connection {
 
     /// Whether there is something to be sent.
     pub fn wants_to_send(&self) -> bool {
-        !self.link.output.is_empty()
+        self.link.wants_to_send()
     }
 
     /// What is to be sent, in order. The bytes stay where they are until
     /// [`Self::sent`] says that they are gone.
     pub fn output(&self) -> impl Iterator<Item = &[u8]> {
-        let chunks = self.link.output.iter().enumerate();
-        chunks.map(|(number, chunk)| {
-            let from = if number == 0 { self.sent } else { 0 };
-            &chunk.bytes()[from..]
-        })
+        self.link.output()
     }
 
     /// So many bytes of the output have gone out.
     pub fn sent(&mut self, bytes: usize, now: Instant) {
         self.took = now;
-        self.sent += bytes;
-        while let Some(first) = self.link.output.front()
-            && self.sent >= first.bytes().len()
-        {
-            self.sent -= first.bytes().len();
-            if let Some(chunk) = self.link.output.pop_front() {
-                self.link.sent(chunk);
-            }
-        }
+        self.link.sent(bytes);
         self.tell(now, |_, _| Ok(()));
     }
 

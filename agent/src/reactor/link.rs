@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use super::buffer::{Budget, Buffer, Spares};
+use super::gather::Gather;
 use super::protocol::{Operation, Tag};
 use crate::block::BlockDevice;
 use crate::block::gate::Pass;
@@ -16,10 +17,9 @@ use crate::block::gate::Pass;
 pub const INPUT: usize = 64 << 10;
 /// As many at the beginning.
 const FIRST_INPUT: usize = 4 << 10;
-/// Small pieces are gathered in blocks of this size at least.
-const GATHER: usize = 1 << 10;
-/// Such blocks that are kept for the next pieces.
-const GATHERS: usize = 64;
+/// Bytes that an answer to a command needs beside its data: headers, padding
+/// and digests of an iSCSI Data-In and its response, or of an R2T.
+const ANSWER: usize = 128;
 /// Beyond so many bytes that wait to be sent, nothing more is received: a peer
 /// that asks and does not take would have memory grow without end.
 const BACKLOG: usize = 2 << 20;
@@ -27,19 +27,18 @@ const BACKLOG: usize = 2 << 20;
 const BUDGET: usize = 1 << 20;
 
 /// Something to be sent.
-pub enum Chunk {
-    /// Bytes that were copied together.
-    Gathered(Vec<u8>),
+enum Chunk {
+    /// So many of the gathered bytes, all in one block.
+    Gathered(usize),
     /// A part of a command's data; the buffer is free when it is sent.
     Data(Buffer, Range<usize>),
 }
 
 impl Chunk {
-    /// Its bytes.
-    pub fn bytes(&self) -> &[u8] {
+    fn len(&self) -> usize {
         match self {
-            Self::Gathered(bytes) => bytes,
-            Self::Data(buffer, range) => &buffer[range.clone()],
+            Self::Gathered(length) => *length,
+            Self::Data(_, range) => range.len(),
         }
     }
 }
@@ -128,7 +127,10 @@ pub(super) struct Fill {
 pub struct Link {
     pub(super) input: Input,
     pub(super) fill: Option<Fill>,
-    pub(super) output: VecDeque<Chunk>,
+    output: VecDeque<Chunk>,
+    gathered: Gather,
+    /// Bytes of the output's first chunk that have gone out.
+    gone: usize,
     pub(super) begun: VecDeque<Begun>,
     /// Bytes of the output, as they were put into it.
     queued: usize,
@@ -136,7 +138,6 @@ pub struct Link {
     pub(super) spares: Spares,
     pub(super) now: Instant,
     budget: Arc<Budget>,
-    spare_gathers: Vec<Vec<u8>>,
     waker: Waker,
 }
 
@@ -176,13 +177,14 @@ impl Link {
             input: Input::new(),
             fill: None,
             output: VecDeque::new(),
+            gathered: Gather::default(),
+            gone: 0,
             begun: VecDeque::new(),
             queued: 0,
             starved: false,
             spares: Spares::default(),
             now,
             budget: Budget::new(BUDGET),
-            spare_gathers: Vec::new(),
             waker,
         }
     }
@@ -225,20 +227,28 @@ impl Link {
         self.spares.keep(buffer);
     }
 
+    /// So many commands may be under way at once, from now on: what it takes to
+    /// begin and to answer them is there before they come.
+    pub fn expect(&mut self, commands: usize) {
+        self.begun.reserve(commands);
+        // Each answer's header, and its data.
+        self.output.reserve(2 * commands + 1);
+        self.gathered.reserve(ANSWER * commands);
+        self.spares.expect(commands);
+    }
+
     /// Sends bytes, behind all that was sent before.
-    pub fn send(&mut self, bytes: &[u8]) {
+    pub fn send(&mut self, mut bytes: &[u8]) {
         self.queued += bytes.len();
-        if let Some(Chunk::Gathered(last)) = self.output.back_mut()
-            && last.len() + bytes.len() <= last.capacity()
-        {
-            last.extend_from_slice(bytes);
-            return;
+        while !bytes.is_empty() {
+            let goes_on = self.gathered.goes_on();
+            let put = self.gathered.put(bytes);
+            match self.output.back_mut() {
+                Some(Chunk::Gathered(length)) if goes_on => *length += put,
+                _ => self.output.push_back(Chunk::Gathered(put)),
+            }
+            bytes = &bytes[put..];
         }
-        let mut chunk = self.spare_gathers.pop().unwrap_or_default();
-        chunk.clear();
-        chunk.reserve(GATHER.max(bytes.len()));
-        chunk.extend_from_slice(bytes);
-        self.output.push_back(Chunk::Gathered(chunk));
     }
 
     /// Sends a part of a buffer, behind all that was sent before.
@@ -260,15 +270,41 @@ impl Link {
         self.queued > BACKLOG
     }
 
-    /// What was sent has gone out: its memory is free.
-    pub(super) fn sent(&mut self, chunk: Chunk) {
-        self.queued -= chunk.bytes().len();
-        match chunk {
-            Chunk::Gathered(bytes) if self.spare_gathers.len() < GATHERS => {
-                self.spare_gathers.push(bytes);
+    /// Whether there is something to be sent.
+    pub(super) fn wants_to_send(&self) -> bool {
+        !self.output.is_empty()
+    }
+
+    /// What is to be sent, in order. The bytes stay where they are until
+    /// [`Self::sent`] says that they are gone.
+    pub(super) fn output(&self) -> impl Iterator<Item = &[u8]> {
+        let (mut at, mut gone) = (self.gathered.head(), self.gone);
+        self.output.iter().map(move |chunk| {
+            let bytes = match chunk {
+                Chunk::Gathered(length) => {
+                    let bytes = self.gathered.bytes(at, *length);
+                    at += length;
+                    bytes
+                }
+                Chunk::Data(buffer, part) => &buffer[part.clone()],
+            };
+            &bytes[std::mem::take(&mut gone)..]
+        })
+    }
+
+    /// So many bytes of the output have gone out: their memory is free.
+    pub(super) fn sent(&mut self, bytes: usize) {
+        self.gone += bytes;
+        while let Some(first) = self.output.front()
+            && self.gone >= first.len()
+        {
+            self.gone -= first.len();
+            self.queued -= first.len();
+            match self.output.pop_front() {
+                Some(Chunk::Gathered(length)) => self.gathered.take(length),
+                Some(Chunk::Data(buffer, _)) => self.recycle(buffer),
+                None => {}
             }
-            Chunk::Gathered(_) => {}
-            Chunk::Data(buffer, _) => self.recycle(buffer),
         }
     }
 

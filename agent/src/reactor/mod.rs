@@ -17,6 +17,7 @@ mod bell;
 pub mod buffer;
 pub mod connection;
 mod driver;
+mod gather;
 mod half_open;
 pub mod inline;
 pub mod link;

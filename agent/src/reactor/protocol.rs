@@ -77,6 +77,8 @@ pub enum Operation {
         /// Whether it must be durable when done.
         fua: bool,
     },
+    /// Have the disk keep all that was written.
+    Flush,
     /// Anything else. It is called on a thread that may wait.
     Call(Call),
 }
@@ -122,6 +124,7 @@ impl Operation {
                 let result = device.write(lba, &buffer, fua);
                 Outcome::new(Some(buffer), result)
             }
+            Self::Flush => Outcome::new(None, device.flush()),
             Self::Call(call) => call(device),
         }
     }

@@ -14,10 +14,13 @@ use super::connection::Connection;
 use super::driver::{Driver, Event, Key, Memory, Way};
 use super::link::Begun;
 use super::protocol::{End, Operation, Outcome, Protocol};
-use super::workers::Workers;
+use super::workers::{Job, Workers};
 
 /// Pieces that are sent in one call.
 const PIECES: usize = 64;
+/// Commands for which each thread has room from its start; with more under way
+/// than ever before, its tables grow.
+pub const COMMANDS: usize = 1024;
 /// What a connection's end leaves to be sent and to be read gets this long.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
@@ -84,7 +87,7 @@ impl Serving {
             inbox,
             workers,
             peers: Slab::new(),
-            transfers: Slab::new(),
+            transfers: Slab::with_capacity(COMMANDS),
             touched: Vec::new(),
             turns: 0,
             look: None,
@@ -94,7 +97,8 @@ impl Serving {
 
     /// Serves until told to stop, and until nothing is under way any more.
     pub fn run(mut self) {
-        let (mut events, mut messages) = (Vec::new(), VecDeque::new());
+        let mut events = Vec::with_capacity(COMMANDS);
+        let mut messages = VecDeque::with_capacity(COMMANDS);
         let mut now = Instant::now();
         loop {
             self.inbox.take(&mut messages);
@@ -179,6 +183,7 @@ impl Serving {
             scratch: [0; 512],
             _handle: handle,
         }));
+        self.touched.reserve(self.peers.len());
         if self.stopping
             && let Some(peer) = self.peer(key)
         {
@@ -316,7 +321,7 @@ impl Serving {
             Operation::Read { lba, buffer } => (*lba, buffer, Way::Read),
             Operation::Write { lba, buffer, .. } if durable => (*lba, buffer, Way::WriteDurably),
             Operation::Write { lba, buffer, .. } => (*lba, buffer, Way::Write),
-            Operation::Call(_) => return self.hand_over(key, begun),
+            Operation::Flush | Operation::Call(_) => return self.hand_over(key, begun),
         };
         let length = buffer.len();
         let Some(direct) = begun.device.direct(lba, length, way != Way::Read) else {
@@ -341,18 +346,11 @@ impl Serving {
     }
 
     fn hand_over(&self, key: Key, begun: Begun) {
-        let inbox = Arc::clone(&self.inbox);
-        self.workers.run(Box::new(move || {
-            let Begun {
-                tag,
-                device,
-                operation,
-                passes,
-            } = begun;
-            let outcome = operation.perform(&*device);
-            drop(passes);
-            inbox.post(Message::Done(key, tag, outcome));
-        }));
+        self.workers.run(Job {
+            inbox: Arc::clone(&self.inbox),
+            key,
+            begun,
+        });
     }
 
     fn look_at_all(&mut self, now: Instant) {

@@ -68,9 +68,8 @@ impl Protocol for Toy {
             }
             FLUSH => {
                 link.consume(16);
-                let flush: protocol::Call = Box::new(|device| Outcome::new(None, device.flush()));
                 let passes = [self.gate.enter(), None, None];
-                link.begin(Tag(0), &self.device, Operation::Call(flush), passes);
+                link.begin(Tag(0), &self.device, Operation::Flush, passes);
             }
             ECHO => {
                 link.consume(16);

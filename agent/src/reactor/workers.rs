@@ -5,6 +5,11 @@ use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use super::bell::{Inbox, Message};
+use super::driver::Key;
+use super::link::Begun;
+use super::serve::COMMANDS;
+
 /// As many at once: of a disk that hangs each command holds one.
 const MOST: usize = 512;
 /// Kept when there is nothing to do.
@@ -13,7 +18,29 @@ const KEPT: usize = 2;
 const IDLE: Duration = Duration::from_secs(10);
 const STACK: usize = 256 << 10;
 
-type Job = Box<dyn FnOnce() + Send>;
+/// An operation, and who is told of its end.
+pub struct Job {
+    /// The thread's whose connection began it.
+    pub inbox: Arc<Inbox>,
+    /// The connection.
+    pub key: Key,
+    /// What is to be done.
+    pub begun: Begun,
+}
+
+impl Job {
+    fn perform(self) {
+        let Begun {
+            tag,
+            device,
+            operation,
+            passes,
+        } = self.begun;
+        let outcome = operation.perform(&*device);
+        drop(passes);
+        self.inbox.post(Message::Done(self.key, tag, outcome));
+    }
+}
 
 /// Threads that do jobs, first come first served.
 pub struct Workers {
@@ -37,7 +64,10 @@ impl Workers {
     /// A thread cannot be started.
     pub fn start(prepare: fn()) -> io::Result<Arc<Self>> {
         let workers = Arc::new(Self {
-            state: Mutex::default(),
+            state: Mutex::new(State {
+                jobs: VecDeque::with_capacity(COMMANDS),
+                ..State::default()
+            }),
             more: Condvar::new(),
             prepare,
         });
@@ -84,7 +114,7 @@ impl Workers {
         loop {
             if let Some(job) = state.jobs.pop_front() {
                 drop(state);
-                job();
+                job.perform();
                 state = self.state();
                 continue;
             }
