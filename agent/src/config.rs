@@ -13,6 +13,7 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use crate::csi::DriverName;
+use crate::evidence::tools::Tool;
 use crate::ids::{Bytes, HostPort, NodeId};
 use crate::reactor::{self, Engine};
 
@@ -126,6 +127,7 @@ pub struct Config {
     pub kubelet_registry: Option<PathBuf>,
     pub metrics_address: SocketAddr,
     pub progress_window: Duration,
+    pub backup_tools: Vec<Tool>,
 }
 
 impl Config {
@@ -190,6 +192,7 @@ impl Config {
             progress_window: options
                 .progress_window
                 .map_or(Duration::from_secs(30), |s| s.0),
+            backup_tools: options.backup_tools.unwrap_or_else(Tool::usual),
         };
         config.check(role)?;
         Ok(config)
@@ -342,6 +345,7 @@ mod tests {
         for (text, word) in [
             ("controller = \"here\"", "controller"),
             ("progress-window = 3", "progress-window"),
+            ("backup-tools = [\"restic\", \"*\"]", "backup-tools"),
         ] {
             let error = parse(text).unwrap_err().to_string();
             assert!(error.contains(word), "{text}: {error}");

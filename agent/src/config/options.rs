@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 
 use super::{ConfigError, Span};
+use crate::evidence::tools::Tool;
 use crate::ids::HostPort;
 
 /// What can be set, by flag, environment or file. What is not set has a
@@ -82,6 +83,14 @@ pub struct Options {
     /// A registered reader that read nothing for so long is stale [default: 30s]
     #[arg(long, env = "DROVER_PROGRESS_WINDOW", value_name = "TIME")]
     pub progress_window: Option<Span>,
+    /// Names of backup tools' processes, or beginnings of them and *: who reads a volume's device under one counts as registered [default: velero,kopia,restic,rustic]
+    #[arg(
+        long,
+        env = "DROVER_BACKUP_TOOLS",
+        value_name = "NAME",
+        value_delimiter = ','
+    )]
+    pub backup_tools: Option<Vec<Tool>>,
 }
 
 impl Options {
@@ -127,6 +136,7 @@ impl Options {
             kubelet_registry: self.kubelet_registry.or(file.kubelet_registry),
             metrics_address: self.metrics_address.or(file.metrics_address),
             progress_window: self.progress_window.or(file.progress_window),
+            backup_tools: self.backup_tools.or(file.backup_tools),
         }
     }
 }

@@ -19,6 +19,7 @@ use crate::backup::Streams;
 use crate::backup::keeper::Keeper;
 use crate::block::file::FileDevice;
 use crate::csi;
+use crate::evidence::tools::Tool;
 use crate::evidence::{Evidence, EvidenceConfig};
 use crate::export::{self, Exports};
 use crate::fence::Gates;
@@ -42,7 +43,7 @@ pub(super) async fn start(process: &mut Process) -> anyhow::Result<Arc<dyn Stagi
     let host = identity::load(&config.state_dir)?;
     let control = ControllerClient::new(&config.controller);
 
-    let evidence = evidence(config.progress_window).await;
+    let evidence = evidence(config.progress_window, config.backup_tools.clone()).await;
     evidence.register_metrics(&mut process.registry);
     let program = std::env::current_exe().context("find drover's own binary")?;
     let node = config.node.clone();
@@ -160,9 +161,10 @@ pub(super) async fn start(process: &mut Process) -> anyhow::Result<Arc<dyn Stagi
 }
 
 /// The evidence, or why there is none: the agent works without it, and every verdict is `Unknown`.
-async fn evidence(window: Duration) -> Arc<Evidence> {
+async fn evidence(window: Duration, tools: Vec<Tool>) -> Arc<Evidence> {
     let config = EvidenceConfig {
         window,
+        tools,
         ..EvidenceConfig::default()
     };
     let started = tokio::task::spawn_blocking(|| Evidence::start(config)).await;

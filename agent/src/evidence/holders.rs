@@ -182,16 +182,17 @@ impl Scene {
 fn process(held: &Held, disk: &Disk, known: &Known<'_>) -> Holder {
     let count = known.books.process(disk.diskseq, held.tgid, held.start_ns);
     let name = held.comm.split(|&b| b == 0).next().unwrap_or_default();
+    let name = String::from_utf8_lossy(name).into_owned();
     let cgroup = super::cgroup_name(known.paths, held.cgroup);
+    let readers = known.readers;
     Holder {
         pid: held.tgid,
-        name: String::from_utf8_lossy(name).into_owned(),
         pod: super::cgroups::pod(&cgroup),
         cgroup,
         writable: false,
-        registered: known
-            .readers
-            .covers(disk, held.tgid, held.start_ns, held.cgroup, known.paths),
+        registered: readers.knows(&name)
+            || readers.covers(disk, held.tgid, held.start_ns, held.cgroup, known.paths),
+        name,
         last_read_ms: since_ms(count.last_read_ns, known.now_ns),
         last_write_ms: since_ms(count.last_write_ns, known.now_ns),
         read_bytes: count.read_bytes,

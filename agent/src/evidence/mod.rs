@@ -4,7 +4,8 @@
 //! [`offsets`] finds in the kernel's [`btf`]; [`ledger`] keeps their counts;
 //! [`holders`] finds everybody who has a disk open and makes sure that they
 //! are as many as the kernel itself counts; [`verdict`] judges; [`readers`]
-//! knows who is registered as a backup; [`metrics`] shows the counts.
+//! knows who is registered as a backup, [`tools`] who is one by name; [`metrics`]
+//! shows the counts.
 //!
 //! It fails closed: what cannot be known is `Unknown`. Where nothing can be
 //! loaded the agent runs all the same, with [`Evidence::blind`]. It never opens
@@ -33,6 +34,7 @@ mod offsets;
 mod process;
 pub mod readers;
 mod sends;
+pub mod tools;
 pub mod verdict;
 
 use std::collections::{BTreeMap, HashMap};
@@ -52,6 +54,7 @@ use self::loader::{Kernel, Losses, Program};
 use self::readers::{Paths, Readers};
 pub use self::readers::{Reader, ReaderStatus, RegisterError, Who};
 use self::sends::{ByTicket, Sends};
+use self::tools::Tool;
 use self::verdict::Sight;
 use crate::attach::ports::{Disk, Judgement, Witness};
 use crate::ids::{Diskseq, TicketId};
@@ -106,6 +109,8 @@ pub struct EvidenceConfig {
     /// How many (process, disk) pairs are counted at a time; each takes 64
     /// bytes per CPU.
     pub processes: u32,
+    /// Whose processes read as if they were registered.
+    pub tools: Vec<Tool>,
 }
 
 impl Default for EvidenceConfig {
@@ -115,6 +120,7 @@ impl Default for EvidenceConfig {
             deadline: Duration::from_secs(10),
             cgroups: Choice::Found,
             processes: 8192,
+            tools: Tool::usual(),
         }
     }
 }
@@ -259,11 +265,11 @@ impl Evidence {
     ) -> Arc<Self> {
         Arc::new(Self {
             inner: Arc::new(Inner {
+                readers: Readers::new(config.tools.clone()),
                 config,
                 hierarchy,
                 kernel,
                 ledger: Mutex::default(),
-                readers: Readers::default(),
                 sends: Mutex::default(),
                 labels: Mutex::default(),
                 clock,

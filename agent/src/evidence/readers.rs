@@ -15,6 +15,7 @@ use super::cgroups::Hierarchy;
 use super::ledger::Books;
 use super::process;
 use super::sends::ByTicket;
+use super::tools::Tool;
 use crate::attach::ports::Disk;
 use crate::ids::{Bytes, TicketId, VolumeId};
 
@@ -155,6 +156,7 @@ struct Entry {
 /// The registered readers, by ticket.
 #[derive(Debug, Default)]
 pub struct Readers {
+    tools: Vec<Tool>,
     entries: Mutex<HashMap<TicketId, Entry>>,
 }
 
@@ -162,6 +164,19 @@ pub struct Readers {
 pub type Paths = HashMap<u64, String>;
 
 impl Readers {
+    /// No registered readers, but these tools are known by name.
+    pub fn new(tools: Vec<Tool>) -> Self {
+        Self {
+            tools,
+            entries: Mutex::default(),
+        }
+    }
+
+    /// Whether processes of this name read as if they were registered.
+    pub fn knows(&self, comm: &str) -> bool {
+        self.tools.iter().any(|tool| tool.is(comm))
+    }
+
     fn entries(&self) -> MutexGuard<'_, HashMap<TicketId, Entry>> {
         // Every change is one call on the map: a panic leaves nothing half done.
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)

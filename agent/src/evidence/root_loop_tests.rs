@@ -74,6 +74,30 @@ fn counts_are_exact_and_attributed_to_the_process() {
     assert!(!io.processes.iter().any(|p| p.pid == dd.pid()));
 }
 
+/// A backup tool that nobody registered, by its process's name: a reader is let
+/// go, a writer is not.
+#[test]
+fn a_backup_tool_is_known_by_its_name() {
+    let bench = Bench::new();
+    let disk = LoopDisk::new(16);
+    let folder = tempfile::tempdir().unwrap();
+    let restic = folder.path().join("restic");
+    std::fs::copy("/bin/dd", &restic).unwrap();
+    let restic = restic.display();
+    // Nobody takes what it reads.
+    let reader = Child::read(&format!("exec {restic} if=$0 bs=4096 status=none"), &disk);
+    let judged = bench.settles(&disk, &[], Verdict::BackupRunning);
+    assert!(holder(&judged, reader.pid()).registered);
+    bench.ahead(3600);
+    bench.settles(&disk, &[], Verdict::BackupStale);
+    let writer = Child::fed(
+        &format!("exec {restic} of=$0 conv=notrunc status=none"),
+        &disk,
+    );
+    let judged = bench.settles(&disk, &[], Verdict::Live);
+    assert!(holder(&judged, writer.pid()).registered);
+}
+
 /// Where cgroup version 2 has the `io` controller, as in the VM.
 #[test]
 fn buffered_writes_are_counted_for_who_made_them() {
