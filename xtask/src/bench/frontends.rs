@@ -2,8 +2,6 @@
 //! so that what the machine does meanwhile falls on each of them alike.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -12,8 +10,9 @@ use anyhow::{Context, Result, bail};
 use super::client::{self, Report};
 use super::nvmet;
 use super::plan::{self, IN_VM, Load, MEMORY, Medium, ROWS, Row, Side};
-use super::report::{Figure, median};
+use super::report::{self, Figure, median};
 use super::servers::{Backing, Server, Stand};
+use super::{as_root, seconds};
 use crate::{build, places, say, setup};
 
 /// How the frontends are measured.
@@ -36,15 +35,6 @@ pub struct Arguments {
     only: Vec<String>,
 }
 
-fn seconds(text: &str) -> Result<f64, String> {
-    let number: f64 = text.parse().map_err(|_| format!("{text:?} is no number"))?;
-    if (0.1..=600.0).contains(&number) {
-        Ok(number)
-    } else {
-        Err(format!("{text} is not between 0.1 and 600"))
-    }
-}
-
 impl Arguments {
     fn wants(&self, figure: &str) -> bool {
         self.only.is_empty() || self.only.iter().any(|part| figure.contains(part.as_str()))
@@ -53,13 +43,7 @@ impl Arguments {
 
 /// The command.
 pub fn command(arguments: &Arguments) -> Result<ExitCode> {
-    if fs::metadata("/proc/self")
-        .context("look at /proc/self")?
-        .uid()
-        != 0
-    {
-        bail!("tgtd needs root; run `cargo xtask bench frontends` as root");
-    }
+    as_root("frontends", "tgtd needs root")?;
     let all = if arguments.sweep {
         plan::sweep()
     } else {
@@ -241,20 +225,12 @@ impl<'a> Bench<'a> {
 
     fn end(self) -> Result<ExitCode> {
         let figures = &self.figures;
-        say::title(&Figure::head());
-        for figure in figures {
-            println!("{}", figure.line());
-        }
         if self.sound {
             self.logs.remove()?;
         } else {
             say::note(&format!("logs: {}", self.logs.path().display()));
         }
-        if self.arguments.json {
-            for figure in figures {
-                println!("{}", serde_json::to_string(figure)?);
-            }
-        }
+        report::print(figures, self.arguments.json)?;
         Ok(if self.sound {
             ExitCode::SUCCESS
         } else {
@@ -312,13 +288,5 @@ mod tests {
         assert!(arguments.wants("iscsi_4k_qd1_read"));
         arguments.only = vec!["nvme".into(), "rss".into()];
         assert!(arguments.wants(MEMORY) && !arguments.wants("iscsi_4k_qd1_read"));
-    }
-
-    #[test]
-    fn seconds_that_make_no_sense_are_refused() {
-        assert_eq!(seconds("2.5"), Ok(2.5));
-        for wrong in ["0", "-1", "NaN", "601", "x"] {
-            assert!(seconds(wrong).is_err(), "{wrong}");
-        }
     }
 }

@@ -50,10 +50,7 @@ pub fn run(build: &Path, runs: u16, seconds: f64, figures: &mut Vec<Figure>) -> 
     ];
     say::note("booting a VM with Linux 6.12 (emulated): compare its values with each other only");
     let mut values = Values::default();
-    let outcome = vm::run(&spec, &mut |line| match line.strip_prefix(VALUE) {
-        Some(value) => values.take(value),
-        None => println!("  {line}"),
-    })?;
+    let outcome = vm::run(&spec, &mut |line| values.take_or_print(line))?;
     for (figure, _) in IN_VM {
         let of = |side: &str| values.of(figure, side);
         let on_file = format!("{figure}_on_file");
@@ -85,9 +82,17 @@ pub fn run(build: &Path, runs: u16, seconds: f64, figures: &mut Vec<Figure>) -> 
 
 /// Values by figure and side.
 #[derive(Default)]
-struct Values(BTreeMap<(String, String), Vec<f64>>);
+pub struct Values(BTreeMap<(String, String), Vec<f64>>);
 
 impl Values {
+    /// Takes a script's line with a value, and shows every other.
+    pub fn take_or_print(&mut self, line: &str) {
+        match line.strip_prefix(VALUE) {
+            Some(value) => self.take(value),
+            None => println!("  {line}"),
+        }
+    }
+
     fn take(&mut self, line: &str) {
         let words: Vec<&str> = line.split_whitespace().collect();
         if let [figure, side, value] = words[..]
@@ -98,7 +103,8 @@ impl Values {
         }
     }
 
-    fn of(&self, figure: &str, side: &str) -> Vec<f64> {
+    /// The values of a figure's side.
+    pub fn of(&self, figure: &str, side: &str) -> Vec<f64> {
         let key = (figure.to_owned(), side.to_owned());
         self.0.get(&key).cloned().unwrap_or_default()
     }

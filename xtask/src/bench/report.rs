@@ -1,6 +1,9 @@
 //! Values of several runs, as medians and ratios.
 
+use anyhow::Result;
 use serde::Serialize;
+
+use crate::say;
 
 /// One figure, as `--json` prints it.
 #[derive(Debug, Serialize, PartialEq)]
@@ -31,7 +34,20 @@ impl Figure {
         peer: &str,
         values: &[f64],
     ) -> Option<Self> {
-        let (ours, theirs) = (median(drover)?, median(values)?);
+        let runs = drover.len().min(values.len());
+        Self::between(figure, unit, median(drover)?, peer, median(values)?, runs)
+    }
+
+    /// The figure of two values, each of so many runs; none when the peer's is
+    /// nothing to divide by.
+    pub fn between(
+        figure: &str,
+        unit: &str,
+        ours: f64,
+        peer: &str,
+        theirs: f64,
+        runs: usize,
+    ) -> Option<Self> {
         (theirs != 0.0).then(|| Self {
             figure: figure.to_owned(),
             unit: unit.to_owned(),
@@ -39,7 +55,7 @@ impl Figure {
             peer: peer.to_owned(),
             peer_value: rounded(theirs),
             ratio: rounded(ours / theirs),
-            runs: drover.len().min(values.len()),
+            runs,
         })
     }
 
@@ -63,6 +79,28 @@ impl Figure {
             "figure", "drover", "unit", "peer", "peer's", "ratio"
         )
     }
+}
+
+/// Prints a table of the figures and, if asked for, each as a line of JSON.
+pub fn print(figures: &[Figure], json: bool) -> Result<()> {
+    say::title(&Figure::head());
+    for figure in figures {
+        println!("{}", figure.line());
+    }
+    if json {
+        for figure in figures {
+            println!("{}", serde_json::to_string(figure)?);
+        }
+    }
+    Ok(())
+}
+
+/// The smallest value that this part of all values does not exceed.
+pub fn percentile(values: &[f64], part: f64) -> Option<f64> {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let place = (part * sorted.len() as f64).ceil() as usize;
+    sorted.get(place.saturating_sub(1)).copied()
 }
 
 /// The value in the middle; of an even number, the mean of the two.
@@ -98,6 +136,15 @@ mod tests {
         assert_eq!(median(&[]), None);
         assert_eq!(median(&[3.0, 100.0, 1.0]), Some(3.0));
         assert_eq!(median(&[4.0, 1.0, 2.0, 9.0]), Some(3.0));
+    }
+
+    #[test]
+    fn a_percentile_is_one_of_the_values() {
+        let values: Vec<f64> = (1..=100).rev().map(f64::from).collect();
+        assert_eq!(percentile(&values, 0.5), Some(50.0));
+        assert_eq!(percentile(&values, 0.99), Some(99.0));
+        assert_eq!(percentile(&[7.0], 0.99), Some(7.0));
+        assert_eq!(percentile(&[], 0.5), None);
     }
 
     #[test]

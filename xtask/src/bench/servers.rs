@@ -165,7 +165,7 @@ fn deadly(command: &Command) -> Command {
 
 /// A loopback port that nobody has. Another may take it before the target does;
 /// the target then says so and ends.
-fn free_address() -> Result<SocketAddr> {
+pub fn free_address() -> Result<SocketAddr> {
     let listener = TcpListener::bind("127.0.0.1:0").context("find a free port")?;
     listener.local_addr().context("find a free port")
 }
@@ -212,6 +212,51 @@ fn configure(port: u16, medium: Medium, file: &Path) -> Result<()> {
         process::read(&mut command, ADMIN)?;
     }
     Ok(())
+}
+
+/// Has the tgtd on this port end its target at once, whoever uses it: nobody may
+/// log in again, each connection is deleted, and then the target, as soon as tgtd
+/// takes it.
+///
+/// # Errors
+/// When tgtadm fails, or tgtd still has the target in use after a while.
+pub fn delete_by_force(port: u16) -> Result<()> {
+    let tgtadm = |words: &[&str]| -> Result<String> {
+        let mut command = Command::new("tgtadm");
+        command
+            .env("PATH", places::path()?)
+            .args(["-C", &control_port(port), "--lld", "iscsi", "--tid", "1"])
+            .args(words);
+        process::read(&mut command, ADMIN)
+    };
+    tgtadm(&[
+        "--mode",
+        "target",
+        "--op",
+        "unbind",
+        "--initiator-address",
+        "ALL",
+    ])?;
+    let connections = tgtadm(&["--mode", "conn", "--op", "show"])?;
+    let mut session = String::new();
+    for line in connections.lines() {
+        match line.trim().split_once(": ") {
+            Some(("Session", number)) => number.clone_into(&mut session),
+            Some(("Connection", number)) => {
+                tgtadm(&[
+                    "--mode", "conn", "--op", "delete", "--sid", &session, "--cid", number,
+                ])?;
+            }
+            _ => {}
+        }
+    }
+    let begin = Instant::now();
+    loop {
+        match tgtadm(&["--mode", "target", "--op", "delete", "--force"]) {
+            Err(_) if begin.elapsed() < ADMIN => thread::sleep(Duration::from_millis(1)),
+            ended => return ended.map(drop),
+        }
+    }
 }
 
 /// What the names of backing files begin with; their process's id follows.

@@ -32,6 +32,15 @@ pub fn kernel_source() -> Result<String> {
     packages::kernel_source()
 }
 
+/// Makes sure that bpftrace is there. `bench trace` alone needs it.
+///
+/// # Errors
+/// What could not be had, and how to get it by hand.
+pub fn bpftrace() -> Result<()> {
+    let _lock = lock()?;
+    packages::bpftrace()
+}
+
 /// Makes sure that every prerequisite is there.
 ///
 /// # Errors

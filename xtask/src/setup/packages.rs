@@ -157,6 +157,16 @@ pub fn kernel_source() -> Result<String> {
     version(KERNEL_SOURCE)
 }
 
+/// Installs bpftrace, which drover's tracing is measured beside, if it is missing.
+pub fn bpftrace() -> Result<()> {
+    let missing = absent(&["bpftrace"])?;
+    if missing.is_empty() {
+        return Ok(());
+    }
+    update()?;
+    fetch(missing)
+}
+
 fn missing_packages() -> Result<()> {
     let mut missing = absent(PACKAGES)?;
     let kernel_there = installed()?.iter().any(|name| is_kernel(name));
