@@ -59,7 +59,6 @@ loop() { # a new disk of 8 MiB in memory
     losetup -f --show "$file"
 }
 connected() { [ -b /dev/nvme0n1 ]; }
-session_disk() { ls /dev/disk/by-path/*"$iqn"* > /dev/null 2>&1; }
 
 modprobe -a nvme-tcp iscsi_tcp sd_mod dm-mod loop
 truncate -s 64M "$work/volume"

@@ -9,7 +9,7 @@ use serde::Deserialize;
 /// Bytes of a process's name that the kernel keeps: TASK_COMM_LEN without the
 /// 0 at its end (include/linux/sched.h).
 const COMM: usize = 15;
-/// A pattern that fits more than this many bytes less would fit anybody.
+/// Characters of a beginning, at least: a shorter one would fit anybody.
 const LEAST: usize = 3;
 
 /// The name of a tool's process, or the beginning of it and `*`.

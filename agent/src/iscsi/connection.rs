@@ -404,7 +404,7 @@ impl Iscsi {
         }
         let shared = Arc::clone(&self.shared);
         let place = (self.peer, self.portal);
-        link.expect(PLACES);
+        link.make_room(PLACES);
         let serving = Serving::new(shared, voice, &agreed, session, place, link.now());
         self.phase = Phase::Serving(Box::new(serving));
         Ok(())

@@ -63,7 +63,8 @@ pub fn perform(
 ) -> Result<(), Failed> {
     match io {
         Io::Write { lba, fua, .. } => device.write(lba, data, fua)?,
-        Io::Read { .. } | Io::Flush => {}
+        Io::Flush => device.flush()?,
+        Io::Read { .. } => {}
         Io::Compare { lba, .. } => compare(device, lba, data, scratch)?,
         Io::WriteZeroes {
             lba,

@@ -54,7 +54,7 @@ impl Serving {
         link: &mut Link,
     ) -> Self {
         controller.attach(shape.id, link.waker());
-        link.expect(shape.depth.into());
+        link.make_room(shape.depth.into());
         let subsystem = Arc::clone(controller.subsystem());
         Self {
             queue: Queue::new(shape, metrics.clone()),

@@ -237,7 +237,7 @@ impl Spares {
     }
 
     /// Has room to keep the buffers of so many commands.
-    pub fn expect(&mut self, commands: usize) {
+    pub fn make_room(&mut self, commands: usize) {
         for (class, spares) in self.classes.iter_mut().enumerate() {
             spares.reserve(commands.min(KEPT / (PAGE << class)));
         }

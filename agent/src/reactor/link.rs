@@ -229,12 +229,12 @@ impl Link {
 
     /// So many commands may be under way at once, from now on: what it takes to
     /// begin and to answer them is there before they come.
-    pub fn expect(&mut self, commands: usize) {
+    pub fn make_room(&mut self, commands: usize) {
         self.begun.reserve(commands);
         // Each answer's header, and its data.
         self.output.reserve(2 * commands + 1);
         self.gathered.reserve(ANSWER * commands);
-        self.spares.expect(commands);
+        self.spares.make_room(commands);
     }
 
     /// Sends bytes, behind all that was sent before.

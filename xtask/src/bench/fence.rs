@@ -42,6 +42,7 @@ const BOOT: Duration = Duration::from_secs(300);
 const TGT_EACH: u16 = 5;
 /// A load has all its commands in flight by then.
 const UNDER_WAY: Duration = Duration::from_millis(400);
+
 /// The command.
 pub fn command(arguments: &Arguments) -> Result<ExitCode> {
     as_root("fence", "tgtd and VMs need it")?;
