@@ -38,7 +38,10 @@ fn main() -> anyhow::Result<()> {
         .iter()
         .try_for_each(|disk| measure(&gates, disk));
     drop(gates);
-    std::fs::remove_dir_all(&pins).with_context(|| format!("remove {}", pins.display()))?;
+    // Where nothing could be loaded, nothing is pinned.
+    if pins.exists() {
+        std::fs::remove_dir_all(&pins).with_context(|| format!("remove {}", pins.display()))?;
+    }
     measured
 }
 

@@ -5,7 +5,9 @@
 //! and prints how long that took, from the call to its settlement, in
 //! microseconds, and how many commands were inside.
 
-use std::io::BufRead;
+#[path = "said/mod.rs"]
+mod said;
+
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -79,14 +81,7 @@ async fn main() -> anyhow::Result<()> {
     let serving = tokio::spawn(serving);
     println!("serving");
 
-    let (said, mut lines) = tokio::sync::mpsc::unbounded_channel();
-    std::thread::spawn(move || {
-        for line in std::io::stdin().lock().lines().map_while(Result::ok) {
-            if said.send(line).is_err() {
-                return;
-            }
-        }
-    });
+    let mut lines = said::lines();
     while let Some(line) = lines.recv().await {
         let words: Vec<_> = line.split_whitespace().collect();
         match words[..] {

@@ -4,10 +4,12 @@
 //! and prints what it came to, `grow BYTES` expands it, `late` prints how many
 //! commands were refused since the fence, `stop` (or end of file) ends it.
 
+#[path = "said/mod.rs"]
+mod said;
 #[path = "trial/mod.rs"]
 mod trial;
 
-use std::io::{BufRead, Seek, SeekFrom};
+use std::io::{Seek, SeekFrom};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -163,14 +165,7 @@ async fn main() -> anyhow::Result<()> {
     let serving = tokio::spawn(serving);
     println!("serving {size}");
 
-    let (said, mut lines) = tokio::sync::mpsc::unbounded_channel();
-    std::thread::spawn(move || {
-        for line in std::io::stdin().lock().lines().map_while(Result::ok) {
-            if said.send(line).is_err() {
-                return;
-            }
-        }
-    });
+    let mut lines = said::lines();
     while let Some(line) = lines.recv().await {
         let words: Vec<_> = line.split_whitespace().collect();
         match words[..] {

@@ -66,7 +66,10 @@ fn watch(disks: &[String]) -> anyhow::Result<()> {
     let read = std::io::stdin().read_to_end(&mut Vec::new());
     let pins = gates.pins().to_owned();
     drop((evidence, gates));
-    fs::remove_dir_all(&pins).with_context(|| format!("remove {}", pins.display()))?;
+    // Where nothing could be loaded, nothing is pinned.
+    if pins.exists() {
+        fs::remove_dir_all(&pins).with_context(|| format!("remove {}", pins.display()))?;
+    }
     read.context("read standard input").map(drop)
 }
 

@@ -17,31 +17,7 @@ host_id=00000000-0000-4000-8000-00000000000a
 iqn=iqn.2026-01.io.drover:bench
 initiator=iqn.2026-01.io.drover:vm
 
-wrong() {
-    echo "$*"
-    tail -n 20 "$work"/*.log || true
-    dmesg | tail -n 20
-    exit 1
-}
-
-# within SECONDS COMMAND...: the command succeeds before they are over
-within() {
-    local end=$((SECONDS + $1))
-    shift
-    until "$@"; do
-        [ $SECONDS -lt $end ] || return 1
-        sleep 0.05
-    done
-}
-
-# serve NAME COMMAND...: starts one of drover's examples
-serve() {
-    mkfifo "$work/$1.in"
-    "${@:2}" < "$work/$1.in" > "$work/$1.out" 2> "$work/$1.log" &
-    # Held open for as long as this script runs: the target ends with its input.
-    exec {input}> "$work/$1.in"
-    within 30 grep -q serving "$work/$1.out" || wrong "$1 does not serve"
-}
+. xtask/bench/shared.bash
 
 # timed SIDE COMMAND...: runs it and says how long that took
 timed() {

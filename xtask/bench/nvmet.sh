@@ -16,22 +16,7 @@ host_id=00000000-0000-4000-8000-00000000000a
 nqn=nqn.2026-01.io.drover:bench
 config=/sys/kernel/config/nvmet
 
-wrong() {
-    echo "$*"
-    [ ! -e "$work/log" ] || tail -n 20 "$work/log"
-    dmesg | tail -n 20
-    exit 1
-}
-
-# within SECONDS COMMAND...: the command succeeds before they are over
-within() {
-    local end=$((SECONDS + $1))
-    shift
-    until "$@"; do
-        [ $SECONDS -lt $end ] || return 1
-        sleep 0.1
-    done
-}
+. xtask/bench/shared.bash
 
 # export SIDE PATH NUMBER: has the kernel's target serve PATH
 export_nvmet() {
@@ -74,15 +59,10 @@ measure() {
     echo "value $1 $2 $iops"
 }
 
-# serve SIDE PATH PORT: has drover serve PATH
-serve() {
-    mkfifo "$work/input-$1"
-    "$TARGET" --file "$2" --listen "127.0.0.1:$3" --subsystem "$nqn-$1" \
-        --namespace "11111111-1111-4111-8111-11111111$3" --host $host --host-id $host_id \
-        < "$work/input-$1" > "$work/said-$1" 2>> "$work/log" &
-    # Held open for as long as this script runs: the target ends with its input.
-    exec {input}> "$work/input-$1"
-    within 30 grep -q serving "$work/said-$1" || wrong "$1 does not serve"
+# serve_file SIDE PATH PORT: has drover serve PATH
+serve_file() {
+    serve "$1" "$TARGET" --file "$2" --listen "127.0.0.1:$3" --subsystem "$nqn-$1" \
+        --namespace "11111111-1111-4111-8111-11111111$3" --host $host --host-id $host_id
 }
 
 modprobe -a nvme-tcp nvmet nvmet-tcp
@@ -99,8 +79,8 @@ echo 4421 > "$config/ports/1/addr_trsvcid"
 export_nvmet nvmet /dev/ram0
 export_nvmet nvmet-file "$file"
 
-serve drover /dev/ram0 4422
-serve drover-file "$file" 4423
+serve_file drover /dev/ram0 4422
+serve_file drover-file "$file" 4423
 
 connect nvmet 4421
 connect nvmet-file 4421

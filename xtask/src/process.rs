@@ -6,8 +6,8 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{BufRead, BufReader, Read};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -147,6 +147,93 @@ pub fn tail(text: &str) -> String {
         .collect()
 }
 
+/// A program that is talked to in lines. When it is dropped, its input ends;
+/// one that goes on for a while after that is ended.
+pub struct Dialogue {
+    child: Child,
+    input: Option<ChildStdin>,
+    lines: mpsc::Receiver<String>,
+    words: String,
+}
+
+impl Dialogue {
+    /// Starts it; its errors go to `errors`.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn start(command: &mut Command, errors: Stdio) -> Result<Self> {
+        let words = words(command);
+        let mut child = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(errors)
+            .spawn()
+            .with_context(|| format!("start {words}"))?;
+        let (sender, lines) = mpsc::channel();
+        if let Some(output) = child.stdout.take() {
+            thread::spawn(move || forward(output, &sender));
+        }
+        Ok(Self {
+            input: child.stdin.take(),
+            child,
+            lines,
+            words,
+        })
+    }
+
+    /// Says a line to it.
+    ///
+    /// # Errors
+    /// When it does not listen any more.
+    pub fn tell(&mut self, line: &str) -> Result<()> {
+        let input = self.input.as_mut().context("its input has ended")?;
+        writeln!(input, "{line}").with_context(|| format!("say {line:?} to {}", self.words))
+    }
+
+    /// What follows `first` in its next line that begins so; other lines are
+    /// passed over.
+    ///
+    /// # Errors
+    /// When it ended without such a line, or there was none in time.
+    pub fn hear(&mut self, first: &str, limit: Duration) -> Result<String> {
+        let until = Instant::now() + limit;
+        loop {
+            match self
+                .lines
+                .recv_timeout(until.saturating_duration_since(Instant::now()))
+            {
+                Ok(line) => {
+                    if let Some(rest) = line.strip_prefix(first) {
+                        return Ok(rest.to_owned());
+                    }
+                }
+                Err(RecvTimeoutError::Disconnected) => {
+                    bail!("{} ended before it said {first:?}", self.words)
+                }
+                Err(RecvTimeoutError::Timeout) => bail!(
+                    "{} did not say {first:?} in {}",
+                    self.words,
+                    say::duration(limit)
+                ),
+            }
+        }
+    }
+}
+
+impl Drop for Dialogue {
+    fn drop(&mut self) {
+        drop(self.input.take());
+        let begin = Instant::now();
+        while begin.elapsed() < Duration::from_secs(1) {
+            if matches!(self.child.try_wait(), Ok(Some(_))) {
+                return;
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
+        end(&mut self.child);
+    }
+}
+
 /// Ends a child and all that descends from it: asks, waits, kills, by id.
 pub fn end(child: &mut Child) {
     let family = family(child.id());
@@ -246,5 +333,19 @@ mod tests {
             .to_string();
         assert!(error.starts_with("sh -c echo it broke"), "{error}");
         assert!(error.contains("    it broke"), "{error}");
+    }
+
+    #[test]
+    fn a_dialogue_passes_lines_over_ends_in_time_and_says_when_there_is_none() {
+        let second = Duration::from_secs(10);
+        let mut cat = Dialogue::start(&mut Command::new("cat"), Stdio::null()).unwrap();
+        cat.tell("one").unwrap();
+        cat.tell("two 2 3").unwrap();
+        assert_eq!(cat.hear("two", second).unwrap(), " 2 3");
+        let late = cat.hear("three", Duration::from_millis(20)).unwrap_err();
+        assert!(late.to_string().contains("cat did not say"), "{late}");
+        let mut gone = Dialogue::start(&mut Command::new("true"), Stdio::null()).unwrap();
+        let ended = gone.hear("x", second).unwrap_err();
+        assert!(ended.to_string().contains("true ended before"), "{ended}");
     }
 }

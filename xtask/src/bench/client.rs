@@ -1,5 +1,6 @@
 //! One run of the load generator.
 
+use std::net::SocketAddr;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
@@ -52,34 +53,12 @@ impl Report {
 /// # Errors
 /// When a command failed or brought wrong data, or the run is not over in time.
 pub fn run(build: &Path, side: Side, server: &Server, load: Load, seconds: f64) -> Result<Report> {
-    let mut command = Command::new(build.join("load"));
-    command.args(["run", "--address", &server.address.to_string()]);
-    let sessions = load.sessions.to_string();
-    match side {
-        Side::DroverIscsi | Side::Tgt | Side::NullIscsi => {
-            // tgt keeps LUN 0 for its controller.
-            let unit = if side == Side::Tgt { "1" } else { "0" };
-            command.args([
-                "--wire",
-                "iscsi",
-                "--target",
-                TARGET,
-                "--initiator",
-                INITIATOR,
-            ]);
-            command.args(["--unit", unit, "--sessions", &sessions]);
-        }
-        Side::DroverNvme | Side::NullNvme => {
-            command.args(["--wire", "nvme", "--target", SUBSYSTEM, "--initiator", HOST]);
-            command.args(["--host-id", HOST_ID, "--unit", "1", "--queues", &sessions]);
-        }
-        Side::Limit => {
-            command.args(["--wire", "raw", "--sessions", &sessions]);
-        }
-    }
+    let name = match side {
+        Side::DroverNvme | Side::NullNvme => SUBSYSTEM,
+        Side::DroverIscsi | Side::Tgt | Side::NullIscsi | Side::Limit => TARGET,
+    };
+    let mut command = command(build, side, server.address, name, load);
     command
-        .args(["--mix", load.mix, "--size", &load.size.to_string()])
-        .args(["--depth", &load.depth.to_string()])
         .args([
             "--seconds",
             &seconds.to_string(),
@@ -91,4 +70,37 @@ pub fn run(build: &Path, side: Side, server: &Server, load: Load, seconds: f64) 
     let line = text.lines().find(|line| line.starts_with('{'));
     let line = line.with_context(|| format!("{} said nothing", process::words(&command)))?;
     serde_json::from_str(line).context("read the load generator's report")
+}
+
+/// The load generator on a side's target of this name; how long is to be added.
+pub fn command(build: &Path, side: Side, address: SocketAddr, target: &str, load: Load) -> Command {
+    let mut command = Command::new(build.join("load"));
+    command.args(["run", "--address", &address.to_string()]);
+    let sessions = load.sessions.to_string();
+    match side {
+        Side::DroverIscsi | Side::Tgt | Side::NullIscsi => {
+            // tgt keeps LUN 0 for its controller.
+            let unit = if side == Side::Tgt { "1" } else { "0" };
+            command.args([
+                "--wire",
+                "iscsi",
+                "--target",
+                target,
+                "--initiator",
+                INITIATOR,
+            ]);
+            command.args(["--unit", unit, "--sessions", &sessions]);
+        }
+        Side::DroverNvme | Side::NullNvme => {
+            command.args(["--wire", "nvme", "--target", target, "--initiator", HOST]);
+            command.args(["--host-id", HOST_ID, "--unit", "1", "--queues", &sessions]);
+        }
+        Side::Limit => {
+            command.args(["--wire", "raw", "--sessions", &sessions]);
+        }
+    }
+    command
+        .args(["--mix", load.mix, "--size", &load.size.to_string()])
+        .args(["--depth", &load.depth.to_string()]);
+    command
 }

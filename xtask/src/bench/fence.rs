@@ -2,23 +2,25 @@
 //! home (from the call to the settlement that a receipt is made of) and on the
 //! node (from the call to the first refused read).
 
-use std::io::{BufRead, BufReader, Lines, Write};
-use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, ChildStdout, Command, ExitCode, Stdio};
+use std::fs::File;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::{Child, Command, ExitCode, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
-use super::as_root;
 use super::nvmet::Values;
-use super::plan::{Medium, Side};
+use super::plan::{Load, Medium, Side};
 use super::report::{self, Figure, percentile};
 use super::servers::{
-    Backing, HOST, HOST_ID, INITIATOR, Stand, TARGET, delete_by_force, free_address,
+    Backing, HOST, HOST_ID, PoolFolder, Stand, TARGET, delete_by_force, free_address,
 };
+use super::{as_root, client};
+use crate::process::{self, Dialogue};
 use crate::vm::{self, Kernel, VmSpec};
-use crate::{build, places, process, say, setup};
+use crate::{build, places, say, setup};
 
 /// How fences are measured.
 #[derive(clap::Args)]
@@ -40,6 +42,8 @@ const ROUND: Duration = Duration::from_secs(30);
 const BOOT: Duration = Duration::from_secs(300);
 /// tgtd takes seconds to end, so it is measured only once in so many fences.
 const TGT_EACH: u16 = 5;
+/// For an answer of the home's, whose own deadline is 10 s.
+const ANSWER: Duration = Duration::from_secs(30);
 /// A load has all its commands in flight by then.
 const UNDER_WAY: Duration = Duration::from_millis(400);
 
@@ -72,13 +76,19 @@ fn exports(build: &Path, runs: u16, figures: &mut Vec<Figure>) -> Result<()> {
         Backing::make(build, Medium::Disk)
     })?;
     let mut home = Home::start(build, logs.path())?;
-    for (name, depth, queues) in [("export_fence", 32, 1), ("export_fence_1024", 64, 16)] {
+    for (name, depth, sessions) in [("export_fence", 32, 1), ("export_fence_1024", 64, 16)] {
         let (mut ours, mut theirs, mut inside) = (Vec::new(), Vec::new(), Vec::new());
+        let load = Load {
+            mix: "write",
+            size: 4096,
+            depth,
+            sessions,
+        };
         say::step(
-            &format!("{name}: {} writes in flight", depth * queues),
+            &format!("{name}: {} writes in flight", depth * sessions),
             || {
                 for number in 0..runs {
-                    let (took, found) = home.fence(build, depth, queues)?;
+                    let (took, found) = home.fence(build, load)?;
                     ours.push(took);
                     inside.push(found);
                     if number % TGT_EACH == 0 {
@@ -86,7 +96,7 @@ fn exports(build: &Path, runs: u16, figures: &mut Vec<Figure>) -> Result<()> {
                             build,
                             logs: logs.path(),
                         };
-                        theirs.push(tgt(&stand, &backing, depth, queues)?);
+                        theirs.push(tgt(&stand, &backing, load)?);
                     }
                 }
                 Ok(())
@@ -96,6 +106,7 @@ fn exports(build: &Path, runs: u16, figures: &mut Vec<Figure>) -> Result<()> {
         say::note(&format!(
             "{name}: commands inside as the gate closed: median {middle:.0}"
         ));
+        let sides = ours.len().min(theirs.len());
         for (part, quantile) in [("p50", 0.5), ("p99", 0.99)] {
             let (Some(ours), Some(theirs)) =
                 (percentile(&ours, quantile), percentile(&theirs, quantile))
@@ -104,14 +115,7 @@ fn exports(build: &Path, runs: u16, figures: &mut Vec<Figure>) -> Result<()> {
             };
             let figure = format!("{name}_ms_{part}");
             let peer = "tgtadm delete";
-            figures.extend(Figure::between(
-                &figure,
-                "ms",
-                ours,
-                peer,
-                theirs,
-                runs.into(),
-            ));
+            figures.extend(Figure::between(&figure, "ms", ours, peer, theirs, sides));
         }
     }
     drop(home);
@@ -120,122 +124,71 @@ fn exports(build: &Path, runs: u16, figures: &mut Vec<Figure>) -> Result<()> {
 
 /// drover's example of a home, with one volume on a disk.
 struct Home {
-    child: Child,
-    input: ChildStdin,
-    output: Lines<BufReader<ChildStdout>>,
-    address: String,
+    dialogue: Dialogue,
+    address: SocketAddr,
     epoch: u64,
-    pool: PathBuf,
+    // Behind the dialogue, so that it goes after the process has.
+    _pool: PoolFolder,
 }
 
 impl Home {
     fn start(build: &Path, logs: &Path) -> Result<Self> {
-        let address = free_address()?.to_string();
-        let pool = Path::new("/var/tmp").join(format!("drover-fence-{}", std::process::id()));
-        let log = std::fs::File::create(logs.join("home.log")).context("create a log")?;
+        let address = free_address()?;
+        let pool = PoolFolder::new();
+        let log = File::create(logs.join("home.log")).context("create a log")?;
         let mut command = Command::new(build.join("examples/home"));
         command
             .arg("--pool")
-            .arg(&pool)
-            .args(["--listen", &address, "--host", HOST, "--host-id", HOST_ID])
-            .env("RUST_LOG", "warn")
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(log);
-        let mut child = command.spawn().context("start drover's home")?;
-        let input = child.stdin.take().context("a pipe was asked for")?;
-        let output = child.stdout.take().context("a pipe was asked for")?;
-        let mut home = Self {
-            child,
-            input,
-            output: BufReader::new(output).lines(),
+            .arg(&pool.0)
+            .args(["--listen", &address.to_string()])
+            .args(["--host", HOST, "--host-id", HOST_ID])
+            .env("RUST_LOG", "warn");
+        let mut dialogue = Dialogue::start(&mut command, log.into())?;
+        dialogue.hear("serving", ANSWER)?;
+        Ok(Self {
+            dialogue,
             address,
             epoch: 0,
-            pool,
-        };
-        home.hears("serving")?;
-        Ok(home)
-    }
-
-    /// The words of its next line, which begins with `first`.
-    fn hears(&mut self, first: &str) -> Result<Vec<String>> {
-        let line = self.output.next();
-        let line = line
-            .context("drover's home ended")?
-            .context("read a line")?;
-        let rest = line.strip_prefix(first);
-        let rest = rest.with_context(|| format!("{line:?} does not begin with {first}"))?;
-        Ok(rest.split_whitespace().map(str::to_owned).collect())
+            _pool: pool,
+        })
     }
 
     /// Fences an export under load: milliseconds, and commands inside.
-    fn fence(&mut self, build: &Path, depth: u16, queues: u16) -> Result<(f64, f64)> {
+    fn fence(&mut self, build: &Path, load: Load) -> Result<(f64, f64)> {
         self.epoch += 1;
-        writeln!(self.input, "export {}", self.epoch).context("tell drover's home")?;
-        let exported = self.hears("exported")?;
-        let [name, _] = &exported[..] else {
-            bail!("drover's home said {exported:?}");
-        };
-        let mut load = Command::new(build.join("load"));
-        load.args(["run", "--address", &self.address, "--wire", "nvme"])
-            .args(["--target", name, "--initiator", HOST, "--host-id", HOST_ID])
-            .args(["--unit", "1", "--queues", &queues.to_string()]);
-        let mut load = under(load, depth)?;
-        writeln!(self.input, "fence {}", self.epoch).context("tell drover's home")?;
-        let fenced = self.hears("fenced")?;
+        self.dialogue.tell(&format!("export {}", self.epoch))?;
+        let exported = self.dialogue.hear("exported ", ANSWER)?;
+        let name = exported.split(' ').next().unwrap_or_default();
+        let load = client::command(build, Side::DroverNvme, self.address, name, load);
+        let mut load = under(load)?;
+        self.dialogue.tell(&format!("fence {}", self.epoch))?;
+        let fenced = self.dialogue.hear("fenced ", ANSWER);
         process::end(&mut load);
-        let [took, inside] = &fenced[..] else {
-            bail!("drover's home said {fenced:?}");
-        };
+        let fenced = fenced?;
+        let numbers = fenced.split_once(' ');
+        let (took, inside) = numbers.with_context(|| format!("{fenced:?} is no answer"))?;
         Ok((took.parse::<f64>()? / 1000.0, inside.parse()?))
     }
 }
 
-impl Drop for Home {
-    fn drop(&mut self) {
-        process::end(&mut self.child);
-        if let Err(error) = std::fs::remove_dir_all(&self.pool) {
-            say::note(&format!("{} stays: {error}", self.pool.display()));
-        }
-    }
-}
-
-/// Deletes a target of tgt's under load: milliseconds of the command.
-fn tgt(stand: &Stand<'_>, backing: &Backing, depth: u16, sessions: u16) -> Result<f64> {
+/// Deletes a target of tgt's under load: milliseconds of the commands.
+fn tgt(stand: &Stand<'_>, backing: &Backing, load: Load) -> Result<f64> {
     let server = stand.start(Side::Tgt, Medium::Disk, backing.path())?;
-    let mut load = Command::new(stand.build.join("load"));
-    load.args(["run", "--address", &server.address.to_string()])
-        .args([
-            "--wire",
-            "iscsi",
-            "--target",
-            TARGET,
-            "--initiator",
-            INITIATOR,
-        ])
-        .args(["--unit", "1", "--sessions", &sessions.to_string()]);
-    let mut load = under(load, depth)?;
+    let load = client::command(stand.build, Side::Tgt, server.address, TARGET, load);
+    let mut load = under(load)?;
     let begin = Instant::now();
-    delete_by_force(server.address.port())?;
+    let deleted = delete_by_force(server.address.port());
     let took = begin.elapsed();
     process::end(&mut load);
-    Ok(took.as_secs_f64() * 1000.0)
+    deleted.map(|()| took.as_secs_f64() * 1000.0)
 }
 
-/// Starts a load of writes, and goes on when it is under way.
-fn under(mut load: Command, depth: u16) -> Result<Child> {
-    load.args([
-        "--mix",
-        "write",
-        "--size",
-        "4096",
-        "--depth",
-        &depth.to_string(),
-    ])
-    .args(["--seconds", "10", "--warm-up", "0.1"])
-    .stdin(Stdio::null())
-    .stdout(Stdio::null())
-    .stderr(Stdio::null());
+/// Starts a load, and goes on when it is under way.
+fn under(mut load: Command) -> Result<Child> {
+    load.args(["--seconds", "10", "--warm-up", "0.1"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
     let mut child = load.spawn().context("start the load generator")?;
     thread::sleep(UNDER_WAY);
     if let Some(status) = child.try_wait().context("look at the load generator")? {
@@ -271,7 +224,8 @@ fn node(build: &Path, runs: u16, figures: &mut Vec<Figure>) -> Result<()> {
         };
         let name = format!("node_gate_us_{part}");
         let peer = "nvme disconnect";
-        figures.extend(Figure::between(&name, "us", ours, peer, theirs, gate.len()));
+        let sides = gate.len().min(disconnect.len());
+        figures.extend(Figure::between(&name, "us", ours, peer, theirs, sides));
     }
     // By how often each could be done in a second, so that the ratio says how
     // many times faster the gate is.

@@ -259,19 +259,20 @@ pub fn delete_by_force(port: u16) -> Result<()> {
     }
 }
 
-/// What the names of backing files begin with; their process's id follows.
+/// What the names of backing files and pools begin with; their process's id is at the end.
 const PREFIX: &str = "drover-bench-";
 
-/// Removes the files of runs that were killed.
+/// Removes the files and folders of runs that were killed.
 fn remove_stale(folder: &Path) {
     let entries = fs::read_dir(folder).into_iter().flatten().flatten();
     for entry in entries {
         let name = entry.file_name();
-        let id = name.to_str().and_then(|name| name.strip_prefix(PREFIX));
-        let id = id.and_then(|id| id.parse::<u32>().ok());
+        let rest = name.to_str().and_then(|name| name.strip_prefix(PREFIX));
+        let id = rest.and_then(|rest| rest.rsplit('-').next()?.parse::<u32>().ok());
         if id.is_some_and(|id| !Path::new(&format!("/proc/{id}")).exists()) {
+            let path = entry.path();
             // One that cannot be removed is in nobody's way.
-            let _ = fs::remove_file(entry.path());
+            let _ = fs::remove_file(&path).or_else(|_| fs::remove_dir_all(&path));
         }
     }
 }
@@ -322,6 +323,25 @@ impl Drop for Backing {
     }
 }
 
+/// A folder on a disk for drover's pool, removed when dropped.
+pub struct PoolFolder(pub PathBuf);
+
+impl PoolFolder {
+    /// Names one, which is there when the pool makes it.
+    pub fn new() -> Self {
+        let folder = Path::new("/var/tmp");
+        remove_stale(folder);
+        Self(folder.join(format!("{PREFIX}pool-{}", std::process::id())))
+    }
+}
+
+impl Drop for PoolFolder {
+    fn drop(&mut self) {
+        // It may never have come to be.
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -336,6 +356,7 @@ mod tests {
             fs::write(folder.join(format!("{PREFIX}{id}")), "").unwrap();
         }
         fs::write(folder.join("drover-bench-notes"), "").unwrap();
+        fs::create_dir(folder.join(format!("{PREFIX}pool-{gone}"))).unwrap();
         remove_stale(&folder);
         let mut left: Vec<String> = fs::read_dir(&folder)
             .unwrap()

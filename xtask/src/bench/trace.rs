@@ -4,9 +4,9 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader};
+use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitCode, Stdio};
+use std::process::{Command, ExitCode, Stdio};
 use std::thread;
 use std::time::Duration;
 
@@ -15,7 +15,8 @@ use serde::Deserialize;
 
 use super::report::{self, Figure};
 use super::{as_root, seconds};
-use crate::{build, places, process, say, setup};
+use crate::process::{self, Dialogue};
+use crate::{build, places, say, setup};
 
 /// How watching is measured.
 #[derive(clap::Args)]
@@ -173,7 +174,7 @@ impl Stand {
         Ok(cost)
     }
 
-    fn start(&self, watcher: Watcher, disks: &Loops) -> Result<Option<Watching>> {
+    fn start(&self, watcher: Watcher, disks: &Loops) -> Result<Option<Dialogue>> {
         let (mut command, ready) = match watcher {
             Watcher::Nobody => return Ok(None),
             Watcher::Drover => {
@@ -191,51 +192,13 @@ impl Stand {
                 (command, "Attaching")
             }
         };
-        Watching::start(&mut command, ready).map(Some)
-    }
-}
-
-/// A watcher's process; it is ended when dropped.
-struct Watching(Child);
-
-impl Watching {
-    /// Goes on when it has said that it is ready.
-    fn start(command: &mut Command, ready: &str) -> Result<Self> {
-        let child = command
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .with_context(|| format!("start {}", process::words(command)))?;
-        let mut watching = Self(child);
-        let output = watching.0.stdout.take().context("a pipe was asked for")?;
-        let mut lines = BufReader::new(output).lines();
-        loop {
-            match lines.next() {
-                Some(Ok(line)) if line.starts_with(ready) => break,
-                Some(Ok(_)) => {}
-                _ => bail!("{} ended before it watched", process::words(command)),
-            }
+        let mut watching = Dialogue::start(&mut command, Stdio::null())?;
+        watching.hear(ready, MARGIN)?;
+        if watcher == Watcher::Biolatency {
+            // It says so before it does so. What it is late by is in its favour.
+            thread::sleep(Duration::from_secs(1));
         }
-        // bpftrace says it before it does it. What else is said is read, so
-        // that the pipe is not closed on it.
-        thread::sleep(Duration::from_secs(1));
-        thread::spawn(move || lines.for_each(drop));
-        Ok(watching)
-    }
-}
-
-impl Drop for Watching {
-    fn drop(&mut self) {
-        drop(self.0.stdin.take());
-        // drover's ends with its input, and takes its pins with it.
-        for _ in 0..100 {
-            if matches!(self.0.try_wait(), Ok(Some(_))) {
-                return;
-            }
-            thread::sleep(Duration::from_millis(10));
-        }
-        process::end(&mut self.0);
+        Ok(Some(watching))
     }
 }
 
@@ -293,9 +256,11 @@ impl Loops {
             let file = loops.folder.join(number.to_string());
             // Written, since a hole is read faster than data.
             let data = vec![1; 1 << 20];
-            let mut output = File::create(&file)?;
+            let output = File::create(&file);
+            let mut output = output.with_context(|| format!("create {}", file.display()))?;
             for _ in 0..MIB {
-                std::io::Write::write_all(&mut output, &data)
+                output
+                    .write_all(&data)
                     .with_context(|| format!("write {}", file.display()))?;
             }
             let mut command = Command::new("losetup");
