@@ -1,6 +1,7 @@
 #!/bin/bash
 # drover's initiator against the kernel's own NVMe/TCP target.
 # kernels: 6.1 6.12
+# asked: 6.1
 # timeout: 600
 set -eu
 for module in configfs nvmet nvmet-tcp nvme-tcp loop ext4 xfs; do modprobe "$module"; done

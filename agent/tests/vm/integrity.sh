@@ -3,7 +3,7 @@
 # through the page cache, both protocols, digests and queues; file systems;
 # space that is given back; growth; disks that come and go.
 # kernels: 6.1 6.12
-# asked: 6.1
+# asked: 6.1 6.12
 # timeout: 3600
 source "${BASH_SOURCE%/*}/shared.bash"
 volume=$work/pool/volume

@@ -2,6 +2,7 @@
 # drover's initiator over iSCSI, against drover's own target, which is killed
 # ten times under I/O.
 # kernels: 6.1 6.12
+# asked: 6.1
 # timeout: 900
 set -u
 . "$(dirname "$0")/lib/iscsid.sh"

@@ -3,7 +3,7 @@
 # mode pages, opcodes, LUNs, persistent reservations of all types, resets, and
 # the block commands, each answer looked at for its meaning.
 # kernels: 6.1 6.12
-# asked: 6.1
+# asked: 6.1 6.12
 # timeout: 400
 source "${BASH_SOURCE%/*}/shared.bash"
 volume=$work/pool/volume

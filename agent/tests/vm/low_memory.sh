@@ -4,7 +4,7 @@
 # Over NVMe/TCP with the real agent, over iSCSI with the example target that
 # stays in memory as an agent does.
 # kernels: 6.1 6.12
-# asked: 6.1
+# asked: 6.1 6.12
 # timeout: 900
 source "${BASH_SOURCE%/*}/shared.bash"
 written=${long:+448} # MiB of dirty pages in all

@@ -2,6 +2,7 @@
 # nvme-cli against the target: every log page, feature, reservation and I/O
 # command, each answer looked at for its meaning.
 # kernels: 6.1 6.12
+# asked: 6.1
 # timeout: 400
 source "${BASH_SOURCE%/*}/shared.bash"
 volume=$work/pool/volume

@@ -1,6 +1,7 @@
 #!/bin/bash
 # The story of `cargo xtask demo`, with every claim checked.
 # kernels: 6.1 6.12
+# asked: 6.1
 # timeout: 600
 set -u
 scratch=/dev/shm/rig-demo

@@ -1,6 +1,7 @@
 #!/bin/bash
 # Epochs handed round under writers with stale devices, while processes are
 # killed at random. DROVER_VM_LONG=1: for ten minutes.
+# asked: 6.12
 # timeout: 1200
 set -u
 seconds=30

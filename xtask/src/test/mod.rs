@@ -1,9 +1,10 @@
-//! `cargo xtask test`: everything that is tested, in one go; what CI runs.
+//! `cargo xtask test`: what every change must pass, in one go; what CI runs.
 //!
 //! Checks of the text first (format, clippy, manifests), then all tests on this
 //! machine's own kernel, then one VM a kernel for what this machine's kernel
-//! lacks, and the fuzz targets for a moment each, if there is time. A failure
-//! never keeps the rest from running. The last line sums up: "N passed, N failed".
+//! lacks, and the fuzz targets for a moment each, if there is time. With `--all`
+//! the VMs also run the long campaigns. A failure never keeps the rest from
+//! running. The last line sums up: "N passed, N failed".
 
 mod boot;
 mod stages;
@@ -44,6 +45,9 @@ pub struct Arguments {
     /// which runs only when it is asked for
     #[arg(long)]
     kernel: Option<Kernel>,
+    /// Also the VM programs that run only when they are asked for
+    #[arg(long, conflicts_with = "machine")]
+    all: bool,
     /// Only the VM programs whose name contains one of these
     #[arg(requires = "vm")]
     names: Vec<String>,
@@ -164,7 +168,7 @@ fn vms(arguments: &Arguments, tally: &mut Tally) -> Result<()> {
     };
     let library = stages::library(&binaries)?;
     let wanted = |program: &Program| match &arguments.names[..] {
-        [] => !program.asked,
+        [] => arguments.all || !program.asked,
         names => names.iter().any(|part| program.name.contains(part)),
     };
     for (kernel, mut programs) in stages::programs(&binaries)? {

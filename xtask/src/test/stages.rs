@@ -7,7 +7,7 @@
 //! ```sh
 //! # kernels: 6.1 6.12      (6.12 alone, when it does not say; custom: the test kernel)
 //! # timeout: 300           (seconds; 600, when it does not say)
-//! # asked: 6.1              (kernels on which it runs only when asked for by its name)
+//! # asked: 6.1              (kernels on which it runs only by its name, or with --all)
 //! ```
 //!
 //! A script runs as root in the checkout's root, read-only, and finds
@@ -51,7 +51,7 @@ pub struct Program {
     pub timeout: Duration,
     /// Whether it is a Rust test binary, whose own tests are counted.
     pub libtest: bool,
-    /// Whether it runs only when it is asked for by its name.
+    /// Whether it runs only when it is asked for, by its name or with all others.
     pub asked: bool,
 }
 
