@@ -458,7 +458,13 @@ impl Wire {
                     (entry[40], entry[44]) = (flags & 7, 4);
                 }
                 self.spoil(&mut entry, input);
-                let data = self.payload(opcode, if in_capsule { length } else { 0 }, input);
+                let carried = match (flags & 0x0c, in_capsule) {
+                    // Whatever the command says.
+                    (0x0c, _) => 4096 * u32::from(flags & 3),
+                    (_, true) => length,
+                    (_, false) => 0,
+                };
+                let data = self.payload(opcode, carried, input);
                 self.send(entry, &data);
             }
             // Reservations.

@@ -146,8 +146,13 @@ pub fn judge(session: &Seat, lun: u64, request: &ScsiCommand) -> Result<Judged, 
         Command::Read { .. } => request.reads,
         _ => request.writes,
     };
-    let expected = if there { request.length } else { 0 };
-    let wanted = u32::try_from(natural).unwrap_or(u32::MAX).min(expected);
+    // Data that goes the other way, or none, is not what the command moves.
+    if natural > 0 && request.length > 0 && !there {
+        return ends(Sense::DATA_LENGTH.into());
+    }
+    let wanted = u32::try_from(natural)
+        .unwrap_or(u32::MAX)
+        .min(request.length);
     match &mut command {
         // As many bytes as its count of blocks says, for each of its halves.
         Command::CompareAndWrite { .. } if u64::from(request.length) != natural => {

@@ -142,7 +142,9 @@ pub fn handle(
     }
 }
 
-fn to_host(entry: &Entry, length: u32) -> Result<(), Status> {
+/// That a command's data goes to the host's memory, which no capsule is, and is
+/// `length` bytes.
+pub(super) fn to_host(entry: &Entry, length: u32) -> Result<(), Status> {
     match entry.data(length)? {
         Place::Host => Ok(()),
         Place::Capsule => Err(Status::SGL_DESCRIPTOR_TYPE_INVALID),

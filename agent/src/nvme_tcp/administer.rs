@@ -168,7 +168,11 @@ impl Serving {
         }
     }
 
+    /// Tells the host what has happened; the requests to be told are the admin queue's.
     pub(super) fn deliver(&mut self, link: &mut Link) {
+        if self.queue.shape().id != 0 {
+            return;
+        }
         while let Some((command, result)) = self.controller.take_event() {
             if let Some(index) = self.queue.find(command) {
                 self.queue

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::bench_for_tests::*;
 use super::controller::Event;
-use super::wire::{FLAG_LAST, FLAG_SUCCESS, Kind, u16_at, u32_at, u64_at};
+use super::wire::{FLAG_LAST, FLAG_SUCCESS, u16_at, u32_at, u64_at};
 
 const INVALID_FIELD: u16 = 0x4002;
 
@@ -398,15 +398,46 @@ fn a_reservation_report_is_extended_and_as_long_as_asked() {
     assert_eq!(&page[80..96], bench.a.host().id.as_bytes());
     assert_eq!(io.run(report(64, 1), &[]).0, page[..64], "its beginning");
     assert_eq!(io.status(command(0x0e, 0x5a, 64, [0, 1, 0])), 0x400f);
-    let kind = io.send(command(0x0e, 0x01, 64, [15, 1, 0]), &[]);
-    let refused = io.answer();
-    assert_eq!(
-        (refused.kind, refused.completion().command),
-        (Kind::CapsuleResp, kind)
-    );
-    assert_ne!(
-        refused.completion().status,
-        0,
-        "data for the host, in its capsule"
-    );
+    // Nothing is made of a page that has no place to go, 4 GiB of it least of all.
+    for (bytes, dwords) in [(64, 15), (0xffff_fffc, 0x3fff_fffe)] {
+        let in_capsule = command(0x0e, 0x01, bytes, [dwords, 1, 0]);
+        assert_eq!(
+            io.status(in_capsule),
+            0x4011,
+            "data for the host, in its capsule"
+        );
+    }
+}
+
+#[test]
+fn a_capsule_brings_what_its_command_takes() {
+    let bench = Bench::new();
+    let (_admin, mut io) = bench.host(&bench.a, BOTH);
+    let verify = command(0x0c, 0x5a, 0, [0; 3]);
+    for entry in [
+        read(0, 1),
+        verify,
+        write(0, 1),
+        plain(0, 0, 0),
+        plain(8, 0, 0),
+    ] {
+        let status = io.run(entry, &[3; 2 * BYTES]).1.status;
+        assert_eq!(status, 0x400f, "opcode {}", entry[0]);
+    }
+    assert_eq!(io.run(small_write(0), &[3; 2 * BYTES]).1.status, 0x400f);
+    assert_eq!(io.run(small_write(0), &[3; BYTES]).1.status, 0);
+    assert_eq!(io.end(), None);
+}
+
+#[test]
+fn an_event_is_told_on_the_admin_queue_whatever_comes_first_on_another() {
+    let bench = Bench::new();
+    let (mut admin, mut io) = bench.host(&bench.a, NONE);
+    let asked = admin.send(plain(0x0c, 0, 0), &[]);
+    bench.a.current().unwrap().announce(Event::Reservation);
+    let report = command(0x0e, 0x5a, 64, [15, 1, 0]);
+    assert_eq!(io.run(report, &[]).1.status, 0);
+    assert!(io.answers.is_empty());
+    admin.wait(Duration::ZERO);
+    assert_eq!(admin.answer().completion().command, asked);
 }

@@ -64,9 +64,12 @@ impl Serving {
             incoming: io.incoming(entry)?,
             outgoing: io.outgoing(entry)?,
         };
-        if let Some((Place::Capsule, length)) = task.incoming
-            && capsule.is_none_or(|data| data.len() != length as usize)
-        {
+        // What a capsule brings is what its command takes, no less and no more.
+        let takes = match task.incoming {
+            Some((Place::Capsule, length)) => length as usize,
+            _ => 0,
+        };
+        if capsule.map_or(0, |data| data.len()) != takes {
             return Err(Status::DATA_SGL_LENGTH_INVALID);
         }
         Ok(task)

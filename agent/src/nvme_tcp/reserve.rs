@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use uuid::Uuid;
 
-use super::admin::{Job, Reply};
+use super::admin::{Job, Reply, to_host};
 use super::command::{Entry, NSID};
 use super::log;
 use super::reservation::{Command, Kind, Record};
@@ -306,7 +306,7 @@ fn report(subsystem: &Arc<Subsystem>, entry: &Entry) -> Result<Reply, Status> {
         .checked_add(1)
         .and_then(|dwords| dwords.checked_mul(4));
     let length = length.ok_or(Status::INVALID_FIELD)?;
-    entry.data(length)?;
+    to_host(entry, length)?;
     let members = subsystem.reservations().members();
     let page = subsystem.reservations().record().report(|host| {
         let mut of_host = members.iter().filter(|member| member.host().id == host);

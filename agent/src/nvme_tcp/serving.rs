@@ -341,6 +341,7 @@ impl Serving {
                     Ok(())
                 }
                 (_, Some(capsule)) => {
+                    // As long as the command says, for which there is room.
                     buffer[..capsule.len()].copy_from_slice(&capsule);
                     link.recycle(capsule);
                     self.start(index, task, Some(buffer), link)
