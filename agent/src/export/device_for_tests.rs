@@ -65,9 +65,9 @@ impl BlockDevice for Memory {
     }
     fn write(&self, lba: Lba, data: &[u8], _fua: bool) -> Result<(), DeviceError> {
         self.waiting.fetch_add(1, Ordering::SeqCst);
-        futures::executor::block_on(self.hold.acquire())
-            .unwrap()
-            .forget();
+        // Closed: the test is over.
+        let held = futures::executor::block_on(self.hold.acquire());
+        held.map_err(|_| DeviceError::NoSpace)?.forget();
         self.waiting.fetch_sub(1, Ordering::SeqCst);
         let start = (lba.0 * BLOCK) as usize;
         self.bytes.lock().unwrap()[start..start + data.len()].copy_from_slice(data);

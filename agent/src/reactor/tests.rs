@@ -21,6 +21,7 @@ const FLUSH: u8 = 3;
 const BYE: u8 = 4;
 const ECHO: u8 = 5;
 const WRITE_DURABLY: u8 = 6;
+const BUG: u8 = 7;
 const SIZE: u64 = 4 << 20;
 
 #[derive(Default)]
@@ -75,6 +76,7 @@ impl Protocol for Toy {
                 link.consume(16);
                 link.send(&[0; 512]);
             }
+            BUG => panic!("asked to"),
             _ => {
                 link.send(b"bye");
                 return Err(End::Protocol("asked to"));
@@ -420,4 +422,26 @@ fn stopping_ends_the_connections() {
         assert_eq!(reader.join().unwrap(), b"");
         assert_eq!(seen.ended.lock().unwrap().len(), 1);
     }
+}
+
+/// The other half of the test below, in a process that is its own.
+#[test]
+#[ignore = "ends its process"]
+fn a_bug_on_the_data_path() {
+    let (_folder, device) = file();
+    let bench = Bench::new(Engine::Threads, device);
+    let (mut host, _, _) = bench.host(None);
+    host.write_all(&request(BUG, 0, 0)).unwrap();
+    let _ = host.read(&mut [0; 1]);
+}
+
+#[test]
+fn a_panic_of_a_data_path_thread_is_the_end_of_the_process() {
+    let mut process = std::process::Command::new(std::env::current_exe().unwrap());
+    process.args(["--exact", "reactor::tests::a_bug_on_the_data_path"]);
+    let output = process.args(["--ignored", "--nocapture"]).output().unwrap();
+    let signal = std::os::unix::process::ExitStatusExt::signal(&output.status);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(signal, Some(libc::SIGABRT), "{:?}: {said}", output.status);
+    assert!(said.contains("asked to"), "it says why: {said}");
 }

@@ -1,12 +1,13 @@
 //! The reactor's threads: how they are started, and how connections come to them.
 
+use std::cell::Cell;
 use std::io;
 use std::net::TcpStream;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::str::FromStr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
-use std::sync::{Arc, OnceLock, Weak};
+use std::sync::{Arc, Once, OnceLock, Weak};
 use std::time::Duration;
 
 use super::bell::{Handle, Inbox, Message};
@@ -73,6 +74,7 @@ impl Reactors {
     /// # Errors
     /// A thread cannot be started; the engine that was asked for cannot be had.
     pub fn start(settings: Settings) -> io::Result<Arc<Self>> {
+        die_as_a_whole();
         let workers = Workers::start(prepare)?;
         let held: Arc<[OwnedFd]> = settings.held.into();
         let start = |engine| {
@@ -197,10 +199,34 @@ fn thread(
     Ok(inbox)
 }
 
-/// Makes the calling thread one that may serve writeback: its own allocations
-/// then never wait for the writes that it is to carry out
-/// (PR_SET_IO_FLUSHER, Documentation/admin-guide of Linux 5.6 and newer).
+thread_local! {
+    /// Whether this thread has others' I/O in its hands.
+    static CARRIES: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Ends the process when a thread of the data path panics, before anything of
+/// that thread is unwound. To go on without it would be worse: its connections
+/// would hang, and its commands would leave their gates while the kernel still
+/// carries them out. A successor waits for those by the pool's lock.
+fn die_as_a_whole() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let usual = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |panic| {
+            usual(panic);
+            if CARRIES.get() {
+                std::process::abort();
+            }
+        }));
+    });
+}
+
+/// Makes the calling thread one of the data path. What it allocates never waits
+/// for the writes that it is to carry out (PR_SET_IO_FLUSHER,
+/// Documentation/admin-guide of Linux 5.6 and newer), and its panic is the
+/// process's end.
 fn prepare() {
+    CARRIES.set(true);
     const PR_SET_IO_FLUSHER: libc::c_int = 57;
     // SAFETY: the call takes numbers only.
     let set = unsafe { libc::prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0) };
