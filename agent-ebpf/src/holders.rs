@@ -8,7 +8,7 @@ use aya_ebpf::macros::map;
 use aya_ebpf::maps::Array;
 use drover_ebpf::{DEVICE, FILE, FMODE_PATH, FOLDER, Held};
 
-use crate::kernel::{Object, at, diskseq_of, process_of};
+use crate::kernel::{Object, Typed, at, process_of};
 
 /// The sequence number of the disk whose holders are being listed.
 #[map]
@@ -56,7 +56,7 @@ extern "C" fn descriptors(ctx: *const TaskFile) -> i32 {
         )
     };
     if !task.is_null() && !file.is_null() {
-        let _ = list(meta, Object(task), Object(file));
+        let _ = list(meta, Typed(task), Object(file));
     }
     0
 }
@@ -75,7 +75,7 @@ extern "C" fn mappings(ctx: *const TaskVma) -> i32 {
     };
     if !task.is_null() && !vma.is_null() {
         if let Some(file) = Object(vma).follow(at!(vma_file)) {
-            let _ = list(meta, Object(task), file);
+            let _ = list(meta, Typed(task), file);
         }
     }
     0
@@ -83,7 +83,7 @@ extern "C" fn mappings(ctx: *const TaskVma) -> i32 {
 
 /// Passes the file on to the agent when it leads to the target.
 #[inline(always)]
-fn list(meta: *const Meta, task: Object, file: Object) -> Option<()> {
+fn list(meta: *const Meta, task: Typed, file: Object) -> Option<()> {
     let mode: u32 = file.read(at!(file_mode))?;
     if mode & FMODE_PATH != 0 {
         return None;
@@ -103,7 +103,8 @@ fn list(meta: *const Meta, task: Object, file: Object) -> Option<()> {
         }
         _ => (FILE, sb.follow(at!(sb_bdev))?),
     };
-    if diskseq_of(bdev.follow(at!(bdev_disk))?)? != *TARGET.get(0)? {
+    let disk = bdev.follow(at!(bdev_disk))?;
+    if disk.read::<u64>(at!(disk_seq))? != *TARGET.get(0)? {
         return None;
     }
     let process = process_of(task)?;
@@ -117,7 +118,7 @@ fn list(meta: *const Meta, task: Object, file: Object) -> Option<()> {
         dev: bdev.read(at!(bdev_dev))?,
         openers: bdev.read(at!(bdev_openers))?,
         pad: 0,
-        comm: process.leader.read(at!(task_comm))?,
+        comm: process.leader.object().read(at!(task_comm))?,
     };
     // SAFETY: `meta` and its `seq` come from the kernel's context and are
     // valid for this call; `held` is initialised whole and has no padding.

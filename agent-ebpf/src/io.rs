@@ -1,7 +1,7 @@
 //! Counts at submission, and times at completion.
 
 use aya_ebpf::bindings::BPF_NOEXIST;
-use aya_ebpf::helpers::{bpf_get_current_task, bpf_ktime_get_ns};
+use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::macros::{btf_tracepoint, map};
 use aya_ebpf::maps::{PerCpuArray, PerCpuHashMap};
 use aya_ebpf::programs::BtfTracePointContext;
@@ -10,7 +10,7 @@ use drover_ebpf::{
     READ, WRITE,
 };
 
-use crate::kernel::{Object, at, cgroup_charged, diskseq_of, is_kernels, process_of};
+use crate::kernel::{Typed, at, cgroup_charged, diskseq_of, is_kernels, process_of};
 
 // Preallocated: an element of a map without that may begin with another
 // element's old values on CPUs other than the inserting one.
@@ -44,18 +44,16 @@ fn direction_of(flags: u32) -> Option<u32> {
 /// NVMe multipath passes on to a path).
 #[btf_tracepoint(function = "block_bio_queue")]
 fn bio_queue(ctx: BtfTracePointContext) -> i32 {
-    let _ = count(Object(ctx.arg(0)));
+    let _ = count(Typed(ctx.arg(0)));
     0
 }
 
 #[inline(always)]
-fn count(bio: Object) -> Option<()> {
-    let flags: u32 = bio.read(at!(bio_opf))?;
-    let bytes = u64::from(bio.read::<u32>(at!(bio_size))?);
+fn count(bio: Typed) -> Option<()> {
+    let direction = direction_of(bio.read(at!(bio_opf)))?;
+    let bytes = u64::from(bio.read::<u32>(at!(bio_size)));
     let disk = bio.follow(at!(bio_bdev))?.follow(at!(bdev_disk))?;
-    let direction = direction_of(flags)?;
-    // SAFETY: the helper has no precondition.
-    let task = Object(unsafe { bpf_get_current_task() } as *const u8);
+    let task = Typed::current();
     let process = process_of(task)?;
     // Buffered writes are submitted by a worker of the kernel's.
     let cgroup = match is_kernels(task) {
@@ -63,7 +61,7 @@ fn count(bio: Object) -> Option<()> {
         false => process.cgroup,
     };
     let key = IoKey {
-        diskseq: diskseq_of(disk)?,
+        diskseq: diskseq_of(disk),
         cgroup,
         start_ns: process.start_ns,
         tgid: process.tgid,
@@ -105,22 +103,22 @@ fn count(bio: Object) -> Option<()> {
 /// Called whenever bytes of a request are done.
 #[btf_tracepoint(function = "block_rq_complete")]
 fn rq_complete(ctx: BtfTracePointContext) -> i32 {
-    let _ = time(Object(ctx.arg(0)), ctx.arg(1), ctx.arg(2));
+    let _ = time(Typed(ctx.arg(0)), ctx.arg(1), ctx.arg(2));
     0
 }
 
 #[inline(always)]
-fn time(request: Object, error: u32, done: u32) -> Option<()> {
-    if done < request.read(at!(rq_len))? {
+fn time(request: Typed, error: u32, done: u32) -> Option<()> {
+    if done < request.read(at!(rq_len)) {
         return None;
     }
     let disk = request.follow(at!(rq_queue))?.follow(at!(queue_disk))?;
     let key = LatencyKey {
-        diskseq: diskseq_of(disk)?,
-        direction: direction_of(request.read(at!(rq_flags))?)?,
+        diskseq: diskseq_of(disk),
+        direction: direction_of(request.read(at!(rq_flags)))?,
         pad: 0,
     };
-    let start: u64 = request.read(at!(rq_start))?;
+    let start: u64 = request.read(at!(rq_start));
     let Some(latency) = LATENCY.get_ptr_mut(key).or_else(|| {
         let _ = LATENCY.insert(key, &NO_LATENCY, u64::from(BPF_NOEXIST));
         LATENCY.get_ptr_mut(key)
@@ -145,7 +143,7 @@ fn time(request: Object, error: u32, done: u32) -> Option<()> {
     if let Some(bucket) = latency.buckets.get_mut(log2(took)) {
         *bucket += 1;
     }
-    let issued: u64 = request.read(at!(rq_io_start))?;
+    let issued: u64 = request.read(at!(rq_io_start));
     if issued != 0 {
         let device = now.saturating_sub(issued);
         latency.device_sum_ns += device;

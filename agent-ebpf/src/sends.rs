@@ -6,7 +6,7 @@ use aya_ebpf::maps::PerCpuHashMap;
 use aya_ebpf::programs::{BtfTracePointContext, FExitContext};
 use drover_ebpf::Sent;
 
-use crate::kernel::{Object, at};
+use crate::kernel::{Typed, at};
 
 /// By process id. The agent puts in whom it watches; nobody else is counted.
 #[map]
@@ -16,8 +16,8 @@ static SENT: PerCpuHashMap<u32, Sent> = PerCpuHashMap::with_max_entries(4096, 0)
 #[btf_tracepoint(function = "sock_send_length")]
 fn sock_sent(ctx: BtfTracePointContext) -> i32 {
     const IPPROTO_TCP: u16 = 6;
-    let socket = Object(ctx.arg(0));
-    if socket.read::<u16>(at!(sock_protocol)) == Some(IPPROTO_TCP) {
+    let socket = Typed(ctx.arg(0));
+    if socket.read::<u16>(at!(sock_protocol)) == IPPROTO_TCP {
         // None: nobody watches the process, or nothing was taken.
         let _ = count(ctx.arg(1));
     }
