@@ -101,7 +101,8 @@ impl Scene {
         for device in devices.all() {
             folders.push(File::open(&device.folder).map_err(sysfs)?);
         }
-        let before = Counts::of(&kernel.held(disk.diskseq, DESCRIPTORS)?);
+        let mapped = Pass::of(kernel, disk, MAPPINGS)?;
+        let first = Pass::of(kernel, disk, DESCRIPTORS)?;
         let all = mounts::everywhere().map_err(|error| EvidenceError::Read {
             path: "/proc/self/ns/mnt".into(),
             error,
@@ -115,20 +116,25 @@ impl Scene {
             .map(|(_, f)| f.mount.point.as_path())
             .collect();
         let stacked = devices.stacked(&points).map_err(sysfs)?;
-        let mut held = Vec::new();
-        if kernel.runs(MAPPINGS) {
-            held = kernel.held(disk.diskseq, MAPPINGS)?;
-        }
-        // Descriptors last: their count belongs to this very pass.
-        let descriptors = kernel.held(disk.diskseq, DESCRIPTORS)?;
-        let after = Counts::of(&descriptors);
-        held.extend(descriptors);
+        let second = Pass::of(kernel, disk, DESCRIPTORS)?;
+        let third = Pass::of(kernel, disk, DESCRIPTORS)?;
+        // What all three passes found was open during the whole of the second,
+        // so its count has each of these in it. Of fewer passes, two readers
+        // that took turns could be taken for one and a writer that hid.
+        let steady = first.saw_as(&second)
+            && second.saw_as(&third)
+            && (mapped.files.is_empty() || mapped.saw_as(&Pass::of(kernel, disk, MAPPINGS)?));
         drop(folders);
-        let unexplained = if before == after {
-            after.unexplained(&devices, &held, &mounted)?
+        let unexplained = if steady {
+            let files = second.files.union(&mapped.files).copied().collect();
+            second.counts.unexplained(&devices, &files, &mounted)?
         } else {
             -1
         };
+        let mut held = third.held;
+        held.extend(second.held);
+        held.extend(first.held);
+        held.extend(mapped.held);
         held.retain(|h| h.kind != FOLDER);
         let own_peers = peers_of_own(&mounted, own);
         let mounts = mounted
@@ -238,6 +244,36 @@ fn is_own(found: &Found, own: &[PathBuf], own_peers: &HashSet<u32>) -> bool {
     at_own_place && (found.own_namespace || peer)
 }
 
+/// One walk of the kernel's over all descriptors, or over all mappings, for
+/// those that lead to a disk.
+struct Pass {
+    held: Vec<Held>,
+    /// Open files of the disk's devices: (device number, file).
+    files: HashSet<(u32, u64)>,
+    /// The counts that it came by. None in one over mappings.
+    counts: Counts,
+}
+
+impl Pass {
+    fn of(kernel: &Kernel, disk: &Disk, program: &'static str) -> Result<Self, EvidenceError> {
+        let held = match kernel.runs(program) {
+            true => kernel.held(disk.diskseq, program)?,
+            // Who is missed is in the kernel's count.
+            false => Vec::new(),
+        };
+        let devices = held.iter().filter(|h| h.kind == DEVICE);
+        Ok(Self {
+            files: devices.map(|h| (h.dev, h.file)).collect(),
+            counts: Counts::of(&held),
+            held,
+        })
+    }
+
+    fn saw_as(&self, other: &Self) -> bool {
+        self.files == other.files && self.counts == other.counts
+    }
+}
+
 /// The kernel's counts of openers, by device.
 #[derive(Debug, PartialEq, Eq)]
 struct Counts(HashMap<u32, u32>);
@@ -260,14 +296,9 @@ impl Counts {
     fn unexplained(
         &self,
         devices: &Devices,
-        held: &[Held],
+        files: &HashSet<(u32, u64)>,
         mounted: &[(u32, Found)],
     ) -> Result<i64, EvidenceError> {
-        let files: HashSet<(u32, u64)> = held
-            .iter()
-            .filter(|h| h.kind == DEVICE)
-            .map(|h| (h.dev, h.file))
-            .collect();
         let systems: HashSet<(u32, u32)> = mounted
             .iter()
             .map(|(dev, found)| (*dev, found.mount.dev))

@@ -502,3 +502,5 @@ impl Witness for Evidence {
 
 #[cfg(test)]
 mod root_loop_tests;
+#[cfg(test)]
+mod root_soak_tests;

@@ -1,7 +1,7 @@
 //! The evidence of real disks, on the kernel these tests run on. They need
 //! root and loop devices, run one at a time, and clean up after themselves.
 
-mod bench;
+pub mod bench;
 
 use std::fs::File;
 
