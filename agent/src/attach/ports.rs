@@ -16,9 +16,11 @@ use serde::{Deserialize, Serialize};
 use crate::ids::{Bytes, Diskseq, Epoch, NodeId, SnapshotId, TicketId, VolumeId};
 
 mod gate;
+mod judgement;
 mod reach;
 
 pub use gate::{GateLayer, GateReport, NodeGate};
+pub use judgement::{Holder, Judgement, Pod, Verdict};
 pub use reach::{Chap, Credentials, HostIdentity, NAME_MAX, Protocol, Target, is_iqn};
 
 /// Let `host` of `node` use the volume from `epoch` on.
@@ -240,6 +242,10 @@ pub enum NodeAnswer {
     Shut {
         /// What was shut there, and how fast.
         gate: GateReport,
+        /// Who held the disk when it was shut, as that node's kernel saw it;
+        /// none in receipts of agents that did not tell.
+        #[serde(default)]
+        judgement: Option<Box<Judgement>>,
         /// What still holds the (dead) device, if anything does.
         held: Option<String>,
     },
@@ -328,68 +334,6 @@ pub struct Note {
     pub text: String,
     /// Figures and facts for a program; an object.
     pub detail: serde_json::Value,
-}
-
-/// What the evidence about a device means.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Verdict {
-    /// Somebody could write, whatever it did lately.
-    Live,
-    /// Only registered readers hold it, and one of them made progress of late.
-    BackupRunning,
-    /// Only registered readers hold it, and none made progress of late.
-    BackupStale,
-    /// Nobody holds it.
-    Quiet,
-    /// There is a holder that could not be explained, or evidence was lost. To be treated as `Live`.
-    Unknown,
-}
-
-/// A pod and the container in it, as Kubernetes names them.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Pod {
-    /// The pod's UID.
-    pub uid: String,
-    /// The container's id, in its runtime's words; none: the pod's own cgroup.
-    pub container: Option<String>,
-}
-
-/// One holder of a device.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Holder {
-    /// Process id; 0 for a mount or a stacked device.
-    pub pid: u32,
-    /// Command name, mount point, or stacked device.
-    pub name: String,
-    /// Its cgroup's path, where it has one.
-    pub cgroup: String,
-    /// The pod whose cgroup that is, where the path tells.
-    #[serde(default)]
-    pub pod: Option<Pod>,
-    /// Whether it could write.
-    pub writable: bool,
-    /// Whether it is registered as a backup reader.
-    pub registered: bool,
-    /// Milliseconds since it last read, as the kernel saw it.
-    pub last_read_ms: Option<u64>,
-    /// Milliseconds since it last wrote, as the kernel saw it.
-    pub last_write_ms: Option<u64>,
-    /// Bytes it has read from the device.
-    pub read_bytes: u64,
-    /// Bytes it has written to the device.
-    pub written_bytes: u64,
-}
-
-/// A verdict and what led to it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Judgement {
-    /// The verdict.
-    pub verdict: Verdict,
-    /// Why, in a sentence.
-    pub reason: String,
-    /// Who holds the device.
-    pub holders: Vec<Holder>,
 }
 
 /// A disk of this node: a whole disk, never a partition.

@@ -173,16 +173,20 @@ impl Receipt {
             Some(NodeAnswer::Clean) => "the old node is clean".to_owned(),
             Some(NodeAnswer::Held(by)) => format!("on the old node {by} holds the dead device"),
             Some(NodeAnswer::Silent(why)) => format!("the old node was silent ({why})"),
-            Some(NodeAnswer::Shut { gate, held: None }) => {
-                format!("the old node shut {} and is clean", gate.describe())
-            }
             Some(NodeAnswer::Shut {
                 gate,
-                held: Some(by),
-            }) => format!(
-                "the old node shut {}; {by} holds the dead device",
-                gate.describe()
-            ),
+                judgement,
+                held,
+            }) => {
+                let held = match held {
+                    None => " and is clean".to_owned(),
+                    Some(by) => format!("; {by} holds the dead device"),
+                };
+                let saw = judgement.as_ref().map_or_else(String::new, |judgement| {
+                    format!("; who held it there: {}", judgement.describe())
+                });
+                format!("the old node shut {}{held}{saw}", gate.describe())
+            }
         };
         Note {
             time: self.time,
@@ -268,7 +272,7 @@ impl Grant {
 mod tests {
     use uuid::Uuid;
 
-    use super::super::ports::{GateLayer, GateReport, HostIdentity, Protocol};
+    use super::super::ports::{GateLayer, GateReport, HostIdentity, Judgement, Protocol, Verdict};
     use super::*;
 
     fn asked(epoch: u64) -> FenceRequest {
@@ -349,12 +353,20 @@ mod tests {
             shut_in: Duration::from_micros(80),
             took: Duration::from_millis(12),
         };
-        let held = None;
-        let receipt = receipt(4).with_answer(NodeAnswer::Shut { gate, held });
+        let judgement = Judgement {
+            verdict: Verdict::Quiet,
+            reason: "nobody holds it".to_owned(),
+            holders: Vec::new(),
+        };
+        let receipt = receipt(4).with_answer(NodeAnswer::Shut {
+            gate,
+            judgement: Some(Box::new(judgement)),
+            held: None,
+        });
         let text = serde_json::to_string(&receipt).unwrap();
         assert_eq!(serde_json::from_str::<Receipt>(&text).unwrap(), receipt);
         let note = receipt.to_note();
-        let said = "the old node shut its gate (files, opens, removal) in 12ms, the eBPF part of it in 80µs and is clean";
+        let said = "the old node shut its gate (files, opens, removal) in 12ms, the eBPF part of it in 80µs and is clean; who held it there: quiet (nobody holds it)";
         assert!(note.text.contains(said), "{}", note.text);
         assert_eq!(note.detail["answer"]["shut"]["gate"]["shut_in"], 80);
     }

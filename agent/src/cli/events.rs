@@ -62,7 +62,8 @@ mod tests {
 
     use super::*;
     use crate::attach::ports::{
-        FenceRequest, GateLayer, GateReport, NodeAnswer, SettledBy, Settlement,
+        FenceRequest, GateLayer, GateReport, Holder, Judgement, NodeAnswer, Pod, SettledBy,
+        Settlement, Verdict,
     };
     use crate::attach::proof::Receipt;
     use crate::ids::Epoch;
@@ -90,6 +91,32 @@ mod tests {
         Receipt::new(&asked, settlement, Duration::from_millis(4), now).unwrap()
     }
 
+    fn judgement() -> Judgement {
+        let holder = |pod| Holder {
+            pid: 7,
+            name: "postgres".into(),
+            cgroup: "/kubepods/pod1/2".into(),
+            pod,
+            writable: true,
+            registered: false,
+            last_read_ms: None,
+            last_write_ms: Some(3),
+            read_bytes: 0,
+            written_bytes: 4096,
+        };
+        let pod = |container| {
+            Some(Pod {
+                uid: "1".into(),
+                container,
+            })
+        };
+        Judgement {
+            verdict: Verdict::Live,
+            reason: "postgres can write".into(),
+            holders: [None, pod(None), pod(Some("2".into()))].map(holder).into(),
+        }
+    }
+
     fn receipts() -> Vec<Receipt> {
         let gate = |layers| GateReport {
             layers,
@@ -102,10 +129,12 @@ mod tests {
             NodeAnswer::Silent("no answer within 2s".into()),
             NodeAnswer::Shut {
                 gate: gate(GateLayer::ALL.to_vec()),
+                judgement: Some(Box::new(judgement())),
                 held: None,
             },
             NodeAnswer::Shut {
                 gate: gate(Vec::new()),
+                judgement: None,
                 held: Some("still mounted".into()),
             },
         ];

@@ -20,6 +20,7 @@ async fn root_a_fence_shuts_the_disk_before_the_volumes_turn_comes() {
     bench.stage(mount(FsType::Ext4)).await.unwrap();
     let open = fs::File::create(bench.path("staging/open")).unwrap();
     let disk = disk(&bench);
+    *bench.eye.0.lock().unwrap() = Verdict::Live;
     let turn = bench.node.turn(&bench.volume).await.unwrap();
     let (node, volume) = (bench.node.clone(), bench.volume.clone());
     let release = tokio::spawn(async move { node.release(&volume, Epoch(1)).await });
@@ -29,9 +30,15 @@ async fn root_a_fence_shuts_the_disk_before_the_volumes_turn_comes() {
     assert_eq!(bench.live().len(), 1, "disconnected out of turn");
     drop(turn);
     let answer = release.await.unwrap();
-    let NodeAnswer::Shut { gate, held } = answer else {
+    let NodeAnswer::Shut {
+        gate,
+        judgement,
+        held,
+    } = answer
+    else {
         panic!("{answer:?}");
     };
+    assert_eq!(judgement.unwrap().verdict, Verdict::Live);
     assert_eq!(
         gate.layers,
         [

@@ -11,8 +11,14 @@ use super::gate::Shutting;
 use super::mountinfo;
 use super::steps::Steps;
 use super::{Initiator, POLL, points};
-use crate::attach::ports::{GateLayer, Node, NodeAnswer, NodeError, Verdict};
+use crate::attach::ports::{GateLayer, Judgement, Node, NodeAnswer, NodeError, Verdict};
 use crate::ids::{Epoch, TicketId, VolumeId};
+
+/// How many holders of a shut disk a receipt tells at most.
+const HOLDERS: usize = 16;
+/// How long the look at them may hold up the disk's removal, which ends what
+/// they hold.
+const LOOK: Duration = Duration::from_secs(1);
 
 #[async_trait]
 impl Node for Initiator {
@@ -26,6 +32,7 @@ impl Node for Initiator {
             Err(error) => return NodeAnswer::Held(error.to_string()),
         };
         let mut shutting = self.shut(&ended);
+        let judgement = self.judge_shut(&ended).await;
         let held = match self.release_in_turn(volume, epoch, &mut shutting).await {
             Ok(held) if held.is_empty() => None,
             Ok(held) => Some(format!("still mounted: {}", held.join(", "))),
@@ -36,6 +43,7 @@ impl Node for Initiator {
             Some(held) if ended.is_empty() => NodeAnswer::Held(held),
             held => NodeAnswer::Shut {
                 gate: shutting.report(),
+                judgement: judgement.map(Box::new),
                 held,
             },
         }
@@ -64,6 +72,37 @@ impl Initiator {
         let mut ended = self.attached_of(volume)?;
         ended.retain(|attached| attached.name.epoch <= epoch);
         Ok(ended)
+    }
+
+    /// Who holds the disks that have just been shut, for the receipt; none where
+    /// there is none. Of several disks, the worst verdict. It asks no disk.
+    async fn judge_shut(&self, ended: &[Attached]) -> Option<Judgement> {
+        let look = tokio::time::timeout(LOOK, self.worst_of(ended)).await;
+        look.unwrap_or_else(|_| {
+            Some(Judgement {
+                verdict: Verdict::Unknown,
+                reason: format!("who holds it was not told within {LOOK:?}"),
+                holders: Vec::new(),
+            })
+        })
+    }
+
+    async fn worst_of(&self, ended: &[Attached]) -> Option<Judgement> {
+        let mut worst: Option<Judgement> = None;
+        for device in ended.iter().filter_map(|attached| attached.device.as_ref()) {
+            let own = mountinfo::mounts().map(|mounts| points(&mounts, device));
+            let own = own.unwrap_or_default();
+            let mut found = self.witness.judge(&device.disk, &own).await;
+            found.holders.truncate(HOLDERS);
+            let rank = |judged: &Judgement| Verdict::ALL.iter().position(|v| *v == judged.verdict);
+            if worst
+                .as_ref()
+                .is_none_or(|worst| rank(&found) < rank(worst))
+            {
+                worst = Some(found);
+            }
+        }
+        worst
     }
 
     /// Ends what is shut already; the mounts that are left of it.

@@ -34,7 +34,7 @@ use super::mountinfo;
 use super::publish::STACKED;
 use super::steps::Steps;
 use super::{Initiator, Whose, resolve};
-use crate::attach::ports::{ControlError, Holder, Judgement, NodeError, Verdict};
+use crate::attach::ports::{ControlError, Judgement, NodeError, Verdict};
 use crate::ids::VolumeId;
 
 /// What keeps a disk from being let go, besides those the witness knows.
@@ -99,33 +99,9 @@ fn decide(verdict: Verdict, claim: &Claim, standing: &Standing, waited: Duration
 const TRIES: u32 = 10;
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// How many holders a sentence names.
-const NAMED: usize = 5;
-
-/// The holders in words: process, cgroup, last write.
+/// The holders in words, and what the claim met.
 fn who(judgement: &Judgement, claim: &Claim) -> String {
-    let one = |holder: &Holder| {
-        let mut text = match holder.pid {
-            0 => holder.name.clone(),
-            pid => format!("{} (pid {pid})", holder.name),
-        };
-        if !holder.cgroup.is_empty() {
-            text += &format!(" of cgroup {}", holder.cgroup);
-        }
-        text += match (holder.writable, holder.registered) {
-            (true, _) => ", which can write",
-            (false, true) => ", a registered reader",
-            (false, false) => ", a reader that is not registered",
-        };
-        match holder.last_write_ms {
-            Some(ms) => text + &format!(", last write {ms} ms ago"),
-            None => text + ", no write seen",
-        }
-    };
-    let mut all: Vec<String> = judgement.holders.iter().take(NAMED).map(one).collect();
-    if judgement.holders.len() > NAMED {
-        all.push(format!("{} more", judgement.holders.len() - NAMED));
-    }
+    let mut all = judgement.holders_in_words();
     match claim {
         Claim::Free => {}
         Claim::Mounted => all.push("the staging mount is busy".to_owned()),

@@ -1,6 +1,7 @@
 //! Every cell of the table.
 
 use super::*;
+use crate::attach::ports::Holder;
 
 const DEADLINE: Duration = Duration::from_secs(120);
 

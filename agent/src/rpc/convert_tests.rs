@@ -2,7 +2,8 @@
 
 use super::*;
 use crate::attach::ports::{
-    Chap, ExportRequest, Exported, GateLayer, GateReport, NodeAnswer, SettledBy, Settlement, Target,
+    Chap, ExportRequest, Exported, GateLayer, GateReport, Holder, Judgement, NodeAnswer, Pod,
+    SettledBy, Settlement, Target, Verdict,
 };
 
 #[test]
@@ -29,11 +30,35 @@ fn what_the_old_node_answered_comes_back_as_itself() {
         shut_in: Duration::from_micros(80),
         took: Duration::from_millis(400),
     };
+    let holder = Holder {
+        pid: 7,
+        name: "postgres".to_owned(),
+        cgroup: "/kubepods/pod1/2".to_owned(),
+        pod: Some(Pod {
+            uid: "1".to_owned(),
+            container: Some("2".to_owned()),
+        }),
+        writable: true,
+        registered: false,
+        last_read_ms: None,
+        last_write_ms: Some(3),
+        read_bytes: 0,
+        written_bytes: 4096,
+    };
     let held = NodeAnswer::Shut {
         gate: gate.clone(),
+        judgement: Some(Box::new(Judgement {
+            verdict: Verdict::Live,
+            reason: "it can write".to_owned(),
+            holders: vec![holder],
+        })),
         held: Some("a mount".to_owned()),
     };
-    let shut = NodeAnswer::Shut { gate, held: None };
+    let shut = NodeAnswer::Shut {
+        gate,
+        judgement: None,
+        held: None,
+    };
     let still = NodeAnswer::Held("a mount".to_owned());
     for answer in [NodeAnswer::Clean, still, shut.clone(), held] {
         let message = pb::ReleaseAnswer::from(answer.clone());

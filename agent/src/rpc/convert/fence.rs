@@ -1,6 +1,6 @@
 //! A fence: what is asked of a home and of the old node, and what they answer.
 
-use super::{Malformed, moment, optional, span, span_message, text};
+use super::{Malformed, judgement_message, moment, optional, span, span_message, text};
 use crate::attach::ports::{
     FenceRequest, GateLayer, GateReport, NodeAnswer, SettledBy, Settlement,
 };
@@ -30,20 +30,27 @@ impl TryFrom<pb::FenceRequest> for FenceRequest {
 
 impl From<NodeAnswer> for pb::ReleaseAnswer {
     fn from(answer: NodeAnswer) -> Self {
-        let (clean, held_by, gate) = match answer {
+        let (clean, held_by, shut) = match answer {
             NodeAnswer::Clean => (true, String::new(), None),
             NodeAnswer::Held(what) | NodeAnswer::Silent(what) => (false, what, None),
-            NodeAnswer::Shut { gate, held } => {
-                (held.is_none(), held.unwrap_or_default(), Some(gate))
-            }
+            NodeAnswer::Shut {
+                gate,
+                judgement,
+                held,
+            } => (
+                held.is_none(),
+                held.unwrap_or_default(),
+                Some((gate, judgement)),
+            ),
         };
         Self {
             clean,
             held_by,
-            gate: gate.map(|gate| pb::ShutGate {
+            gate: shut.map(|(gate, judgement)| pb::ShutGate {
                 layers: gate.layers.iter().map(|l| l.name().to_owned()).collect(),
                 shut_in: Some(span_message(gate.shut_in)),
                 took: Some(span_message(gate.took)),
+                judgement: judgement.map(|judgement| judgement_message(&judgement, "")),
             }),
         }
     }
@@ -53,17 +60,21 @@ impl TryFrom<pb::ReleaseAnswer> for NodeAnswer {
     type Error = Malformed;
     fn try_from(message: pb::ReleaseAnswer) -> Result<Self, Malformed> {
         let held = (!message.clean).then_some(message.held_by);
-        let Some(gate) = message.gate else {
+        let Some(shut) = message.gate else {
             return Ok(held.map_or(Self::Clean, Self::Held));
         };
         // A layer that only a newer node knows is left out.
-        let layers = gate.layers.iter().filter_map(|name| GateLayer::named(name));
+        let layers = shut.layers.iter().filter_map(|name| GateLayer::named(name));
         let gate = GateReport {
             layers: layers.collect(),
-            shut_in: span("gate.shut_in", gate.shut_in)?,
-            took: span("gate.took", gate.took)?,
+            shut_in: span("gate.shut_in", shut.shut_in)?,
+            took: span("gate.took", shut.took)?,
         };
-        Ok(Self::Shut { gate, held })
+        Ok(Self::Shut {
+            gate,
+            judgement: shut.judgement.map(|judgement| Box::new(judgement.into())),
+            held,
+        })
     }
 }
 
