@@ -2,6 +2,7 @@
 
 use aya_ebpf::bindings::BPF_NOEXIST;
 use aya_ebpf::helpers::bpf_ktime_get_ns;
+use aya_ebpf::helpers::generated::bpf_jiffies64;
 use aya_ebpf::macros::{btf_tracepoint, map};
 use aya_ebpf::maps::{PerCpuArray, PerCpuHashMap};
 use aya_ebpf::programs::BtfTracePointContext;
@@ -20,9 +21,36 @@ static IO: PerCpuHashMap<IoKey, IoCount> = PerCpuHashMap::with_max_entries(8192,
 static LATENCY: PerCpuHashMap<LatencyKey, Latency> = PerCpuHashMap::with_max_entries(1024, 0);
 #[map]
 static LOST: PerCpuArray<Lost> = PerCpuArray::with_max_entries(2, 0);
+#[map]
+static CLOCK: PerCpuArray<Clock> = PerCpuArray::with_max_entries(1, 0);
+
+/// The time of a CPU's last tick that somebody asked in.
+#[repr(C)]
+struct Clock {
+    jiffies: u64,
+    ns: u64,
+}
 
 /// A first element is copied from here: it is too large for the stack of a program.
 static NO_LATENCY: Latency = Latency::NONE;
+
+/// When somebody last read or wrote, as far as that matters: the time in ns, not
+/// older than the kernel's tick (1 to 10 ms). To read the clock for each I/O would
+/// cost more than all else that counts it.
+#[inline(always)]
+fn about_now() -> Option<u64> {
+    // SAFETY: the helper has no precondition.
+    let jiffies = unsafe { bpf_jiffies64() };
+    // SAFETY: this CPU's own element, and only bio_queue's, which the kernel
+    // does not run twice at once on a CPU.
+    let clock = unsafe { &mut *CLOCK.get_ptr_mut(0)? };
+    if clock.jiffies != jiffies {
+        clock.jiffies = jiffies;
+        // SAFETY: the helper has no precondition.
+        clock.ns = unsafe { bpf_ktime_get_ns() };
+    }
+    Some(clock.ns)
+}
 
 /// What an operation is. `enum req_op`: the lowest bit is the direction.
 #[inline(always)]
@@ -77,8 +105,7 @@ fn count(bio: Typed) -> Option<()> {
     // SAFETY: the pointer is this CPU's own element, which lives as long as
     // the program runs; the kernel lets no second run of it in on this CPU.
     let count = unsafe { &mut *count };
-    // SAFETY: the helper has no precondition.
-    let now = unsafe { bpf_ktime_get_ns() };
+    let now = about_now()?;
     match direction {
         READ => {
             count.reads += 1;

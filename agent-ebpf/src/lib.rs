@@ -36,9 +36,9 @@ pub struct IoCount {
     pub flushes: u64,
     /// Discards and secure erases.
     pub discards: u64,
-    /// When it last read, CLOCK_MONOTONIC in ns; 0: never.
+    /// When it last read, CLOCK_MONOTONIC in ns, at most a tick before; 0: never.
     pub last_read_ns: u64,
-    /// When it last wrote or discarded, CLOCK_MONOTONIC in ns; 0: never.
+    /// When it last wrote or discarded, CLOCK_MONOTONIC in ns, at most a tick before; 0: never.
     pub last_write_ns: u64,
 }
 
