@@ -98,6 +98,21 @@ impl Fabric for Loops {
     }
 }
 
+impl Loops {
+    /// Every export comes as another disk, as one does that is staged anew.
+    pub(super) fn reconnect(&self) {
+        let old = self.live.lock().unwrap().clone();
+        for (name, (disk, unit)) in old {
+            // The old disk's name is not free before the new one has its own.
+            let backing = self.backing.display();
+            let node = sh(&format!("losetup --direct-io=off -f --show {backing}"));
+            let new = node.strip_prefix("/dev/").unwrap().to_owned();
+            self.live.lock().unwrap().insert(name, (new, unit));
+            let_go(&disk);
+        }
+    }
+}
+
 pub(super) struct Controller {
     answer: Mutex<Result<Attachment, ControlError>>,
     pub(super) notes: Mutex<Vec<Note>>,

@@ -9,6 +9,7 @@ use super::mountinfo;
 use super::steps::Steps;
 use super::{Initiator, POLL};
 use crate::attach::ports::{GateLayer, GateReport, NodeError};
+use crate::ids::{Epoch, VolumeId};
 
 /// How long the shutdown of a file system may hold up the disk's removal,
 /// which ends what the shutdown waits for.
@@ -131,11 +132,7 @@ impl Initiator {
             for attached in left {
                 let name = &attached.name;
                 tracing::info!(volume = %name.volume, epoch = %name.epoch, "ending what an earlier agent had shut");
-                let mut shutting = self.shut(std::slice::from_ref(&attached));
-                if let Err(error) = self
-                    .release_in_turn(&name.volume, name.epoch, &mut shutting)
-                    .await
-                {
+                if let Err(error) = self.end_shut(&name.volume, name.epoch).await {
                     tracing::warn!(volume = %name.volume, %error, "what an earlier agent had shut is attached still");
                 }
             }
@@ -144,5 +141,16 @@ impl Initiator {
                 tokio::time::sleep(AGAIN).await;
             }
         }
+    }
+
+    /// Ends those of a volume's disks that are shut when its turn comes: until
+    /// then the same epoch may have been staged anew, on a disk that lives.
+    async fn end_shut(&self, volume: &VolumeId, epoch: Epoch) -> Result<(), NodeError> {
+        let _turn = self.turn(volume).await?;
+        let mut ended = self.ended(volume, epoch)?;
+        ended.retain(|attached| self.is_shut(attached));
+        let mut shutting = self.shut(&ended);
+        self.end(volume, epoch, &ended, &mut shutting).await?;
+        Ok(())
     }
 }

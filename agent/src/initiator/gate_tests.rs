@@ -120,6 +120,26 @@ async fn root_a_shut_disk_is_not_used_again_and_its_export_is_connected_anew() {
 }
 
 #[tokio::test]
+async fn root_an_epoch_that_was_staged_anew_outlives_its_shut_disk() {
+    let bench = Bench::new(64);
+    bench.stage(mount(FsType::Ext4)).await.unwrap();
+    let first = disk(&bench);
+    bench.shut.close(&first, &bench.volume, Epoch(1)).unwrap();
+    let turn = bench.node.turn(&bench.volume).await.unwrap();
+    let node = bench.node.clone();
+    let finish = tokio::spawn(async move { node.finish_shut().await });
+    // It has seen the shut disk and waits for the turn; a NodeStage goes first.
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    bench.fabric.reconnect();
+    let second = disk(&bench);
+    assert_ne!(first.diskseq, second.diskseq);
+    drop(turn);
+    finish.await.unwrap();
+    assert_eq!(bench.live().len(), 1, "the new disk was disconnected");
+    assert!(!bench.shut.is_closed(&second), "the new disk was shut");
+}
+
+#[tokio::test]
 async fn root_what_an_earlier_agent_had_shut_is_ended() {
     let bench = Bench::new(64);
     bench.stage(Access::Block).await.unwrap();

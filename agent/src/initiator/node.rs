@@ -68,7 +68,11 @@ impl Node for Initiator {
 
 impl Initiator {
     /// What is attached of a volume's epochs up to `epoch`.
-    fn ended(&self, volume: &VolumeId, epoch: Epoch) -> Result<Vec<Attached>, NodeError> {
+    pub(super) fn ended(
+        &self,
+        volume: &VolumeId,
+        epoch: Epoch,
+    ) -> Result<Vec<Attached>, NodeError> {
         let mut ended = self.attached_of(volume)?;
         ended.retain(|attached| attached.name.epoch <= epoch);
         Ok(ended)
@@ -105,25 +109,37 @@ impl Initiator {
         worst
     }
 
-    /// Ends what is shut already; the mounts that are left of it.
-    pub(super) async fn release_in_turn(
+    /// Ends what has been fenced; the mounts that are left of it.
+    async fn release_in_turn(
         &self,
         volume: &VolumeId,
         epoch: Epoch,
         shutting: &mut Shutting,
     ) -> Result<Vec<String>, NodeError> {
         let _turn = self.turn(volume).await?;
-        let mut steps = Steps::begin();
-        let mut held = Vec::new();
         let ended = self.ended(volume, epoch)?;
         // What was being attached when the others were shut.
         self.shut(&ended);
+        self.end(volume, epoch, &ended, shutting).await
+    }
+
+    /// Disconnects what is shut; the mounts that are left of it. The caller has
+    /// the volume's turn.
+    pub(super) async fn end(
+        &self,
+        volume: &VolumeId,
+        epoch: Epoch,
+        ended: &[Attached],
+        shutting: &mut Shutting,
+    ) -> Result<Vec<String>, NodeError> {
+        let mut steps = Steps::begin();
+        let mut held = Vec::new();
         let mut down = true;
         for device in ended.iter().filter_map(|attached| attached.device.as_ref()) {
             down &= self.shut_file_system(device, &mut steps).await;
         }
         shutting.closed(GateLayer::Shutdown, down && !ended.is_empty());
-        for attached in &ended {
+        for attached in ended {
             self.disconnect(&attached.name, &mut steps).await?;
             let Some(device) = &attached.device else {
                 continue;
