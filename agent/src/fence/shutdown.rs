@@ -1,6 +1,7 @@
-//! Shuts down the file system on a disk, in whatever namespace it is mounted.
+//! Reaches the file system on a disk, in whatever namespace it is mounted or
+//! only kept by an open file: to write it back, or to shut it down.
 //!
-//! After that the file system does no I/O at all: what is dirty stays
+//! After a shutdown the file system does no I/O at all: what is dirty stays
 //! unwritten, its journal too, and every call on it fails with EIO. Any of the
 //! calls here may hang, so only a child makes them.
 
@@ -8,7 +9,7 @@ use std::ffi::CStr;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
 use super::detached;
@@ -71,29 +72,67 @@ pub fn shut_down(
             Err(_) => {}
         }
     }
+    let shut = once_more(disk, diskseq, |mount| match detached::open(mount) {
+        Ok(root) => down(&root),
+        Err(_) if went_down(mount) => Ok(Shut::Down),
+        Err(error) => Err(error),
+    })?;
+    Ok(shut.unwrap_or(Shut::NoneMounted))
+}
+
+/// Writes back the file system on `disk`, a device node that `shown` may be a
+/// mount of, and what the disk itself has in the page cache, whoever has
+/// claimed it.
+///
+/// # Errors
+/// The call that failed.
+pub fn write_back(disk: &Path, diskseq: Diskseq, shown: Option<&Path>) -> io::Result<()> {
+    let device = open_disk(disk, diskseq)?;
+    let number = device.metadata()?.rdev();
+    // Something else may have been mounted over it.
+    let root = shown.and_then(|point| File::open(point).ok());
+    let root = root.filter(|root| root.metadata().is_ok_and(|found| found.dev() == number));
+    let synced = match root {
+        Some(root) => sync(&root).map(Some),
+        None => once_more(disk, diskseq, |mount| sync(&detached::open(mount)?)),
+    };
+    device.sync_all()?;
+    match synced {
+        // A raw device, claimed by a tool.
+        Err(error) if error.kind() == io::ErrorKind::ResourceBusy => Ok(()),
+        synced => synced.map(drop),
+    }
+}
+
+fn sync(root: &File) -> io::Result<()> {
+    Ok(nix::unistd::syncfs(root)?)
+}
+
+/// Does something with one more mount of the file system on a disk. None:
+/// nothing has claimed the disk. ResourceBusy: what has is no file system of
+/// drover's.
+fn once_more<T>(
+    disk: &Path,
+    diskseq: Diskseq,
+    act: impl Fn(&File) -> io::Result<T>,
+) -> io::Result<Option<T>> {
     if !is_claimed(disk, diskseq)? {
-        return Ok(Shut::NoneMounted);
+        return Ok(None);
     }
     // A claimed disk gives a mount only to who claims it the same way: another
     // type of file system is refused with EBUSY, before anything is read.
-    let mut why = io::Error::from(io::ErrorKind::NotFound);
+    let mut why: Option<io::Error> = None;
     for fs in [c"xfs", c"ext4"] {
         for read_only in [false, true] {
-            let mount = match detached::mount(fs, Some(disk), read_only) {
-                Ok(mount) => mount,
-                Err(error) => {
-                    why = told(fs, error);
-                    continue;
-                }
-            };
-            match detached::open(&mount) {
-                Ok(root) => return down(&root),
-                Err(_) if went_down(&mount) => return Ok(Shut::Down),
-                Err(error) => why = told(fs, error),
+            let done = detached::mount(fs, Some(disk), read_only).and_then(|mount| act(&mount));
+            match done {
+                Ok(done) => return Ok(Some(done)),
+                Err(e) if why.is_some() && e.kind() == io::ErrorKind::ResourceBusy => {}
+                Err(error) => why = Some(told(fs, error)),
             }
         }
     }
-    Err(why)
+    Err(why.unwrap_or_else(|| io::ErrorKind::NotFound.into()))
 }
 
 /// Whether this, an O_PATH descriptor, is of an XFS that is shut down already. It
@@ -123,18 +162,27 @@ nix::ioctl_read!(
     u64
 );
 
-/// Whether a super block, or something else in the kernel, has claimed the
-/// disk. It is an error when another disk has its name now.
-fn is_claimed(disk: &Path, diskseq: Diskseq) -> io::Result<bool> {
-    let open = |flags| OpenOptions::new().read(true).custom_flags(flags).open(disk);
-    let plain = open(0)?;
+/// Opens a disk. It is an error when another disk has its name now.
+fn open_disk(disk: &Path, diskseq: Diskseq) -> io::Result<File> {
+    let plain = File::open(disk)?;
     let mut found = 0_u64;
     // SAFETY: the descriptor is open, and the kernel writes one u64.
     unsafe { blkgetdiskseq(plain.as_raw_fd(), &raw mut found) }?;
-    if found != diskseq.0 {
-        return Err(io::Error::from_raw_os_error(libc::ENODEV));
+    if found == diskseq.0 {
+        Ok(plain)
+    } else {
+        Err(io::Error::from_raw_os_error(libc::ENODEV))
     }
-    match open(libc::O_EXCL) {
+}
+
+/// Whether a super block, or something else in the kernel, has claimed the disk.
+fn is_claimed(disk: &Path, diskseq: Diskseq) -> io::Result<bool> {
+    let _plain = open_disk(disk, diskseq)?;
+    let claim = OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_EXCL)
+        .open(disk);
+    match claim {
         Ok(_) => Ok(false),
         Err(e) if e.raw_os_error() == Some(libc::EBUSY) => Ok(true),
         Err(e) => Err(e),

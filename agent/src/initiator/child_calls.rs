@@ -311,9 +311,9 @@ fn kept_flags(path: &Path) -> Result<MsFlags, Failure> {
         .fold(MsFlags::empty(), |all, (_, flag)| all | flag))
 }
 
-pub(super) fn sync_file_system(path: &Path) -> Result<(), Failure> {
-    let folder = File::open(path).map_err(|e| failure("open", path, &e))?;
-    nix::unistd::syncfs(&folder).map_err(|errno| refused("syncfs", path, errno))
+pub(super) fn write_back(device: &Node, shown: Option<&Path>) -> Result<(), Failure> {
+    shutdown::write_back(&device.path, device.diskseq, shown)
+        .map_err(|e| failure("write back", &device.path, &e))
 }
 
 pub(super) fn sync_device(device: &Node) -> Result<(), Failure> {

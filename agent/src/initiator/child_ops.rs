@@ -82,8 +82,12 @@ pub(super) enum Op {
         target: PathBuf,
         read_only: bool,
     },
-    /// Write back the file system at a path.
-    SyncFileSystem { path: PathBuf },
+    /// Write back a device and the file system on it, whoever has claimed it.
+    /// `shown` is a mount of it that is seen here.
+    WriteBack {
+        device: Node,
+        shown: Option<PathBuf>,
+    },
     /// Claim a device and write back its own page cache. EBUSY: a file system
     /// or a tool has claimed it.
     SyncDevice { device: Node },
@@ -121,7 +125,7 @@ impl Op {
             Self::Bind { source, target, .. } => {
                 format!("bind {} to {}", source.display(), target.display())
             }
-            Self::SyncFileSystem { path } => format!("syncfs {}", path.display()),
+            Self::WriteBack { device, .. } => format!("write back {device}"),
             Self::SyncDevice { device } => format!("fsync {device}"),
             Self::Room { path } => format!("statvfs {}", path.display()),
             Self::ShutDown { device, .. } => format!("shut down the file system on {device}"),
@@ -230,7 +234,9 @@ pub(super) fn perform(op: &Op) -> Result<Answer, Failure> {
             target,
             read_only,
         } => calls::bind(source, target, *read_only).map(|()| Answer::Done),
-        Op::SyncFileSystem { path } => calls::sync_file_system(path).map(|()| Answer::Done),
+        Op::WriteBack { device, shown } => {
+            calls::write_back(device, shown.as_deref()).map(|()| Answer::Done)
+        }
         Op::SyncDevice { device } => calls::sync_device(device).map(|()| Answer::Done),
         Op::Room { path } => calls::room(path).map(Answer::Room),
         Op::ShutDown {

@@ -1,6 +1,7 @@
 //! Shutting a disk here, layer by layer: by eBPF at once, then the file system
 //! on it, and then the disk is disconnected.
 
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use super::child_ops::{Answer, Node, Op};
@@ -44,6 +45,13 @@ impl Shutting {
     }
 }
 
+/// Where the file system on a disk is mounted, as far as it is seen here.
+pub(super) fn shown(device: &Device) -> Option<PathBuf> {
+    let mut mounts = mountinfo::mounts().ok()?.into_iter();
+    let mount = mounts.find(|m| m.number == device.number)?;
+    Some(mount.point)
+}
+
 impl Initiator {
     /// Shuts the disks of attachments by eBPF. It waits for nothing, not for
     /// the volume's turn either.
@@ -77,13 +85,9 @@ impl Initiator {
     /// Shuts the file system on a disk down, wherever it is mounted, within a
     /// deadline. Whether that is done; true as well where none is mounted.
     pub(super) async fn shut_file_system(&self, device: &Device, steps: &mut Steps) -> bool {
-        let shown = mountinfo::mounts().ok().and_then(|mounts| {
-            let mount = mounts.into_iter().find(|m| m.number == device.number);
-            mount.map(|mount| mount.point)
-        });
         let op = Op::ShutDown {
             device: Node::from(&device.disk),
-            shown,
+            shown: shown(device),
             exemptions: self.gate.exemptions(),
         };
         match self.devices.children.run(&op, SHUTDOWN).await {

@@ -424,5 +424,9 @@ mod bench;
 mod gate_when;
 
 #[cfg(test)]
+#[path = "held_tests.rs"]
+mod held;
+
+#[cfg(test)]
 #[path = "life_tests.rs"]
 mod life;

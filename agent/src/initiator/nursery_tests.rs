@@ -90,10 +90,13 @@ async fn a_stopped_nursery_holds_nobody() {
 async fn an_op_past_its_deadline_is_ended() {
     // A FIFO that nobody writes to: its open does not return.
     let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("fifo");
+    let path = folder.path().join("subsysnqn");
     nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
     let children = children();
-    let op = Op::SyncFileSystem { path };
+    let op = Op::Delete {
+        controller: folder.path().to_owned(),
+        subsystem: String::new(),
+    };
     let error = children.run(&op, Duration::from_millis(500)).await;
     let error = error.unwrap_err();
     assert!(matches!(error, ChildError::Deadline { .. }), "{error}");
@@ -116,12 +119,15 @@ fn child_named(name: &str) -> Option<Pid> {
 async fn a_child_that_ends_without_an_answer_is_an_error_that_says_how() {
     // No other test's child has this name.
     let folder = tempfile::tempdir_in("/var/tmp").unwrap();
-    let path = folder.path().join("fifo");
+    let path = folder.path().join("subsysnqn");
     nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
-    let op = Op::SyncFileSystem { path };
+    let op = Op::Delete {
+        controller: folder.path().to_owned(),
+        subsystem: String::new(),
+    };
     let children = children();
     let run = tokio::spawn(async move { children.run(&op, LONG).await });
-    let name = "syncfs /var/tmp";
+    let name = "delete /var/tmp";
     assert!(until(|| child_named(name).is_some()).await, "it never ran");
     kill(child_named(name).unwrap(), Signal::SIGKILL).unwrap();
     let error = run.await.unwrap().unwrap_err();

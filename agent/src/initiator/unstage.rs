@@ -14,7 +14,8 @@
 //!
 //! Cutting off ends nobody's process: its reads and writes fail with EIO. The
 //! disk's gate is closed, the file system shut down, its mounts are detached,
-//! and the disk is disconnected. A sync goes before that, with a deadline; not
+//! and the disk is disconnected. A sync goes before that, with a deadline, and
+//! reaches the file system also where this namespace shows no mount of it; not
 //! where the epoch has ended, since the home takes nothing of it any more.
 //! "Claims the disk" is the kernel's own word: an open with O_EXCL fails with
 //! EBUSY while a super block lives, in any mount namespace, and also while an
@@ -30,6 +31,7 @@ use serde_json::json;
 
 use super::child_ops::{Node, Op};
 use super::fabric::{Attached, Device, ExportName};
+use super::gate::shown;
 use super::mountinfo;
 use super::publish::STACKED;
 use super::steps::Steps;
@@ -285,7 +287,7 @@ impl Initiator {
             }
             Ending::Disconnect => None,
             Ending::CutReaders | Ending::CutHolders => {
-                self.write_back(device, steps).await?;
+                self.write_back(device, steps).await;
                 self.cut_off(attached, device, steps).await?;
                 Some(who)
             }
@@ -373,30 +375,20 @@ impl Initiator {
         }
     }
 
-    /// Writes the disk back, within its deadline.
-    async fn write_back(&self, device: &Device, steps: &mut Steps) -> Result<(), NodeError> {
-        let mounts = mountinfo::mounts()?;
-        let on_it = mounts.iter().find(|m| m.number == device.number);
-        let sync = match on_it {
-            Some(mount) => Op::SyncFileSystem {
-                path: mount.point.clone(),
-            },
-            None => Op::SyncDevice {
-                device: Node::from(&device.disk),
-            },
+    /// Writes the disk back, within its deadline; wherever its file system is
+    /// mounted, or only kept by an open file.
+    async fn write_back(&self, device: &Device, steps: &mut Steps) {
+        let sync = Op::WriteBack {
+            device: Node::from(&device.disk),
+            shown: shown(device),
         };
-        match self
-            .devices
-            .children
-            .run(&sync, self.settings.device.sync)
-            .await
-        {
+        let deadline = self.settings.device.sync;
+        match self.devices.children.run(&sync, deadline).await {
             Ok((_, took)) => steps.kernel("sync", took),
             Err(error) => {
                 tracing::warn!(disk = device.disk.name, %error, "no sync before the holders are cut off");
             }
         }
-        Ok(())
     }
 
     /// Shuts the disk and the file system on it, and takes every mount of it

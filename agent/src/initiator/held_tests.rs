@@ -1,0 +1,57 @@
+//! Who still holds a volume that is unstaged, and what becomes of what they
+//! wrote. Needs root and loop devices.
+
+use std::fs;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::time::Duration;
+
+use super::bench::{Bench, mount};
+use super::*;
+use crate::attach::ports::{Access, FsType, Staging};
+
+fn disk(bench: &Bench) -> Disk {
+    let attached = bench.fabric.attached().unwrap();
+    attached[0].device.clone().unwrap().disk
+}
+
+fn is_in_the_backing_file(bench: &Bench, what: &[u8]) -> bool {
+    let data = fs::read(bench.path("backing")).unwrap();
+    data.windows(what.len()).any(|window| window == what)
+}
+
+/// A file below the pod's target that stays open while the target is taken away.
+async fn kept_open(bench: &Bench, fs: FsType) -> fs::File {
+    bench.stage(mount(fs)).await.unwrap();
+    bench.publish(mount(fs), "pod", false).await.unwrap();
+    let open = fs::File::create(bench.path("pod/open")).unwrap();
+    let pod = bench.path("pod");
+    bench.node.unpublish(&bench.volume, &pod).await.unwrap();
+    open
+}
+
+#[tokio::test]
+async fn root_what_was_written_through_a_detached_mount_is_written_back_before_the_cut() {
+    for (fs, mib) in [(FsType::Ext4, 64), (FsType::Xfs, 320)] {
+        let bench = Bench::new(mib);
+        let open = kept_open(&bench, fs).await;
+        open.write_all_at(b"acknowledged", 0).unwrap();
+        bench.change(|a| a.busy_deadline = Duration::ZERO);
+        bench.unstage().await.unwrap();
+        assert!(is_in_the_backing_file(&bench, b"acknowledged"), "{fs:?}");
+    }
+}
+
+#[tokio::test]
+async fn root_what_a_claimed_raw_device_has_is_written_back_before_the_cut() {
+    let bench = Bench::new(16);
+    bench.stage(Access::Block).await.unwrap();
+    let mut claim = fs::OpenOptions::new();
+    claim.write(true).custom_flags(libc::O_EXCL);
+    let open = claim.open(disk(&bench).path()).unwrap();
+    open.write_all_at(b"acknowledged", 4096).unwrap();
+    bench.change(|a| a.busy_deadline = Duration::ZERO);
+    bench.unstage().await.unwrap();
+    // The last close of a loop device would write it back as well.
+    assert!(is_in_the_backing_file(&bench, b"acknowledged"));
+    drop(open);
+}
