@@ -9,6 +9,8 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use nix::errno::Errno;
+
 use super::child::{Children, one_line};
 use super::child_ops::{Answer, Ended, Examination, Node, Op};
 use super::mountinfo::name_of;
@@ -319,8 +321,20 @@ impl Devices {
         Ok(())
     }
 
-    /// fsck -a of ext4: replays its journal and mends what is safe to mend.
+    /// fsck -a of ext4: replays its journal and mends what is safe to mend. Not
+    /// where its super block is in use here: then the mount gives that one.
     async fn check(&self, job: &MountJob<'_>, steps: &mut Steps) -> Result<(), NodeError> {
+        let claim = Op::SyncDevice {
+            device: Node::from(job.disk),
+        };
+        match self.children.run(&claim, self.deadlines.sync).await {
+            Ok(_) => {}
+            Err(error) if error.errno() == Some(Errno::EBUSY) => {
+                tracing::info!(volume = %job.volume, "no fsck: the file system is in use on this node");
+                return Ok(());
+            }
+            Err(error) => return Err(error.into()),
+        }
         let end = self
             .tool(
                 job.disk,
