@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::bench::{Bench, mount};
 use super::*;
-use crate::attach::ports::{Access, FsType, Staging};
+use crate::attach::ports::{Access, FsType, Staging, Verdict};
 
 fn disk(bench: &Bench) -> Disk {
     let attached = bench.fabric.attached().unwrap();
@@ -54,4 +54,49 @@ async fn root_what_a_claimed_raw_device_has_is_written_back_before_the_cut() {
     // The last close of a loop device would write it back as well.
     assert!(is_in_the_backing_file(&bench, b"acknowledged"));
     drop(open);
+}
+
+#[tokio::test]
+async fn root_a_volume_whose_file_system_lives_on_is_staged_again() {
+    for (fs, mib) in [(FsType::Ext4, 64), (FsType::Xfs, 320)] {
+        let bench = Bench::new(mib);
+        let open = kept_open(&bench, fs).await;
+        let refused = bench.unstage().await.unwrap_err();
+        assert!(matches!(refused, NodeError::Busy(_)), "{refused}");
+        assert!(!bench.is_mounted("staging"));
+        bench.change(|a| a.exported.ever_written = true);
+        bench.stage(mount(fs)).await.unwrap();
+        open.write_all_at(b"one super block", 0).unwrap();
+        let seen = fs::read(bench.path("staging/open")).unwrap();
+        assert_eq!(seen, b"one super block", "{fs:?}");
+        drop(open);
+        bench.unstage().await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn root_a_volume_that_is_staged_again_has_the_whole_time_again() {
+    for remounted in [false, true] {
+        let bench = Bench::new(64);
+        let open = match remounted {
+            // The staging mount stays.
+            false => {
+                bench.stage(mount(FsType::Ext4)).await.unwrap();
+                fs::File::create(bench.path("staging/open")).unwrap()
+            }
+            // It goes, and an open file below the pod's target keeps the disk.
+            true => kept_open(&bench, FsType::Ext4).await,
+        };
+        *bench.eye.0.lock().unwrap() = Verdict::Live;
+        bench.change(|a| a.busy_deadline = Duration::from_millis(1500));
+        let refused = bench.unstage().await.unwrap_err();
+        assert!(matches!(refused, NodeError::Busy(_)), "{refused}");
+        assert_eq!(bench.is_mounted("staging"), !remounted);
+        bench.stage(mount(FsType::Ext4)).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(1500)).await;
+        let refused = bench.unstage().await.unwrap_err();
+        assert!(matches!(refused, NodeError::Busy(_)), "{refused}");
+        assert_eq!(bench.live().len(), 1, "cut off by an old clock");
+        drop(open);
+    }
 }

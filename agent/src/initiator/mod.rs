@@ -6,7 +6,8 @@
 //! is the controller's to say; so a restarted agent goes on where the one
 //! before stopped, and nothing is disconnected because an agent restarted.
 //! Only one thing is kept in memory: since when a NodeUnstage has been refused
-//! because somebody holds the device. That clock starts afresh with the agent.
+//! because somebody holds the device. That clock starts afresh with the agent,
+//! and when the volume is staged again.
 //!
 //! Per volume one operation at a time. Whatever may wait for an attached
 //! device runs in a child with a deadline ([`child`]).

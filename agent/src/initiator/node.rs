@@ -149,6 +149,9 @@ impl Initiator {
             held.extend(points.map(|m| m.point.display().to_string()));
         }
         shutting.closed(GateLayer::Removal, true);
+        if !ended.is_empty() {
+            self.forget_refusals(volume);
+        }
         self.gate.sweep();
         if !ended.is_empty() {
             let text = format!(

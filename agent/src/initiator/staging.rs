@@ -100,7 +100,10 @@ impl Initiator {
             )));
         }
         match self.at_staging(request, &attachment, &name, &attached, &staging)? {
-            Found::Staged => return Ok(()),
+            Found::Staged => {
+                self.forget_refusals(volume);
+                return Ok(());
+            }
             Found::Leftover => self.detach(&staging, steps).await?,
             Found::Nothing => {}
         }
@@ -122,6 +125,9 @@ impl Initiator {
         let result = self
             .make_ready(request, &attachment, &name, &staging, steps)
             .await;
+        if result.is_ok() {
+            self.forget_refusals(volume);
+        }
         match &result {
             // A raw block volume that was connected already: a repeat.
             Ok(()) if connected_before && request.access == Access::Block => {}

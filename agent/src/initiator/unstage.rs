@@ -298,11 +298,18 @@ impl Initiator {
         };
         self.disconnect(name, steps).await?;
         self.gate.sweep();
-        self.refused_since
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(&key);
+        self.forget_refusals(&name.volume);
         Ok(cut)
+    }
+
+    /// The volume is used again, or gone: whoever holds it at a later
+    /// NodeUnstage has the whole time.
+    pub(super) fn forget_refusals(&self, volume: &VolumeId) {
+        let mut since = self
+            .refused_since
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        since.retain(|(refused, _), _| refused != volume);
     }
 
     /// Judges who holds the disk. A stranger who only reads gets a moment to be
