@@ -13,7 +13,10 @@ use std::path::{Path, PathBuf};
 const FSCONFIG_SET_FLAG: libc::c_uint = 0;
 const FSCONFIG_SET_STRING: libc::c_uint = 1;
 const FSCONFIG_CMD_CREATE: libc::c_uint = 6;
+const FSCONFIG_CMD_RECONFIGURE: libc::c_uint = 7;
 const FSOPEN_CLOEXEC: libc::c_uint = 1;
+const FSPICK_CLOEXEC: libc::c_uint = 1;
+const FSPICK_EMPTY_PATH: libc::c_uint = 8;
 const FSMOUNT_CLOEXEC: libc::c_uint = 1;
 
 fn descriptor(result: libc::c_long) -> io::Result<OwnedFd> {
@@ -84,6 +87,23 @@ pub fn mount(fs: &CStr, source: Option<&Path>, read_only: bool) -> io::Result<Fi
         )
     };
     Ok(File::from(descriptor(mount)?))
+}
+
+/// Makes the super block of a mount read-only, for every mount of it. EBUSY: a
+/// file of it is open for writing somewhere.
+pub fn read_only(mount: &File) -> io::Result<()> {
+    // SAFETY: the descriptor is open, and the path is a string.
+    let context = unsafe {
+        libc::syscall(
+            libc::SYS_fspick,
+            mount.as_raw_fd(),
+            c"".as_ptr(),
+            FSPICK_CLOEXEC | FSPICK_EMPTY_PATH,
+        )
+    };
+    let context = descriptor(context)?;
+    configure(&context, FSCONFIG_SET_FLAG, Some(c"ro"), None)?;
+    configure(&context, FSCONFIG_CMD_RECONFIGURE, None, None)
 }
 
 /// Opens the root folder of a mount.

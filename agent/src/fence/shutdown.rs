@@ -1,5 +1,6 @@
 //! Reaches the file system on a disk, in whatever namespace it is mounted or
-//! only kept by an open file: to write it back, or to shut it down.
+//! only kept by an open file: to write it back, to end writes to it, or to shut
+//! it down.
 //!
 //! After a shutdown the file system does no I/O at all: what is dirty stays
 //! unwritten, its journal too, and every call on it fails with EIO. Any of the
@@ -102,6 +103,15 @@ pub fn write_back(disk: &Path, diskseq: Diskseq, shown: Option<&Path>) -> io::Re
         Err(error) if error.kind() == io::ErrorKind::ResourceBusy => Ok(()),
         synced => synced.map(drop),
     }
+}
+
+/// Makes the file system on `disk` read-only, unless somebody has a file of it
+/// open for writing, through any mount and in whatever way: ResourceBusy.
+///
+/// # Errors
+/// That, or the call that failed.
+pub fn end_writes(disk: &Path, diskseq: Diskseq) -> io::Result<()> {
+    once_more(disk, diskseq, detached::read_only).map(drop)
 }
 
 fn sync(root: &File) -> io::Result<()> {

@@ -322,6 +322,13 @@ pub(super) fn sync_device(device: &Node) -> Result<(), Failure> {
         .map_err(|e| failure("fsync", &device.path, &e))
 }
 
+pub(super) fn end_writes(device: &Node) -> Result<(), Failure> {
+    shutdown::end_writes(&device.path, device.diskseq).map_err(|e| match e.kind() {
+        io::ErrorKind::ResourceBusy => refused("remount read-only", &device.path, Errno::EBUSY),
+        _ => failure("remount read-only", &device.path, &e),
+    })
+}
+
 /// Whether a file system was mounted from the device.
 pub(super) fn shut_down(
     device: &Node,

@@ -91,6 +91,9 @@ pub(super) enum Op {
     /// Claim a device and write back its own page cache. EBUSY: a file system
     /// or a tool has claimed it.
     SyncDevice { device: Node },
+    /// Make the file system on a device read-only. EBUSY: a file of it is open
+    /// for writing.
+    EndWrites { device: Node },
     /// Room of the file system at a path.
     Room { path: PathBuf },
     /// Shut down the file system on a device, wherever it is mounted. `shown`
@@ -126,6 +129,7 @@ impl Op {
                 format!("bind {} to {}", source.display(), target.display())
             }
             Self::WriteBack { device, .. } => format!("write back {device}"),
+            Self::EndWrites { device } => format!("remount {device} read-only"),
             Self::SyncDevice { device } => format!("fsync {device}"),
             Self::Room { path } => format!("statvfs {}", path.display()),
             Self::ShutDown { device, .. } => format!("shut down the file system on {device}"),
@@ -238,6 +242,7 @@ pub(super) fn perform(op: &Op) -> Result<Answer, Failure> {
             calls::write_back(device, shown.as_deref()).map(|()| Answer::Done)
         }
         Op::SyncDevice { device } => calls::sync_device(device).map(|()| Answer::Done),
+        Op::EndWrites { device } => calls::end_writes(device).map(|()| Answer::Done),
         Op::Room { path } => calls::room(path).map(Answer::Room),
         Op::ShutDown {
             device,

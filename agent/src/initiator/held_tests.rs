@@ -2,6 +2,7 @@
 //! wrote. Needs root and loop devices.
 
 use std::fs;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::time::Duration;
 
@@ -99,4 +100,44 @@ async fn root_a_volume_that_is_staged_again_has_the_whole_time_again() {
         assert_eq!(bench.live().len(), 1, "cut off by an old clock");
         drop(open);
     }
+}
+
+#[tokio::test]
+async fn root_a_registered_reader_hides_no_writer_that_only_the_kernel_knows() {
+    for (fs, mib) in [(FsType::Ext4, 64), (FsType::Xfs, 320)] {
+        let bench = Bench::new(mib);
+        bench.stage(mount(fs)).await.unwrap();
+        let file = fs::File::create(bench.path("staging/file")).unwrap();
+        let _reader = fs::File::open(bench.path("staging/file")).unwrap();
+        let ring = io_uring::IoUring::new(4).unwrap();
+        ring.submitter()
+            .register_files(&[file.as_raw_fd()])
+            .unwrap();
+        drop(file);
+        *bench.eye.0.lock().unwrap() = Verdict::BackupRunning;
+        let refused = bench.unstage().await.unwrap_err();
+        assert!(
+            refused.to_string().contains("open for writing"),
+            "{refused}"
+        );
+        assert_eq!(bench.live().len(), 1);
+        // Nobody's writes have ended.
+        fs::write(bench.path("staging/more"), "taken").unwrap();
+        ring.submitter().unregister_files().unwrap();
+        bench.unstage().await.unwrap();
+        assert!(bench.live().is_empty() && !bench.is_mounted("staging"));
+        assert!(is_in_the_backing_file(&bench, b"taken"), "{fs:?}");
+    }
+}
+
+#[tokio::test]
+async fn root_a_volume_that_the_controller_does_not_know_is_not_cut_off_at_once() {
+    let bench = Bench::new(64);
+    bench.stage(mount(FsType::Ext4)).await.unwrap();
+    let _open = fs::File::create(bench.path("staging/open")).unwrap();
+    *bench.eye.0.lock().unwrap() = Verdict::Live;
+    bench.answer(Err(ControlError::NoVolume(bench.volume.clone())));
+    let refused = bench.unstage().await.unwrap_err();
+    assert!(matches!(refused, NodeError::Busy(_)), "{refused}");
+    assert_eq!(bench.live().len(), 1);
 }

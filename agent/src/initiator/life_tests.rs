@@ -394,7 +394,8 @@ async fn root_readers_are_cut_off_and_an_ended_epoch_waits_for_nobody() {
     ] {
         let bench = Bench::new(64);
         bench.stage(mount(FsType::Ext4)).await.unwrap();
-        let _open = fs::File::create(bench.path("staging/open")).unwrap();
+        drop(fs::File::create(bench.path("staging/open")).unwrap());
+        let _open = fs::File::open(bench.path("staging/open")).unwrap();
         *bench.eye.0.lock().unwrap() = verdict;
         if matches!(verdict, Verdict::Live | Verdict::Unknown) {
             bench.answer(Err(ControlError::NotPublished {

@@ -8,15 +8,24 @@
 //! |---------------------------------------|--------------------------------|---------------------|
 //! | nobody                                | sync, disconnect               | the same            |
 //! | registered readers only               | sync, cut them off, disconnect | the same            |
-//! | a writer, somebody unexplained, or a  | refuse until the deadline that | cut off at once     |
-//! | file system still claims the disk     | began with the first refusal,  |                     |
+//! | a writer, somebody unexplained, or a  | refuse until the deadline that | sync and cut off    |
+//! | file system still claims the disk     | began with the first refusal,  | at once             |
 //! |                                       | then sync and cut off          |                     |
 //!
 //! Cutting off ends nobody's process: its reads and writes fail with EIO. The
 //! disk's gate is closed, the file system shut down, its mounts are detached,
 //! and the disk is disconnected. A sync goes before that, with a deadline, and
-//! reaches the file system also where this namespace shows no mount of it; not
-//! where the epoch has ended, since the home takes nothing of it any more.
+//! reaches the file system also where this namespace shows no mount of it. Where
+//! the epoch has ended it is tried as well: the home refuses it at once if it has
+//! fenced the epoch, and what it takes before that is the workload's.
+//!
+//! That only readers are left, the openers say of the device alone: a file that
+//! is registered with an io_uring or on its way over a socket, or a kernel's own
+//! (nfsd, overlayfs, loop), no iterator sees. So a file system that readers keep
+//! busy is made read-only first. The kernel refuses that while a file is open for
+//! writing through any mount, and then that writer is a holder like any other;
+//! afterwards nothing is acknowledged any more that the cut would lose.
+//!
 //! "Claims the disk" is the kernel's own word: an open with O_EXCL fails with
 //! EBUSY while a super block lives, in any mount namespace, and also while an
 //! earlier umount is still writing back. A sync or umount that hangs has its
@@ -46,6 +55,8 @@ enum Claim {
     Free,
     /// The staging mount is busy.
     Mounted,
+    /// It is busy, and its file system takes no writes any more.
+    ReadOnly,
     /// A super block or a tool has claimed it, or it does not answer; in words.
     Held(String),
 }
@@ -66,10 +77,8 @@ enum Ending {
     Disconnect,
     /// Only registered readers are left: sync, detach, disconnect.
     CutReaders,
-    /// Somebody else is left and has no more time.
+    /// Somebody else is left and has no more time, or the epoch has ended.
     CutHolders,
-    /// Somebody else is left, and the epoch has ended: nothing is written back.
-    CutEnded,
     /// Somebody else is left and has this much time.
     Refuse(Duration),
 }
@@ -78,16 +87,16 @@ enum Ending {
 fn decide(verdict: Verdict, claim: &Claim, standing: &Standing, waited: Duration) -> Ending {
     match (verdict, claim) {
         (Verdict::Quiet, Claim::Free) => return Ending::Disconnect,
-        (Verdict::BackupRunning | Verdict::BackupStale, Claim::Free | Claim::Mounted) => {
+        (Verdict::BackupRunning | Verdict::BackupStale, Claim::Free | Claim::ReadOnly) => {
             return Ending::CutReaders;
         }
         // Quiet and yet busy: somebody is there whom the witness does not see.
-        (Verdict::Quiet, Claim::Mounted | Claim::Held(_))
-        | (Verdict::BackupRunning | Verdict::BackupStale, Claim::Held(_))
+        (Verdict::Quiet, Claim::Mounted | Claim::ReadOnly | Claim::Held(_))
+        | (Verdict::BackupRunning | Verdict::BackupStale, Claim::Mounted | Claim::Held(_))
         | (Verdict::Live | Verdict::Unknown, _) => {}
     }
     match standing {
-        Standing::Ended => Ending::CutEnded,
+        Standing::Ended => Ending::CutHolders,
         Standing::Current(deadline) => match deadline.checked_sub(waited) {
             None | Some(Duration::ZERO) => Ending::CutHolders,
             Some(left) => Ending::Refuse(left),
@@ -106,7 +115,7 @@ fn who(judgement: &Judgement, claim: &Claim) -> String {
     let mut all = judgement.holders_in_words();
     match claim {
         Claim::Free => {}
-        Claim::Mounted => all.push("the staging mount is busy".to_owned()),
+        Claim::Mounted | Claim::ReadOnly => all.push("the staging mount is busy".to_owned()),
         Claim::Held(why) => all.push(why.clone()),
     }
     if all.is_empty() {
@@ -234,12 +243,16 @@ impl Initiator {
             self.disconnect(name, steps).await?;
             return Ok(None);
         };
-        let claim = match unmounted {
+        let mut claim = match unmounted {
             Claim::Free => self.claim(device, steps).await,
             busy => busy.clone(),
         };
         let own: Vec<PathBuf> = staging.into_iter().map(Path::to_owned).collect();
         let judgement = self.judge(device, &own, steps).await;
+        let readers = [Verdict::BackupRunning, Verdict::BackupStale];
+        if claim == Claim::Mounted && readers.contains(&judgement.verdict) {
+            claim = self.end_writes(device, steps).await;
+        }
 
         let key = (name.volume.clone(), name.epoch);
         let waited = {
@@ -291,10 +304,6 @@ impl Initiator {
                 self.cut_off(attached, device, steps).await?;
                 Some(who)
             }
-            Ending::CutEnded => {
-                self.cut_off(attached, device, steps).await?;
-                Some(who)
-            }
         };
         self.disconnect(name, steps).await?;
         self.gate.sweep();
@@ -327,6 +336,43 @@ impl Initiator {
         }
         steps.own("judge", asked.elapsed());
         judgement
+    }
+
+    /// Makes the file system read-only that readers keep busy, unless a writer
+    /// keeps it too.
+    async fn end_writes(&self, device: &Device, steps: &mut Steps) -> Claim {
+        let op = Op::EndWrites {
+            device: Node::from(&device.disk),
+        };
+        let mut busy = 0;
+        loop {
+            let error = match self
+                .devices
+                .children
+                .run(&op, self.settings.device.sync)
+                .await
+            {
+                Ok((_, took)) => {
+                    steps.kernel("read-only", took);
+                    return Claim::ReadOnly;
+                }
+                Err(error) => error,
+            };
+            match error.errno() {
+                // A reader's too, for the moment in which a file's time is noted.
+                Some(Errno::EBUSY) if busy + 1 < TRIES => {
+                    busy += 1;
+                    tokio::time::sleep(PAUSE).await;
+                }
+                Some(Errno::EBUSY) => {
+                    return Claim::Held(format!(
+                        "a file on {} that is open for writing",
+                        device.disk.name
+                    ));
+                }
+                _ => return Claim::Held(error.to_string()),
+            }
+        }
     }
 
     /// Claims the disk for a moment and writes its cache back.
@@ -372,10 +418,13 @@ impl Initiator {
             Ok(now) if now.exported.target.name == name.as_str() => {
                 Standing::Current(now.busy_deadline)
             }
-            Ok(_) | Err(ControlError::NotPublished { .. } | ControlError::NoVolume(_)) => {
-                Standing::Ended
-            }
-            Err(error @ (ControlError::Unreachable(_) | ControlError::Failed(_))) => {
+            Ok(_) | Err(ControlError::NotPublished { .. }) => Standing::Ended,
+            // A controller that knows nothing of the volume may have an old store.
+            Err(
+                error @ (ControlError::NoVolume(_)
+                | ControlError::Unreachable(_)
+                | ControlError::Failed(_)),
+            ) => {
                 tracing::warn!(volume = %name.volume, %error, "cannot ask whether the volume is still this node's");
                 Standing::Current(self.settings.busy_deadline)
             }
