@@ -70,8 +70,7 @@ pub(super) async fn start(process: &mut Process) -> anyhow::Result<Arc<dyn Stagi
     let (shut, mut stop) = (Arc::clone(&initiator), process.stop.clone());
     process.tasks.spawn(async move {
         tokio::select! {
-            // The end of a task is the end of the process.
-            () = async { shut.finish_shut().await; std::future::pending().await } => {}
+            () = shut.keep_gates() => {}
             _ = stop.wait_for(|stop| *stop) => {}
         }
         Ok(())

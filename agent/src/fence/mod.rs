@@ -276,7 +276,10 @@ impl Gates {
             return Ok(());
         };
         let closed = maps.gates()?;
-        let there = numbers::disks(&self.sys)?;
+        let there = match closed.is_empty() {
+            true => HashSet::new(),
+            false => numbers::disks(&self.sys)?,
+        };
         let kept: HashSet<u64> = closed
             .iter()
             .map(|(diskseq, _)| *diskseq)

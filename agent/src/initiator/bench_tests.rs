@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -40,6 +41,8 @@ fn let_go(disk: &str) {
 /// What stands in for target and kernel: each export is a loop device.
 pub(super) struct Loops {
     backing: PathBuf,
+    /// The kernel does not let go of what is disconnected.
+    pub(super) stuck: AtomicBool,
     live: Mutex<BTreeMap<String, (String, Uuid)>>,
 }
 
@@ -78,6 +81,9 @@ impl Fabric for Loops {
         Ok(Duration::ZERO)
     }
     async fn disconnect(&self, name: &ExportName) -> Result<Duration, NodeError> {
+        if self.stuck.load(Relaxed) {
+            return Ok(Duration::ZERO);
+        }
         if let Some((disk, _)) = self.live.lock().unwrap().remove(name.as_str()) {
             let_go(&disk);
         }
@@ -157,7 +163,11 @@ impl Witness for Eye {
 
 /// Gates that only remember what was closed.
 #[derive(Default)]
-pub(super) struct Shut(pub(super) Mutex<Vec<(Disk, Epoch)>>);
+pub(super) struct Shut(
+    pub(super) Mutex<Vec<(Disk, Epoch)>>,
+    /// How often disks that have gone were forgotten.
+    pub(super) AtomicUsize,
+);
 
 impl NodeGate for Shut {
     fn close(&self, disk: &Disk, _: &VolumeId, epoch: Epoch) -> Result<Vec<GateLayer>, NodeError> {
@@ -174,7 +184,9 @@ impl NodeGate for Shut {
             .iter()
             .any(|(known, _)| known == disk)
     }
-    fn sweep(&self) {}
+    fn sweep(&self) {
+        self.1.fetch_add(1, Relaxed);
+    }
     fn exemptions(&self) -> Option<PathBuf> {
         None
     }
@@ -215,6 +227,7 @@ impl Bench {
             .unwrap();
         let fabric = Arc::new(Loops {
             backing,
+            stuck: AtomicBool::new(false),
             live: Mutex::default(),
         });
         let volume: VolumeId = "vol-1".parse().unwrap();

@@ -18,6 +18,8 @@ const SHUTDOWN: Duration = Duration::from_secs(2);
 /// How often an agent that has just started tries to end what one before it
 /// had shut and not yet let go of.
 const AGAIN: Duration = Duration::from_secs(5);
+/// How often the gates of disks that have gone are forgotten.
+const SWEEP: Duration = Duration::from_secs(2);
 
 /// What was shut so far.
 #[derive(Debug)]
@@ -120,7 +122,7 @@ impl Initiator {
     /// whether the volume's epoch has ended or its holder was only cut off, its
     /// disk has to go; a new epoch, or a new connection of this one, brings
     /// another.
-    pub async fn finish_shut(&self) {
+    pub(super) async fn finish_shut(&self) {
         loop {
             let left = match self.left_shut() {
                 Ok(left) => left,
@@ -131,7 +133,7 @@ impl Initiator {
                 }
             };
             if left.is_empty() {
-                return self.gate.sweep();
+                return;
             }
             for attached in left {
                 let name = &attached.name;
@@ -145,6 +147,19 @@ impl Initiator {
                 tokio::time::sleep(AGAIN).await;
             }
         }
+    }
+
+    /// As long as the agent runs: ends what an earlier one had shut, and forgets
+    /// disks that have gone. The kernel gives the number of one that went late,
+    /// after its disconnect had been given up, to another disk at once.
+    pub async fn keep_gates(&self) {
+        let sweeps = async {
+            loop {
+                self.gate.sweep();
+                tokio::time::sleep(SWEEP).await;
+            }
+        };
+        let ((), ()) = tokio::join!(self.finish_shut(), sweeps);
     }
 
     /// Ends those of a volume's disks that are shut when its turn comes: until

@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::os::unix::fs::FileExt;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use super::bench::{Bench, mount};
@@ -152,4 +153,24 @@ async fn root_what_an_earlier_agent_had_shut_is_ended() {
     bench.shut.close(&disk, &bench.volume, Epoch(1)).unwrap();
     bench.node.finish_shut().await;
     assert!(bench.live().is_empty());
+}
+
+#[tokio::test]
+async fn root_a_disconnect_that_is_given_up_forgets_what_has_gone_and_so_does_time() {
+    let bench = Bench::new(16);
+    bench.stage(Access::Block).await.unwrap();
+    bench.fabric.stuck.store(true, Relaxed);
+    let before = bench.shut.1.load(Relaxed);
+    let answer = bench.node.release(&bench.volume, Epoch(1)).await;
+    assert!(
+        matches!(answer, NodeAnswer::Shut { held: Some(_), .. }),
+        "{answer:?}"
+    );
+    assert_eq!(bench.shut.1.load(Relaxed), before + 1);
+    bench.fabric.stuck.store(false, Relaxed);
+    bench.node.finish_shut().await;
+    // The task of an agent's whole life.
+    let before = bench.shut.1.load(Relaxed);
+    let kept = tokio::time::timeout(Duration::from_secs(3), bench.node.keep_gates()).await;
+    assert!(kept.is_err() && bench.shut.1.load(Relaxed) >= before + 2);
 }

@@ -337,8 +337,15 @@ impl Initiator {
         Ok(())
     }
 
-    /// Disconnects and waits until the kernel no longer shows the export.
+    /// Disconnects and waits until the kernel no longer shows the export; what
+    /// the gates know of disks that have gone is forgotten, however it ends.
     async fn disconnect(&self, name: &ExportName, steps: &mut Steps) -> Result<(), NodeError> {
+        let result = self.end_links(name, steps).await;
+        self.gate.sweep();
+        result
+    }
+
+    async fn end_links(&self, name: &ExportName, steps: &mut Steps) -> Result<(), NodeError> {
         let started = Instant::now();
         self.fabric.disconnect(name).await?;
         let deadline = self.settings.device.appear;

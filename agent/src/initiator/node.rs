@@ -152,7 +152,6 @@ impl Initiator {
         if !ended.is_empty() {
             self.forget_refusals(volume);
         }
-        self.gate.sweep();
         if !ended.is_empty() {
             let text = format!(
                 "node {} let go of volume {volume} up to epoch {epoch}",

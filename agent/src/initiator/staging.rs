@@ -115,7 +115,6 @@ impl Initiator {
         for over in over {
             self.disconnect(&over.name, steps).await?;
         }
-        self.gate.sweep();
 
         let connected_before = !live.is_empty();
         if !connected_before {
@@ -163,6 +162,8 @@ impl Initiator {
         let waited = Instant::now();
         let device = self.disk_of(name, &attachment.exported.target).await?;
         steps.kernel("disk", waited.elapsed());
+        // Its number may be that of a shut disk that has gone since.
+        self.gate.sweep();
         match &request.access {
             Access::Block => Ok(()),
             Access::Mount { fs, flags } => {

@@ -306,7 +306,6 @@ impl Initiator {
             }
         };
         self.disconnect(name, steps).await?;
-        self.gate.sweep();
         self.forget_refusals(&name.volume);
         Ok(cut)
     }
