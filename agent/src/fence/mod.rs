@@ -351,13 +351,15 @@ impl NodeGate for Gates {
             .collect())
     }
 
-    fn is_closed(&self, disk: &Disk) -> bool {
+    fn is_closed(&self, disk: &Disk) -> Result<bool, NodeError> {
         let Some(maps) = self.maps() else {
-            return false;
+            return Ok(false);
         };
-        maps.is_closed(disk.diskseq.0).unwrap_or_else(|error| {
-            tracing::warn!(disk = disk.name, %error, "cannot tell whether a gate is closed");
-            false
+        maps.is_closed(disk.diskseq.0).map_err(|error| {
+            NodeError::Failed(format!(
+                "tell whether the gate of {} is closed: {error}",
+                disk.name
+            ))
         })
     }
 

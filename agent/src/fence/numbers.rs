@@ -28,22 +28,54 @@ fn failed(path: &Path, error: io::Error) -> GateError {
     }
 }
 
-/// The names in a folder; one that is not there, or goes meanwhile, has none.
-fn names(folder: &Path) -> Vec<String> {
-    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
-    entries
-        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+/// None where what was looked for has gone. Whatever else fails (no memory, no
+/// descriptor) says nothing of what is there, and is an error.
+fn unless_gone<T>(path: &Path, result: io::Result<T>) -> Result<Option<T>, GateError> {
+    match result {
+        Ok(found) => Ok(Some(found)),
+        Err(e)
+            if matches!(
+                e.raw_os_error(),
+                // ENOTDIR: below an attribute, where a folder was looked for.
+                Some(libc::ENOENT | libc::ENOTDIR | libc::ENODEV | libc::ENXIO)
+            ) =>
+        {
+            Ok(None)
+        }
+        Err(error) => Err(failed(path, error)),
+    }
+}
+
+/// The names in a folder.
+fn list(folder: &Path) -> io::Result<Vec<String>> {
+    fs::read_dir(folder)?
+        .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()))
         .collect()
 }
 
-fn number(path: &Path) -> Option<u64> {
-    fs::read_to_string(path).ok()?.trim().parse().ok()
+/// The same; one that is not there, or goes meanwhile, has none.
+fn names(folder: &Path) -> Result<Vec<String>, GateError> {
+    Ok(unless_gone(folder, list(folder))?.unwrap_or_default())
+}
+
+/// What a file says; none where it has gone.
+fn value<T>(path: &Path, parse: impl Fn(&str) -> Option<T>) -> Result<Option<T>, GateError> {
+    let Some(text) = unless_gone(path, fs::read_to_string(path))? else {
+        return Ok(None);
+    };
+    match parse(&text) {
+        Some(value) => Ok(Some(value)),
+        None => Err(failed(path, io::ErrorKind::InvalidData.into())),
+    }
+}
+
+fn number(path: &Path) -> Result<Option<u64>, GateError> {
+    value(path, |text| text.trim().parse().ok())
 }
 
 /// `MAJOR:MINOR`, as the kernel keeps it: 12 and 20 bits.
-fn device(folder: &Path) -> Option<u32> {
-    let text = fs::read_to_string(folder.join("dev")).ok()?;
-    parse(&text)
+fn device(folder: &Path) -> Result<Option<u32>, GateError> {
+    value(&folder.join("dev"), parse)
 }
 
 fn parse(text: &str) -> Option<u32> {
@@ -72,58 +104,61 @@ impl Numbers {
     pub fn of(sys: &Path, disk: &Disk) -> Result<Self, GateError> {
         let blocks = sys.join("block");
         let folder = blocks.join(&disk.name);
-        let is_it = || number(&folder.join("diskseq")) == Some(disk.diskseq.0);
-        if !is_it() {
+        let is_it = || {
+            let found = number(&folder.join("diskseq"))?;
+            Ok::<_, GateError>(found == Some(disk.diskseq.0))
+        };
+        if !is_it()? {
             return Ok(Self::default());
         }
         let mut found = Self::default();
         let mut lead = |kind, folder: PathBuf| {
-            if let Some(dev) = device(&folder) {
-                found.nodes.push(Node { kind, dev });
-            }
+            let dev = device(&folder)?;
+            found.nodes.extend(dev.map(|dev| Node { kind, dev }));
+            Ok::<_, GateError>(())
         };
-        lead(Node::BLOCK, folder.clone());
-        for name in names(&folder) {
+        lead(Node::BLOCK, folder.clone())?;
+        for name in names(&folder)? {
             let part = folder.join(name);
-            if part.join("partition").exists() {
-                lead(Node::BLOCK, part);
+            let mark = part.join("partition");
+            if unless_gone(&mark, mark.try_exists())? == Some(true) {
+                lead(Node::BLOCK, part)?;
             }
         }
         for class in ["scsi_generic", "bsg"] {
             let class = folder.join("device").join(class);
-            for name in names(&class) {
-                lead(Node::CHARACTER, class.join(name));
+            for name in names(&class)? {
+                lead(Node::CHARACTER, class.join(name))?;
             }
         }
         if let Some((generic, begin, end)) = nvme(&disk.name) {
             lead(
                 Node::CHARACTER,
                 sys.join("class/nvme-generic").join(generic),
-            );
-            let list = fs::read_dir(&blocks).map_err(|e| failed(&blocks, e))?;
-            for entry in list.flatten() {
-                let name = entry.file_name().to_string_lossy().into_owned();
+            )?;
+            for name in list(&blocks).map_err(|e| failed(&blocks, e))? {
                 let between = name
                     .strip_prefix(&begin)
                     .and_then(|rest| rest.strip_suffix(&end));
                 if between.is_some_and(|c| !c.is_empty() && c.bytes().all(|b| b.is_ascii_digit())) {
-                    found.paths.extend(number(&entry.path().join("diskseq")));
+                    let path = blocks.join(&name).join("diskseq");
+                    found.paths.extend(number(&path)?);
                 }
             }
         }
         // Read under a name; the name must still be this disk's.
-        Ok(if is_it() { found } else { Self::default() })
+        Ok(if is_it()? { found } else { Self::default() })
     }
 }
 
 /// The sequence number of every disk that is there.
 pub fn disks(sys: &Path) -> Result<HashSet<u64>, GateError> {
     let blocks = sys.join("block");
-    let list = fs::read_dir(&blocks).map_err(|e| failed(&blocks, e))?;
-    Ok(list
-        .flatten()
-        .filter_map(|entry| number(&entry.path().join("diskseq")))
-        .collect())
+    let mut found = HashSet::new();
+    for name in list(&blocks).map_err(|e| failed(&blocks, e))? {
+        found.extend(number(&blocks.join(name).join("diskseq"))?);
+    }
+    Ok(found)
 }
 
 #[cfg(test)]
@@ -188,5 +223,29 @@ mod tests {
             Numbers::default()
         );
         assert_eq!(disks(sys.path()).unwrap(), HashSet::from([7, 8, 9, 10]));
+    }
+
+    #[test]
+    fn a_disk_that_cannot_be_read_has_not_gone() {
+        let sys = tempfile::tempdir().unwrap();
+        let blocks = sys.path().join("block");
+        fs::create_dir_all(blocks.join("sda")).unwrap();
+        fs::write(blocks.join("sda/diskseq"), "7\n").unwrap();
+        // One that goes while it is looked at.
+        fs::create_dir(blocks.join("sdb")).unwrap();
+        assert_eq!(disks(sys.path()).unwrap(), HashSet::from([7]));
+        // EISDIR stands for all that is no answer.
+        fs::create_dir(blocks.join("sdb/diskseq")).unwrap();
+        let error = disks(sys.path()).unwrap_err();
+        assert!(error.to_string().contains("sdb/diskseq"), "{error}");
+        let disk = Disk {
+            name: "sdb".to_owned(),
+            diskseq: Diskseq(8),
+        };
+        Numbers::of(sys.path(), &disk).unwrap_err();
+        fs::remove_dir(blocks.join("sdb/diskseq")).unwrap();
+        fs::write(blocks.join("sdb/diskseq"), "").unwrap();
+        disks(sys.path()).unwrap_err();
+        disks(&sys.path().join("nowhere")).unwrap_err();
     }
 }

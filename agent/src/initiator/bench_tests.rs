@@ -177,12 +177,9 @@ impl NodeGate for Shut {
         }
         Ok(vec![GateLayer::Files, GateLayer::Opens])
     }
-    fn is_closed(&self, disk: &Disk) -> bool {
-        self.0
-            .lock()
-            .unwrap()
-            .iter()
-            .any(|(known, _)| known == disk)
+    fn is_closed(&self, disk: &Disk) -> Result<bool, NodeError> {
+        let closed = self.0.lock().unwrap();
+        Ok(closed.iter().any(|(known, _)| known == disk))
     }
     fn sweep(&self) {
         self.1.fetch_add(1, Relaxed);

@@ -113,9 +113,17 @@ impl Initiator {
     /// What is shut for good and still attached: an agent before this one had
     /// no time to let go of it.
     pub(super) fn left_shut(&self) -> Result<Vec<Attached>, NodeError> {
-        let mut left = self.fabric.attached()?;
-        left.retain(|attached| self.is_shut(attached));
-        Ok(left)
+        self.only_shut(self.fabric.attached()?)
+    }
+
+    fn only_shut(&self, attached: Vec<Attached>) -> Result<Vec<Attached>, NodeError> {
+        let mut shut = Vec::new();
+        for attached in attached {
+            if self.is_shut(&attached)? {
+                shut.push(attached);
+            }
+        }
+        Ok(shut)
     }
 
     /// Ends what an earlier agent had shut. A closed gate is never opened, so
@@ -166,8 +174,7 @@ impl Initiator {
     /// then the same epoch may have been staged anew, on a disk that lives.
     async fn end_shut(&self, volume: &VolumeId, epoch: Epoch) -> Result<(), NodeError> {
         let _turn = self.turn(volume).await?;
-        let mut ended = self.ended(volume, epoch)?;
-        ended.retain(|attached| self.is_shut(attached));
+        let ended = self.only_shut(self.ended(volume, epoch)?)?;
         let mut shutting = self.shut(&ended);
         self.end(volume, epoch, &ended, &mut shutting).await?;
         Ok(())

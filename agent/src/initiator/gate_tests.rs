@@ -25,7 +25,7 @@ async fn root_a_fence_shuts_the_disk_before_the_volumes_turn_comes() {
     let turn = bench.node.turn(&bench.volume).await.unwrap();
     let (node, volume) = (bench.node.clone(), bench.volume.clone());
     let release = tokio::spawn(async move { node.release(&volume, Epoch(1)).await });
-    while !bench.shut.is_closed(&disk) {
+    while !bench.shut.is_closed(&disk).unwrap() {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     assert_eq!(bench.live().len(), 1, "disconnected out of turn");
@@ -81,7 +81,7 @@ async fn root_whoever_is_cut_off_is_shut_out_first() {
             }));
         }
         bench.unstage().await.unwrap();
-        assert!(bench.shut.is_closed(&disk), "{verdict:?} {ended}");
+        assert!(bench.shut.is_closed(&disk).unwrap(), "{verdict:?} {ended}");
         let late = open.write_all_at(b"late", 0).unwrap_err();
         assert_eq!(late.raw_os_error(), Some(libc::EIO));
         // Written back before. Where the epoch has ended that is tried too: here
@@ -140,7 +140,10 @@ async fn root_an_epoch_that_was_staged_anew_outlives_its_shut_disk() {
     drop(turn);
     finish.await.unwrap();
     assert_eq!(bench.live().len(), 1, "the new disk was disconnected");
-    assert!(!bench.shut.is_closed(&second), "the new disk was shut");
+    assert!(
+        !bench.shut.is_closed(&second).unwrap(),
+        "the new disk was shut"
+    );
 }
 
 #[tokio::test]

@@ -37,7 +37,7 @@ impl Initiator {
         let attached = self.attached_of(volume)?;
         let mounts = mountinfo::mounts()?;
         let binding = self.binding(request, &attached, &mounts)?;
-        if self.gate.is_closed(&binding.device.disk) {
+        if self.gate.is_closed(&binding.device.disk)? {
             return Err(NodeError::Unusable(format!(
                 "the gate of {} is closed: it was cut off from volume {volume}; unstage the volume and stage it again",
                 binding.device.disk.name

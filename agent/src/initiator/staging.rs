@@ -109,14 +109,19 @@ impl Initiator {
         }
         // Also this very export, where its disk was shut: a closed gate is
         // never opened, and the export has not ended, so it is connected anew.
-        let (over, live): (Vec<_>, Vec<_>) = attached
-            .iter()
-            .partition(|a| a.name != name || self.is_shut(a));
+        let mut connected_before = false;
+        let mut over = Vec::new();
+        for attached in &attached {
+            if attached.name == name && !self.is_shut(attached)? {
+                connected_before = true;
+            } else {
+                over.push(&attached.name);
+            }
+        }
         for over in over {
-            self.disconnect(&over.name, steps).await?;
+            self.disconnect(over, steps).await?;
         }
 
-        let connected_before = !live.is_empty();
         if !connected_before {
             let took = self.fabric.connect(&attachment.exported.target).await?;
             steps.kernel("connect", took);
@@ -210,7 +215,7 @@ impl Initiator {
             };
         };
         match self.whose(mount, attached) {
-            Whose::Volume(a) if a.name == *name && !self.is_shut(&a) => match &request.access {
+            Whose::Volume(a) if a.name == *name && !self.is_shut(&a)? => match &request.access {
                 Access::Mount { fs, .. } => {
                     same(volume, mount, *fs, attachment.read_only)?;
                     Ok(Found::Staged)
@@ -232,9 +237,11 @@ impl Initiator {
     }
 
     /// Whether an attachment's disk was shut for good.
-    pub(super) fn is_shut(&self, attached: &Attached) -> bool {
-        let device = attached.device.as_ref();
-        device.is_some_and(|device| self.gate.is_closed(&device.disk))
+    pub(super) fn is_shut(&self, attached: &Attached) -> Result<bool, NodeError> {
+        match &attached.device {
+            Some(device) => self.gate.is_closed(&device.disk),
+            None => Ok(false),
+        }
     }
 
     /// Waits for the kernel to make the disk, and checks that it is the one.

@@ -95,7 +95,11 @@ pub trait NodeGate: Send + Sync {
         epoch: Epoch,
     ) -> Result<Vec<GateLayer>, NodeError>;
     /// Whether a disk was shut, by this agent or by one before it.
-    fn is_closed(&self, disk: &Disk) -> bool;
+    ///
+    /// # Errors
+    /// [`NodeError::Failed`] when the kernel does not tell: the disk is then
+    /// neither used nor ended.
+    fn is_closed(&self, disk: &Disk) -> Result<bool, NodeError>;
     /// Forgets disks that have gone.
     fn sweep(&self);
     /// Where a child lets itself through, to shut down the file system on a
