@@ -134,11 +134,16 @@ impl Control for Controller {
     }
 }
 
-pub(super) struct Eye(pub(super) Mutex<Verdict>);
+pub(super) struct Eye(
+    pub(super) Mutex<Verdict>,
+    /// What it was last told to be drover's own.
+    pub(super) Mutex<Vec<PathBuf>>,
+);
 
 #[async_trait]
 impl Witness for Eye {
-    async fn judge(&self, _: &Disk, _: &[PathBuf]) -> Judgement {
+    async fn judge(&self, _: &Disk, own: &[PathBuf]) -> Judgement {
+        *self.1.lock().unwrap() = own.to_vec();
         let verdict = *self.0.lock().unwrap();
         let stranger = Holder {
             pid: 4711,
@@ -232,7 +237,7 @@ impl Bench {
             answer: Mutex::new(Err(ControlError::NoVolume(volume.clone()))),
             notes: Mutex::default(),
         });
-        let eye = Arc::new(Eye(Mutex::new(Verdict::Quiet)));
+        let eye = Arc::new(Eye(Mutex::new(Verdict::Quiet), Mutex::default()));
         let shut = Arc::new(Shut::default());
         let mut settings = Settings::of("node-a".parse().unwrap());
         settings.device.appear = Duration::from_secs(2);

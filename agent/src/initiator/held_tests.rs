@@ -6,9 +6,9 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::time::Duration;
 
-use super::bench::{Bench, mount};
+use super::bench::{Bench, mount, sh};
 use super::*;
-use crate::attach::ports::{Access, FsType, Staging, Verdict};
+use crate::attach::ports::{Access, FsType, Node, Staging, Verdict};
 
 fn disk(bench: &Bench) -> Disk {
     let attached = bench.fabric.attached().unwrap();
@@ -140,4 +140,27 @@ async fn root_a_volume_that_the_controller_does_not_know_is_not_cut_off_at_once(
     let refused = bench.unstage().await.unwrap_err();
     assert!(matches!(refused, NodeError::Busy(_)), "{refused}");
     assert_eq!(bench.live().len(), 1);
+}
+
+#[tokio::test]
+async fn root_a_mount_that_drover_did_not_make_is_nobodys_own() {
+    let bench = Bench::new(64);
+    bench.stage(mount(FsType::Ext4)).await.unwrap();
+    bench
+        .publish(mount(FsType::Ext4), "pod", false)
+        .await
+        .unwrap();
+    let strange = bench.path("mnt");
+    fs::create_dir(&strange).unwrap();
+    let device = disk(&bench).path();
+    sh(&format!("mount {} {}", device.display(), strange.display()));
+    let places = ["staging", "pod"].map(|name| resolve(&bench.path(name)).unwrap().unwrap());
+    let (_, own) = bench.node.disk(&bench.volume).unwrap().unwrap();
+    assert_eq!(own, places);
+    assert_eq!(bench.node.disks().unwrap()[0].mounts, places);
+    bench.node.release(&bench.volume, Epoch(1)).await;
+    assert_eq!(*bench.eye.1.lock().unwrap(), places);
+    let pod = bench.path("pod");
+    bench.node.unpublish(&bench.volume, &pod).await.unwrap();
+    bench.unstage().await.unwrap();
 }

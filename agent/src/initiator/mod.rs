@@ -5,9 +5,10 @@
 //! ([`fabric`], [`nvme`], [`iscsi`]), what is mounted in mountinfo, what this node may use
 //! is the controller's to say; so a restarted agent goes on where the one
 //! before stopped, and nothing is disconnected because an agent restarted.
-//! Only one thing is kept in memory: since when a NodeUnstage has been refused
-//! because somebody holds the device. That clock starts afresh with the agent,
-//! and when the volume is staged again.
+//! Two things are kept in memory: since when a NodeUnstage has been refused
+//! because somebody holds the device, a clock that starts afresh with the agent
+//! and when the volume is staged again; and which mounts are drover's own
+//! ([`places`]).
 //!
 //! Per volume one operation at a time. Whatever may wait for an attached
 //! device runs in a child with a deadline ([`child`]).
@@ -45,6 +46,7 @@ mod nursery;
 mod nursery_main;
 mod nvme;
 mod open_iscsi;
+mod places;
 mod publish;
 mod staging;
 mod steps;
@@ -82,6 +84,7 @@ use child_ops::Op;
 use device::Devices;
 use metrics::{Metrics, Operation};
 use mountinfo::Mount;
+use places::Places;
 use steps::Steps;
 
 /// How an initiator is set up.
@@ -124,6 +127,7 @@ pub struct Initiator {
     witness: Arc<dyn Witness>,
     gate: Arc<dyn NodeGate>,
     metrics: Metrics,
+    places: Places,
     turns: Mutex<HashMap<VolumeId, Arc<tokio::sync::Mutex<()>>>>,
     refused_since: Mutex<HashMap<(VolumeId, Epoch), Instant>>,
 }
@@ -139,12 +143,6 @@ pub struct AttachedDisk {
     pub disk: Disk,
     /// Where drover has it mounted.
     pub mounts: Vec<PathBuf>,
-}
-
-/// Where a device is mounted.
-fn points(mounts: &[Mount], device: &Device) -> Vec<PathBuf> {
-    let shown = mounts.iter().filter(|mount| mount.shows(device));
-    shown.map(|mount| mount.point.clone()).collect()
 }
 
 /// Whose a mount is.
@@ -180,6 +178,7 @@ impl Initiator {
             witness,
             gate,
             metrics: Metrics::new(),
+            places: Places::default(),
             turns: Mutex::default(),
             refused_since: Mutex::default(),
         })
@@ -231,7 +230,7 @@ impl Initiator {
         let disks = attached.into_iter().filter_map(|attached| {
             let device = attached.device?;
             Some(AttachedDisk {
-                mounts: points(&mounts, &device),
+                mounts: self.places.of(&attached.name.volume, &mounts, &device),
                 volume: attached.name.volume,
                 epoch: attached.name.epoch,
                 disk: device.disk,
@@ -250,14 +249,22 @@ impl Initiator {
         let Some(device) = newest.and_then(|attached| attached.device) else {
             return Ok(None);
         };
-        let points = points(&mountinfo::mounts()?, &device);
-        Ok(Some((device.disk, points)))
+        let own = self.places.of(volume, &mountinfo::mounts()?, &device);
+        Ok(Some((device.disk, own)))
     }
 
-    /// At start: says what an earlier agent left attached. Nothing is changed.
+    /// At start: says what an earlier agent left attached, and takes its mounts
+    /// for drover's own. Nothing is changed.
     pub fn adopt(&self) -> Result<Vec<Attached>, NodeError> {
         let found = self.fabric.attached()?;
+        let mounts = mountinfo::mounts()?;
         for attached in &found {
+            let volume = &attached.name.volume;
+            if let Some(device) = &attached.device {
+                for mount in mounts.iter().filter(|mount| mount.shows(device)) {
+                    self.places.add(volume, &mount.point);
+                }
+            }
             tracing::info!(
                 volume = %attached.name.volume,
                 epoch = %attached.name.epoch,

@@ -10,7 +10,7 @@ use super::fabric::Attached;
 use super::gate::Shutting;
 use super::mountinfo;
 use super::steps::Steps;
-use super::{Initiator, POLL, points};
+use super::{Initiator, POLL};
 use crate::attach::ports::{GateLayer, Judgement, Node, NodeAnswer, NodeError, Verdict};
 use crate::ids::{Epoch, TicketId, VolumeId};
 
@@ -93,8 +93,12 @@ impl Initiator {
 
     async fn worst_of(&self, ended: &[Attached]) -> Option<Judgement> {
         let mut worst: Option<Judgement> = None;
-        for device in ended.iter().filter_map(|attached| attached.device.as_ref()) {
-            let own = mountinfo::mounts().map(|mounts| points(&mounts, device));
+        for attached in ended {
+            let Some(device) = &attached.device else {
+                continue;
+            };
+            let volume = &attached.name.volume;
+            let own = mountinfo::mounts().map(|mounts| self.places.of(volume, &mounts, device));
             let own = own.unwrap_or_default();
             let mut found = self.witness.judge(&device.disk, &own).await;
             found.holders.truncate(HOLDERS);
@@ -169,7 +173,7 @@ impl Initiator {
             let Some(device) = attached.device else {
                 continue;
             };
-            let own = points(&mountinfo::mounts()?, &device);
+            let own = self.places.of(volume, &mountinfo::mounts()?, &device);
             let found = self.witness.judge(&device.disk, &own).await;
             let reading = found.holders.iter().any(|holder| holder.registered);
             if reading || found.verdict == Verdict::Unknown {

@@ -47,7 +47,9 @@ impl Initiator {
         if let Some(mount) = mountinfo::at(&mounts, &target) {
             match self.whose(mount, &attached) {
                 Whose::Volume(_) if mount.shows(&binding.device) => {
-                    return as_asked(request, mount, &binding);
+                    as_asked(request, mount, &binding)?;
+                    self.places.add(volume, &target);
+                    return Ok(());
                 }
                 Whose::Volume(_) | Whose::Dead => self.detach(&target, steps).await?,
                 Whose::Foreign => {
@@ -76,6 +78,7 @@ impl Initiator {
         let deadline = self.settings.device.call;
         let (_, took) = self.devices.children.run(&op, deadline).await?;
         steps.kernel("bind", took);
+        self.places.add(volume, &target);
         self.note(
             "node-published",
             volume,
@@ -222,6 +225,7 @@ impl Initiator {
                 target.display()
             )));
         }
+        self.places.remove(volume, &target);
         remove_empty(&target)?;
         if changed {
             self.note(

@@ -101,6 +101,7 @@ impl Initiator {
         }
         match self.at_staging(request, &attachment, &name, &attached, &staging)? {
             Found::Staged => {
+                self.places.add(volume, &staging);
                 self.forget_refusals(volume);
                 return Ok(());
             }
@@ -130,6 +131,7 @@ impl Initiator {
             .make_ready(request, &attachment, &name, &staging, steps)
             .await;
         if result.is_ok() {
+            self.places.add(volume, &staging);
             self.forget_refusals(volume);
         }
         match &result {

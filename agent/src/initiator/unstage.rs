@@ -149,6 +149,9 @@ impl Initiator {
                     .await?,
             );
         }
+        if let Some(place) = &place {
+            self.places.remove(volume, place);
+        }
         if changed {
             let text = if cut.is_empty() {
                 format!("volume {volume} is unstaged from {}", self.settings.node)
