@@ -23,9 +23,17 @@ impl Pass {
             .try_into()
             .map_err(|e: aya::maps::MapError| io::Error::other(e))?;
         let pid = std::process::id();
-        let began = began(pid)?;
-        map.insert(pid, Raw(Exempt { began }), 0)
-            .map_err(io::Error::other)?;
+        let own = Raw(Exempt { began: began(pid)? });
+        if map.insert(pid, own, 0).is_err() {
+            // It may be full of children that were killed.
+            let entries: Vec<_> = map.iter().flatten().collect();
+            for (pid, entry) in entries {
+                if !lives(pid, entry.0) {
+                    let _ = map.remove(&pid);
+                }
+            }
+            map.insert(pid, own, 0).map_err(io::Error::other)?;
+        }
         Ok(Self { map, pid })
     }
 }

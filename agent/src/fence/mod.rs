@@ -133,6 +133,30 @@ pub struct Closed {
     pub epoch: Epoch,
 }
 
+/// What the layer `files` is made of on every kernel. Not of it: the hooks that
+/// came with later kernels (file_ioctl_compat, file_truncate, uring_cmd), and
+/// path_truncate; to set a size asks inode_setattr as well.
+const FILES: [Hook; 18] = [
+    Hook::FileOpen,
+    Hook::FilePermission,
+    Hook::FileIoctl,
+    Hook::MmapFile,
+    Hook::FileMprotect,
+    Hook::InodeCreate,
+    Hook::InodeLink,
+    Hook::InodeUnlink,
+    Hook::InodeSymlink,
+    Hook::InodeMkdir,
+    Hook::InodeRmdir,
+    Hook::InodeMknod,
+    Hook::InodeRename,
+    Hook::InodeSetattr,
+    Hook::InodeSetxattr,
+    Hook::InodeRemovexattr,
+    Hook::SbSetMntOpts,
+    Hook::SbRemount,
+];
+
 /// This node's gates.
 pub struct Gates {
     sys: PathBuf,
@@ -208,7 +232,10 @@ impl Gates {
             layer,
             failure: match layer {
                 GateLayer::Bio => self.failure(Hook::Bio),
-                GateLayer::Files => self.failure(Hook::FilePermission),
+                GateLayer::Files => FILES.iter().find_map(|hook| {
+                    let why = self.failure(*hook)?;
+                    Some(format!("{}: {why}", hook.name()))
+                }),
                 GateLayer::Opens => self.failure(Hook::Opens),
                 // Every kernel has them; whether they did is said each time.
                 GateLayer::Shutdown | GateLayer::Removal => None,

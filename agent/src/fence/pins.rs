@@ -34,6 +34,9 @@ pub fn folder(node: &NodeId) -> Result<PathBuf, GateError> {
         let none: Option<&str> = None;
         mount(Some("bpf"), root, Some("bpf"), MsFlags::empty(), none)
             .map_err(|e| failed("mount bpffs on", root, e))?;
+        tracing::warn!(
+            "gate: there was no bpffs at {BPFFS}, so it was mounted; in a container it goes with that, and closed gates open: mount it on the host, as systemd does, and hand the host's to the agent"
+        );
     }
     // bpffs keeps names with dots for itself; a node name has no comma.
     let folder = root.join("drover").join(node.as_str().replace('.', ","));

@@ -233,3 +233,25 @@ fn root_an_ext4_that_no_namespace_shows_is_shut_down() {
 fn root_an_xfs_that_no_namespace_shows_is_shut_down() {
     a_shutdown("xfs", "mkfs.xfs -q");
 }
+
+#[test]
+fn root_a_pass_is_to_be_had_among_those_of_killed_children() {
+    use aya::maps::{HashMap, Map, MapData};
+    use drover_ebpf::gate::Exempt;
+
+    let mut scene = Scene::new("full");
+    let disk = scene.disk(8);
+    let gates = scene.gates();
+    let pin = gates.exemptions().unwrap();
+    let map = Map::HashMap(MapData::from_pin(&pin).unwrap());
+    let mut map: HashMap<MapData, u32, maps::Raw<Exempt>> = map.try_into().unwrap();
+    for n in 0..64 {
+        let dead = maps::Raw(Exempt { began: 1 });
+        map.insert(u32::MAX - n, dead, 0).unwrap();
+    }
+    drop(Pass::take(&pin).unwrap());
+    // And without one it is tried all the same.
+    let nowhere = scene.folder.path().join("no-pin");
+    let shut = shut_down(&disk.path(), disk.diskseq, None, Some(&nowhere)).unwrap();
+    assert_eq!(shut, Shut::NoneMounted);
+}

@@ -59,7 +59,19 @@ pub fn shut_down(
     shown: Option<&Path>,
     exemptions: Option<&Path>,
 ) -> io::Result<Shut> {
-    let _pass = exemptions.map(Pass::take).transpose()?;
+    // Without a pass it is tried all the same: not every layer may be up.
+    let pass = exemptions.map(Pass::take).transpose();
+    match (reach_and_shut(disk, diskseq, shown), pass) {
+        (Err(error), Err(why)) => Err(io::Error::new(
+            error.kind(),
+            format!("{error}; and no pass through the gate: {why}"),
+        )),
+        (result, _) => result,
+    }
+}
+
+/// The same for whom the gate lets through.
+fn reach_and_shut(disk: &Path, diskseq: Diskseq, shown: Option<&Path>) -> io::Result<Shut> {
     // A mount that is seen here needs no lock of the super block's, which a
     // sync that hangs may hold.
     if let Some(point) = shown {
