@@ -217,7 +217,8 @@ impl Serving {
 
     /// A transfer has ended. One that did not move all of it is done again by a
     /// thread that may wait: it says what is wrong. But a durable write that
-    /// failed is not: its flush may have failed, and that is told once.
+    /// failed is not: its flush may have failed, and that is told once. Unless
+    /// the kernel lacked time or memory, and never came to the disk.
     fn moved(&mut self, number: u32, result: Result<usize, Errno>, now: Instant) {
         let Some(transfer) = self.transfers.try_remove(number as usize) else {
             return;
@@ -225,7 +226,7 @@ impl Serving {
         let Transfer { key, begun, length } = transfer;
         let result = match result {
             Ok(moved) if moved == length => Ok(()),
-            Err(errno) if begun.is_durable() && errno != Errno::EINTR => {
+            Err(errno) if begun.is_durable() && !reached_no_disk(errno) => {
                 Err(begun.device.durable_write_failed(errno))
             }
             Ok(_) | Err(_) => return self.hand_over(key, begun),
@@ -363,6 +364,11 @@ impl Serving {
             }
         }
     }
+}
+
+/// Whether a transfer failed before any of it was handed to a disk.
+fn reached_no_disk(errno: Errno) -> bool {
+    matches!(errno, Errno::EINTR | Errno::EAGAIN | Errno::ENOMEM)
 }
 
 impl Peer {

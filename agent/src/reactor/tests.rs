@@ -125,6 +125,8 @@ impl Protocol for Toy {
 
 #[path = "barrier_tests.rs"]
 mod barrier;
+#[path = "transfer_tests.rs"]
+mod transfer;
 
 struct Bench {
     reactors: Arc<Reactors>,

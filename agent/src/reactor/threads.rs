@@ -135,7 +135,7 @@ impl Reactors {
 }
 
 /// A connection's handle: its waker posts a wake that names it.
-fn handle(inbox: &Arc<Inbox>) -> Arc<Handle> {
+pub(super) fn handle(inbox: &Arc<Inbox>) -> Arc<Handle> {
     Arc::new_cyclic(|this: &Weak<Handle>| {
         let (this, inbox) = (Weak::clone(this), Arc::clone(inbox));
         Handle {
