@@ -678,6 +678,29 @@ fn the_same_node_otherwise_is_incompatible_and_as_another_host_gets_a_new_epoch(
     assert_eq!(next.claims.len(), 1);
 }
 
+/// An agent that starts while a connect hangs cannot read what its kernel knows.
+#[test]
+fn the_same_host_keeps_its_epoch_whatever_its_kernel_proves_now() {
+    let event = |proves| {
+        let mut holder = holder("a");
+        holder.host.proves = proves;
+        Event::Publish {
+            holder,
+            lost: BTreeSet::new(),
+        }
+    };
+    let handing = go(&at(Stage::Idle), event(true));
+    let exporting = go(&handing, done(&handing));
+    let attached = go(&exporting, done(&exporting));
+    assert_eq!(attached.stage(), Stage::Attached);
+    assert_eq!(go(&attached, event(false)), attached);
+    // What is registered by then counts for the next epoch.
+    let closing = go(&attached, Event::Unpublish(None));
+    let next = go(&closing, event(false));
+    assert_eq!(next.epoch, attached.epoch.next());
+    assert!(!next.holder().unwrap().host.proves);
+}
+
 #[test]
 fn a_learned_epoch_is_fenced_and_passed() {
     let stale = HomeError::StaleEpoch { home: Epoch(9) };

@@ -88,6 +88,13 @@ impl HostIdentity {
             proves: false,
         }
     }
+
+    /// Whether targets know both by the same names. What their kernels can
+    /// prove is no part of it: a node whose kernel could not be asked for a
+    /// moment is the host that it was, and so are its workloads.
+    pub fn is_same_host(&self, other: &Self) -> bool {
+        self.nqn == other.nqn && self.id == other.id && self.iqn == other.iqn
+    }
 }
 
 /// Whether a text is an iSCSI name of the iqn. kind, in the one spelling that

@@ -52,7 +52,7 @@ impl Turn {
                 mode(holder.mode)
             )));
         }
-        if present.host != holder.host {
+        if !present.host.is_same_host(&holder.host) {
             self.state
                 .claims
                 .retain(|claim| claim.ticket.kind != TicketKind::Workload);
