@@ -40,6 +40,10 @@ pub fn load(state_dir: &Path) -> anyhow::Result<HostIdentity> {
                 .with_context(named)?;
             file.sync_all().with_context(named)?;
             fs::rename(&fresh, &path).with_context(named)?;
+            // Until its name is durable too, a crash would make the node another
+            // host, whose attachments nobody knows.
+            let folder = fs::File::open(state_dir).with_context(named)?;
+            folder.sync_all().with_context(named)?;
             Ok(host)
         }
         Err(error) => Err(error).with_context(named),

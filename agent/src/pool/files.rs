@@ -114,6 +114,30 @@ impl Root {
         self.sync_folder(gone.parent().unwrap_or(Path::new("")))
     }
 
+    /// Has a whole folder appear in its place, durably, and `read` there. What
+    /// stands there already and is in no inventory is an attempt that never
+    /// answered: it goes by way of `gone`. So does this one after an error.
+    pub fn appear<T>(
+        &self,
+        folder: &Path,
+        place: &Path,
+        gone: &Path,
+        read: impl FnOnce() -> Result<T, PoolError>,
+    ) -> Result<T, PoolError> {
+        self.retire(place, gone)?;
+        let appeared = self.rename(folder, place).and_then(|()| read());
+        if appeared.is_err() {
+            let removed = self
+                .retire(place, gone)
+                .and_then(|()| self.remove_folder(gone))
+                .and_then(|()| self.remove_folder(folder));
+            if let Err(error) = removed {
+                tracing::warn!(%error, "what could not be made stays until it is asked for again");
+            }
+        }
+        appeared
+    }
+
     /// Writes a new file with a value as JSON, durably.
     pub fn write_json<T: Serialize>(&self, relative: &Path, value: &T) -> Result<(), PoolError> {
         let path = self.path(relative);

@@ -207,6 +207,28 @@ fn what_a_crash_left_half_made_or_half_removed_goes() {
 }
 
 #[test]
+fn what_cannot_be_read_in_its_place_leaves_no_folder_behind() {
+    let folder = tempfile::tempdir().unwrap();
+    let pool = open(folder.path()).unwrap();
+    let volumes = folder.path().join(VOLUMES);
+    let [new, place, gone] =
+        [".new-vol-1", "vol-1", ".gone-vol-1"].map(|name| Path::new(VOLUMES).join(name));
+    std::fs::create_dir(folder.path().join(&new)).unwrap();
+    std::fs::write(folder.path().join(&new).join("data"), "x").unwrap();
+    let seen = volumes.join("vol-1/data");
+    let failed = pool.root.appear(&new, &place, &gone, || {
+        assert!(seen.exists(), "in its place");
+        Err::<(), _>(PoolError::Conflict("once".into()))
+    });
+    assert!(matches!(failed, Err(PoolError::Conflict(_))), "{failed:?}");
+    assert_eq!(std::fs::read_dir(&volumes).unwrap().count(), 0);
+    let id = volume("vol-1");
+    pool.create(&id, Bytes(MIB), &Content::Empty).unwrap();
+    drop(pool);
+    assert_eq!(open(folder.path()).unwrap().volumes(), [id]);
+}
+
+#[test]
 fn a_damaged_record_is_named_and_keeps_nobody_else_from_being_served() {
     let folder = tempfile::tempdir().unwrap();
     let pool = open(folder.path()).unwrap();

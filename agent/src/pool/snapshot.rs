@@ -126,9 +126,7 @@ impl Pool {
         // What stands there and is in no inventory is an attempt that never answered.
         let last = Path::new(SNAPSHOTS).join(id.as_str());
         let gone = Path::new(SNAPSHOTS).join(format!("{GONE}{id}"));
-        self.root.retire(&last, &gone)?;
-        self.root.rename(&folder, &last)?;
-        Ok(info)
+        self.root.appear(&folder, &place, &gone, || Ok(info))
     }
 
     fn build_snapshot(

@@ -197,9 +197,9 @@ impl Pool {
         // What stands there and is in no inventory is an attempt that never answered.
         let last = Path::new(VOLUMES).join(meta.id.as_str());
         let gone = Path::new(VOLUMES).join(format!("{GONE}{}", meta.id));
-        self.root.retire(&last, &gone)?;
-        self.root.rename(&folder, &last)?;
-        Volume::load(&self.root, &meta.id)
+        self.root.appear(&folder, &place, &gone, || {
+            Volume::load(&self.root, &meta.id)
+        })
     }
 
     /// Writes a volume's three files into `folder`, durably.
