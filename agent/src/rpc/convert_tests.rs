@@ -99,6 +99,28 @@ fn a_bad_field_is_named() {
     );
 }
 
+/// The sender's and the taker's clocks may differ: no moment of one goes to the other.
+#[test]
+fn a_lease_is_a_length_of_time_on_the_way() {
+    let lease = Duration::from_secs(60);
+    let ticket = Ticket {
+        id: "t".parse().unwrap(),
+        kind: TicketKind::Backup,
+        node: "a".parse().unwrap(),
+        owner: "pid 7".into(),
+        interruptible: true,
+        home_side: false,
+        lease_ends: Some(SystemTime::now() + lease),
+    };
+    let message = pb::Ticket::from(&ticket);
+    let sent: Duration = message.lease.unwrap().try_into().unwrap();
+    assert!(sent <= lease && sent > lease - Duration::from_secs(5));
+    // However long it was on the way, it begins where it is taken.
+    let later = SystemTime::now();
+    let taken = Ticket::try_from(message).unwrap().lease_ends.unwrap();
+    assert!(taken >= later + sent);
+}
+
 #[test]
 fn an_export_keeps_its_protocol_and_its_secrets() {
     let exported = Exported {
