@@ -21,7 +21,7 @@ mod reach;
 
 pub use gate::{GateLayer, GateReport, NodeGate};
 pub use judgement::{Holder, Judgement, Pod, Verdict};
-pub use reach::{Chap, Credentials, HostIdentity, NAME_MAX, Protocol, Target, is_iqn};
+pub use reach::{Chap, Credentials, Disclosure, HostIdentity, NAME_MAX, Protocol, Target, is_iqn};
 
 /// Let `host` of `node` use the volume from `epoch` on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -49,7 +49,8 @@ pub struct Exported {
     /// How to reach it.
     pub target: Target,
     /// Whether any host has ever written to the volume. Only a volume for
-    /// which this is false may be formatted.
+    /// which this is false may be formatted. In what is kept of a grant: by
+    /// then; in the answer to the node: by now, as far as the home says so.
     pub ever_written: bool,
 }
 
@@ -220,9 +221,9 @@ pub trait Home: Send + Sync {
     async fn capacity(&self) -> Result<Capacity, HomeError>;
     /// Opens an export. When this returns, the home's record says so on disk.
     async fn export(&self, request: &ExportRequest) -> Result<Exported, HomeError>;
-    /// What the two sides of an iSCSI export that is open at `epoch` prove to
-    /// each other. Opens nothing.
-    async fn secrets(&self, volume: &VolumeId, epoch: Epoch) -> Result<Chap, HomeError>;
+    /// What the two sides of an export that is open at `epoch` prove to each
+    /// other, and whether the volume was written by now. Opens nothing.
+    async fn disclose(&self, volume: &VolumeId, epoch: Epoch) -> Result<Disclosure, HomeError>;
     /// Closes every export up to an epoch and waits, within a bound, for the
     /// commands inside. When this returns, the home's record says so on disk.
     async fn fence(&self, request: &FenceRequest) -> Result<Settlement, HomeError>;

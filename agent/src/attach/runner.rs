@@ -367,7 +367,7 @@ impl Arbiter {
         result
     }
 
-    /// What `node` may use now.
+    /// What `node` may use now, with what only the home knows. Waits 2 s for that.
     ///
     /// # Errors
     /// `NoVolume`, `NotPublished`, `NotYet` while it is on its way to the node.
@@ -380,8 +380,12 @@ impl Arbiter {
         match (&state.phase, state.holder()) {
             (Phase::Attached { holder, exported }, _) if holder.node == *node => {
                 let mut exported = exported.clone();
+                let told = self.inner.disclosed(&state).await;
+                // The grant's own word is as old as the epoch. Where the home is
+                // silent the volume counts as written, and is never formatted.
+                exported.ever_written = told.as_ref().is_none_or(|told| told.ever_written);
                 if exported.target.proves {
-                    exported.target.chap = self.inner.secrets(&state).await;
+                    exported.target.chap = told.and_then(|told| told.chap);
                 }
                 Ok(Attachment {
                     volume: volume.clone(),

@@ -13,8 +13,8 @@ use uuid::Uuid;
 
 use super::*;
 use crate::attach::ports::{
-    Chap, Content, ExportRequest, Exported, FenceRequest, Home, HomeError, HostIdentity, Node,
-    NodeAnswer, Protocol, SettledBy, Settlement, SnapshotInfo, Target,
+    Chap, Content, Disclosure, ExportRequest, Exported, FenceRequest, Home, HomeError,
+    HostIdentity, Node, NodeAnswer, Protocol, SettledBy, Settlement, SnapshotInfo, Target,
 };
 use crate::attach::record::TicketKind;
 use crate::store::{EmbeddedStore, Key, StoreError, Stored, Version};
@@ -46,6 +46,8 @@ struct World {
     volumes: Mutex<BTreeMap<VolumeId, (u64, Option<NodeId>)>>,
     snapshots: Mutex<BTreeSet<SnapshotId>>,
     silent: AtomicBool,
+    /// Whether a host wrote to any volume.
+    written: AtomicBool,
     full: AtomicBool,
     released: Mutex<Vec<(VolumeId, NodeId, Epoch)>>,
     interrupted: Mutex<Vec<TicketId>>,
@@ -184,9 +186,14 @@ impl Home for Door {
         })
         .await
     }
-    async fn secrets(&self, _: &VolumeId, epoch: Epoch) -> Result<Chap, HomeError> {
-        self.call(|_| Ok(Chap::fresh("iqn.i", &format!("iqn.{epoch}"))))
-            .await
+    async fn disclose(&self, _: &VolumeId, epoch: Epoch) -> Result<Disclosure, HomeError> {
+        self.call(|world| {
+            Ok(Disclosure {
+                chap: Some(Chap::fresh("iqn.i", &format!("iqn.{epoch}"))),
+                ever_written: world.written.load(Ordering::SeqCst),
+            })
+        })
+        .await
     }
     async fn fence(&self, request: &FenceRequest) -> Result<Settlement, HomeError> {
         self.call(|world| {
@@ -610,6 +617,23 @@ async fn only_the_holder_of_an_iscsi_volume_is_told_its_secrets() {
     assert!(target.chap.is_some(), "{target:?}");
     let other = life.arbiter.attachment(&volume, &id("b")).await;
     assert!(matches!(other, Err(ArbiterError::NotPublished { .. })));
+}
+
+/// What was granted as never written may have been written since, in the same epoch.
+#[tokio::test]
+async fn a_node_is_told_whether_the_volume_was_written_by_now() {
+    let (_folder, world, life, volume) = with_volume().await;
+    publish(&life.arbiter, &volume, "a").await.unwrap();
+    let written = async || {
+        let attachment = life.arbiter.attachment(&volume, &id("a")).await;
+        attachment.unwrap().exported.ever_written
+    };
+    assert!(!written().await, "it may be formatted");
+    world.written.store(true, Ordering::SeqCst);
+    assert!(written().await);
+    world.written.store(false, Ordering::SeqCst);
+    world.silent.store(true, Ordering::SeqCst);
+    assert!(written().await, "a home that does not say");
 }
 
 #[tokio::test]

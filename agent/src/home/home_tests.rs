@@ -749,7 +749,10 @@ async fn an_iscsi_export_has_its_own_secrets_and_keeps_them_over_a_restart() {
     assert!(first.target.name.starts_with("iqn."), "{first:?}");
     let secrets = |home: &Home, epoch| {
         let home = home.clone();
-        async move { home.secrets(&vol("vol-1"), Epoch(epoch)).await }
+        async move {
+            let told = home.disclose(&vol("vol-1"), Epoch(epoch)).await;
+            told.map(|told| told.chap.expect("secrets"))
+        }
     };
     let chap = secrets(&bench.home, 1).await.unwrap();
     assert_eq!(
@@ -819,15 +822,25 @@ async fn an_nvme_export_has_secrets_where_the_hosts_kernel_can_prove_itself() {
     let bench = Bench::with_volume().await;
     let plain = bench.export("a", 1).await.unwrap();
     assert!(!plain.target.proves);
-    let told = bench.home.secrets(&vol("vol-1"), Epoch(1)).await;
-    assert!(matches!(told, Err(HomeError::Failed(_))), "{told:?}");
+    let disclosed = async |bench: &Bench, epoch| {
+        let told = bench.home.disclose(&vol("vol-1"), Epoch(epoch)).await;
+        told.unwrap()
+    };
+    let told = disclosed(&bench, 1).await;
+    assert_eq!((told.chap, told.ever_written), (None, false));
+    let wrote = {
+        let device = bench.target.device("vol-1");
+        device.write(Lba(0), &[1; BLOCK as usize], false)
+    };
+    wrote.unwrap();
+    assert!(disclosed(&bench, 1).await.ever_written, "by now");
     bench.fence(1, true).await.unwrap();
 
     let mut ask = request("a", 2);
     ask.host.proves = true;
     let exported = bench.home.export(&ask).await.unwrap();
     assert!(exported.target.proves && exported.target.chap.is_none());
-    let chap = bench.home.secrets(&vol("vol-1"), Epoch(2)).await.unwrap();
+    let chap = disclosed(&bench, 2).await.chap.unwrap();
     assert_eq!(
         (&chap.initiator.name, &chap.target.name),
         (&ask.host.nqn, &exported.target.name)

@@ -45,7 +45,7 @@ pub use frontend::{ClosedGate, Frontend};
 pub use volumes::RestoreTarget;
 
 use crate::attach::ports::{
-    Capacity, Chap, Content, ExportRequest, Exported, FenceRequest, HomeError, Protocol,
+    Capacity, Content, Disclosure, ExportRequest, Exported, FenceRequest, HomeError, Protocol,
     Settlement, SnapshotInfo,
 };
 use crate::ids::{Bytes, Epoch, SnapshotId, VolumeId};
@@ -413,8 +413,8 @@ impl crate::attach::ports::Home for Home {
         .await
     }
 
-    async fn secrets(&self, volume: &VolumeId, epoch: Epoch) -> Result<Chap, HomeError> {
-        self.inner.secrets(volume, epoch)
+    async fn disclose(&self, volume: &VolumeId, epoch: Epoch) -> Result<Disclosure, HomeError> {
+        self.inner.disclose(volume, epoch)
     }
 
     async fn fence(&self, request: &FenceRequest) -> Result<Settlement, HomeError> {

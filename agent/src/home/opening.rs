@@ -10,7 +10,7 @@ use super::decide::{self, ExportMove};
 use super::epochs::{being_restored, nothing_open};
 use super::site::{Serving, Site};
 use crate::attach::ports::{
-    Chap, ExportRequest, Exported, HomeError, NAME_MAX, Protocol, Target, is_iqn,
+    Chap, Disclosure, ExportRequest, Exported, HomeError, NAME_MAX, Protocol, Target, is_iqn,
 };
 use crate::block::BlockDevice;
 use crate::export::{ExportSpec, Keeper, Kept, OpenError, Proof};
@@ -79,15 +79,20 @@ impl Inner {
         })
     }
 
-    /// The secrets of what the record holds open at an epoch.
-    pub(super) fn secrets(&self, volume: &VolumeId, epoch: Epoch) -> Result<Chap, HomeError> {
+    /// What its host may know of what the record holds open at an epoch.
+    pub(super) fn disclose(
+        &self,
+        volume: &VolumeId,
+        epoch: Epoch,
+    ) -> Result<Disclosure, HomeError> {
         let record = self.pool.volume(volume)?.record().get();
         if let Some(error) = decide::behind(&record) {
             return Err(error);
         }
         match record.export {
-            ExportState::Open { export } if export.epoch == epoch => export.chap.ok_or_else(|| {
-                HomeError::Failed(format!("the export of volume {volume} has no secrets"))
+            ExportState::Open { export } if export.epoch == epoch => Ok(Disclosure {
+                chap: export.chap,
+                ever_written: record.ever_written,
             }),
             ExportState::Open { .. } | ExportState::Closing { .. } | ExportState::Closed => {
                 Err(HomeError::StaleEpoch {

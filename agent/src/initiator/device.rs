@@ -122,7 +122,7 @@ fn plan(
         }),
         _ if unfinished && !read_only => Ok(Plan::Format),
         Content::Blank if ever_written => Err(format!(
-            "it was written before and holds no file system that can be recognised; drover formats only volumes that were never written (was it used as a raw block volume, or are its first blocks damaged?); {wanted_name} was asked for"
+            "it was written before, or its home does not say, and it holds no file system that can be recognised; drover formats only volumes that were never written (was it used as a raw block volume, or are its first blocks damaged?); {wanted_name} was asked for"
         )),
         Content::Blank if read_only => Err(format!(
             "it is empty, so there is no {wanted_name} on it, and it is attached read-only"

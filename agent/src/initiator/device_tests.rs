@@ -26,7 +26,7 @@ fn only_a_blank_never_written_volume_is_formatted() {
     assert!(
         plan_rw(&blank, true)
             .unwrap_err()
-            .contains("written before")
+            .contains("was written before")
     );
     assert!(plan(&blank, false, true, FsType::Xfs).is_err(), "read-only");
     for out in [

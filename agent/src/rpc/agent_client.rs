@@ -20,7 +20,7 @@ use super::pb::home_client::HomeClient;
 use super::pb::node_client::NodeClient;
 use super::{pb, refusal};
 use crate::attach::ports::{
-    Capacity, Chap, Content, ExportRequest, Exported, FenceRequest, Home, HomeError, Node,
+    Capacity, Content, Disclosure, ExportRequest, Exported, FenceRequest, Home, HomeError, Node,
     NodeAnswer, Ports, Settlement, SnapshotInfo,
 };
 use crate::ids::{Bytes, Epoch, HostPort, NodeId, SnapshotId, TicketId, VolumeId};
@@ -197,7 +197,7 @@ impl Home for AgentClient {
             .map_err(|malformed| self.garbled(&malformed))
     }
 
-    async fn secrets(&self, volume: &VolumeId, epoch: Epoch) -> Result<Chap, HomeError> {
+    async fn disclose(&self, volume: &VolumeId, epoch: Epoch) -> Result<Disclosure, HomeError> {
         let request = pb::VolumeEpoch {
             volume: volume.to_string(),
             epoch: epoch.0,

@@ -135,11 +135,11 @@ impl pb::home_server::Home for HomeService {
         Ok(Response::new((&exported).into()))
     }
 
-    async fn get_secrets(&self, request: Request<pb::VolumeEpoch>) -> Answer<pb::Chap> {
+    async fn get_secrets(&self, request: Request<pb::VolumeEpoch>) -> Answer<pb::SecretsAnswer> {
         let request = request.into_inner();
         let volume = text("volume", &request.volume)?;
-        let chap = self.home()?.secrets(&volume, Epoch(request.epoch)).await;
-        Ok(Response::new((&chap.map_err(|e| home_status(&e))?).into()))
+        let told = self.home()?.disclose(&volume, Epoch(request.epoch)).await;
+        Ok(Response::new((&told.map_err(|e| home_status(&e))?).into()))
     }
 
     async fn fence(&self, request: Request<pb::FenceRequest>) -> Answer<pb::FenceAnswer> {

@@ -2,8 +2,8 @@
 
 use super::*;
 use crate::attach::ports::{
-    Chap, ExportRequest, Exported, GateLayer, GateReport, Holder, Judgement, NodeAnswer, Pod,
-    SettledBy, Settlement, Target, Verdict,
+    Chap, Disclosure, ExportRequest, Exported, GateLayer, GateReport, Holder, Judgement,
+    NodeAnswer, Pod, SettledBy, Settlement, Target, Verdict,
 };
 
 #[test]
@@ -148,6 +148,22 @@ fn an_export_keeps_its_protocol_and_its_secrets() {
     };
     let exported = Exported::try_from(before_iscsi).unwrap();
     assert_eq!(exported.target.protocol, Protocol::NvmeTcp);
+}
+
+#[test]
+fn what_a_home_discloses_comes_back_and_an_older_homes_volume_counts_as_written() {
+    for chap in [None, Some(Chap::fresh("iqn.i", "iqn.t"))] {
+        for ever_written in [false, true] {
+            let told = Disclosure {
+                chap: chap.clone(),
+                ever_written,
+            };
+            let message = pb::SecretsAnswer::from(&told);
+            assert_eq!(Disclosure::try_from(message).unwrap(), told);
+        }
+    }
+    let silent = Disclosure::try_from(pb::SecretsAnswer::default()).unwrap();
+    assert!(silent.ever_written);
 }
 
 #[test]

@@ -176,6 +176,16 @@ pub struct Target {
     pub chap: Option<Chap>,
 }
 
+/// What a home says of an export that is open, for the node that may use it, at
+/// the moment it is asked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Disclosure {
+    /// What both sides prove to each other; none: nothing is proved.
+    pub chap: Option<Chap>,
+    /// Whether any host has ever written to the volume, by now.
+    pub ever_written: bool,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

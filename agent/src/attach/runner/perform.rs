@@ -9,7 +9,7 @@ use tokio::time::{Instant, timeout};
 use super::slot::{PAUSE, Slot};
 use super::{ArbiterError, Inner};
 use crate::attach::action::{Intent, Task};
-use crate::attach::ports::{Chap, FenceRequest, HomeError, NodeAnswer};
+use crate::attach::ports::{Disclosure, FenceRequest, HomeError, NodeAnswer};
 use crate::attach::proof::Receipt;
 use crate::attach::state::{Event, Outcome, VolumeState};
 use crate::ids::{Epoch, NodeId, TicketId, VolumeId};
@@ -18,8 +18,8 @@ use crate::ids::{Epoch, NodeId, TicketId, VolumeId};
 pub(super) const HOME: Duration = Duration::from_secs(10);
 /// How long a home may take for a fence; it answers `Unsettled` before.
 const FENCE: Duration = Duration::from_secs(5);
-/// How long a home may take to tell an export's secrets.
-const SECRETS: Duration = Duration::from_secs(2);
+/// How long a home may take to say what a node may know of its export.
+const DISCLOSE: Duration = Duration::from_secs(2);
 /// How long the old node may take to say that it has let go.
 const RELEASE: Duration = Duration::from_secs(2);
 
@@ -59,19 +59,19 @@ impl Inner {
         }
     }
 
-    /// What a node must prove to the volume's open export. None when the home
-    /// does not say so in time: who only asks whether it is still the holder
-    /// need not wait for a home that is away.
-    pub(super) async fn secrets(&self, state: &VolumeState) -> Option<Chap> {
+    /// What a node must prove to the volume's open export, and whether that was
+    /// written by now. None when the home does not say so in time: who only asks
+    /// whether it is still the holder need not wait for a home that is away.
+    pub(super) async fn disclosed(&self, state: &VolumeState) -> Option<Disclosure> {
         let home = self.ports.home(&state.spec.home)?;
-        let asked = home.secrets(&state.spec.id, state.epoch);
-        match timeout(SECRETS, asked).await {
-            Ok(Ok(chap)) => return Some(chap),
+        let asked = home.disclose(&state.spec.id, state.epoch);
+        match timeout(DISCLOSE, asked).await {
+            Ok(Ok(told)) => return Some(told),
             Ok(Err(error)) => {
-                tracing::warn!(volume = %state.spec.id, %error, "the home does not tell an export's secrets");
+                tracing::warn!(volume = %state.spec.id, %error, "the home does not say how its export stands");
             }
             Err(_) => {
-                tracing::warn!(volume = %state.spec.id, "the home does not tell an export's secrets in time");
+                tracing::warn!(volume = %state.spec.id, "the home does not say in time how its export stands");
             }
         }
         None

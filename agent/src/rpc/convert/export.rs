@@ -1,7 +1,7 @@
 //! An export: what is asked of a home, and what a node attaches by.
 
 use super::{Malformed, protocol, set, text};
-use crate::attach::ports::{Chap, Credentials, ExportRequest, Exported, Target};
+use crate::attach::ports::{Chap, Credentials, Disclosure, ExportRequest, Exported, Target};
 use crate::ids::Epoch;
 use crate::rpc::pb;
 
@@ -46,6 +46,31 @@ impl TryFrom<pb::Chap> for Chap {
         Ok(Self {
             initiator: chap.initiator.try_into()?,
             target: chap.target.try_into()?,
+        })
+    }
+}
+
+impl From<&Disclosure> for pb::SecretsAnswer {
+    fn from(told: &Disclosure) -> Self {
+        let chap = told.chap.as_ref().map(pb::Chap::from).unwrap_or_default();
+        Self {
+            initiator: chap.initiator,
+            target: chap.target,
+            never_written: !told.ever_written,
+        }
+    }
+}
+
+impl TryFrom<pb::SecretsAnswer> for Disclosure {
+    type Error = Malformed;
+    fn try_from(answer: pb::SecretsAnswer) -> Result<Self, Malformed> {
+        let chap = match (answer.initiator, answer.target) {
+            (None, None) => None,
+            (initiator, target) => Some(pb::Chap { initiator, target }.try_into()?),
+        };
+        Ok(Self {
+            chap,
+            ever_written: !answer.never_written,
         })
     }
 }
