@@ -101,8 +101,8 @@ pub trait BlockDevice: Send + Sync + 'static {
     }
 
     /// A ring's write with RWF_DSYNC has failed: what [`write`](BlockDevice::write)
-    /// with `fua` would have said and done. It must not be tried again instead,
-    /// since the failure of a flush is told once.
+    /// with `fua` would have said and done; it may wait as that does. It must not
+    /// be tried again instead, since the failure of a flush is told once.
     fn durable_write_failed(&self, errno: nix::errno::Errno) -> DeviceError {
         DeviceError::FlushFailed(format!("write with RWF_DSYNC: {errno}"))
     }

@@ -26,6 +26,7 @@ fn open_at(epoch: u64) -> OpenExport {
         unit: Uuid::nil(),
         chap: None,
         read_only: false,
+        failed_flush: None,
     }
 }
 

@@ -15,6 +15,9 @@ use crate::ids::{Lba, NodeId};
 use crate::pool::record::ExportState;
 use crate::pool::testing::{MIB, Mounted, open as open_pool, plain};
 
+#[path = "flush_tests.rs"]
+mod flush;
+
 type Live = (ExportSpec, Arc<dyn BlockDevice>, watch::Sender<u32>, Kept);
 
 /// A target without hosts: a test says how many commands are inside a gate.

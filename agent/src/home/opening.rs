@@ -144,6 +144,7 @@ impl Inner {
             unit: Uuid::new_v4(),
             chap,
             read_only: request.read_only,
+            failed_flush: None,
         };
         // Before the record says open: a volume that cannot be served is not granted.
         let device = self.device(volume).await?;

@@ -1,12 +1,17 @@
-//! The device of a volume: its file, and the note of its first write.
+//! The device of a volume: its file, and the notes of its first write and of a
+//! failed flush.
 //!
 //! Only a volume that was never written may be formatted, so before the first
 //! write is let through to the file, the record says on disk that there was one.
+//!
+//! After a flush that failed nothing of the export is served any more. The
+//! record says so before anybody is told of the failure, so that a restart of
+//! the agent does not answer the next flush over what was lost.
 
 use std::fs::File;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use nix::errno::Errno;
 
@@ -40,6 +45,10 @@ pub struct FirstWrite {
     backing: Arc<dyn Backing>,
     volume: Arc<Volume>,
     written: AtomicBool,
+    /// Why a flush of this export failed, if one did.
+    failed_flush: OnceLock<String>,
+    /// Whether the record says so.
+    failure_noted: Mutex<bool>,
     _lock: PoolLock,
 }
 
@@ -55,12 +64,22 @@ impl Pool {
                 path: volume.path().to_owned(),
                 source: std::io::Error::other(error.to_string()),
             })?;
-        Ok(Arc::new(FirstWrite {
+        let record = volume.record().get();
+        let failed_flush = OnceLock::new();
+        if let Some(why) = record.failed_flush() {
+            tracing::error!(volume = %id, why, "a flush failed in this epoch: it serves nothing any more");
+            failed_flush.get_or_init(|| why.to_owned());
+        }
+        let device = Arc::new(FirstWrite {
             backing,
-            written: AtomicBool::new(volume.record().get().ever_written),
-            volume,
+            written: AtomicBool::new(record.ever_written),
+            failure_noted: Mutex::new(failed_flush.get().is_some()),
+            failed_flush,
+            volume: Arc::clone(&volume),
             _lock: self.lock.clone(),
-        }))
+        });
+        volume.serve_by(&device);
+        Ok(device)
     }
 }
 
@@ -94,6 +113,49 @@ impl FirstWrite {
             }),
         }
     }
+
+    fn usable(&self) -> Result<(), DeviceError> {
+        match self.failed_flush.get() {
+            None => Ok(()),
+            Some(why) => {
+                self.note_failed_flush(why);
+                Err(DeviceError::FlushFailed(why.clone()))
+            }
+        }
+    }
+
+    /// What came of a call of the file's; a failed flush is latched.
+    fn seen<T>(&self, result: Result<T, DeviceError>) -> Result<T, DeviceError> {
+        result.inspect_err(|error| self.look_at(error))
+    }
+
+    fn look_at(&self, error: &DeviceError) {
+        if let DeviceError::FlushFailed(why) = error {
+            let why = self.failed_flush.get_or_init(|| why.clone());
+            self.note_failed_flush(why);
+        }
+    }
+
+    /// Returns when the record says on disk that a flush failed, or cannot be
+    /// made to: then each further command tries again.
+    fn note_failed_flush(&self, why: &str) {
+        let noted = self.failure_noted.lock();
+        let mut noted = noted.unwrap_or_else(PoisonError::into_inner);
+        if *noted {
+            return;
+        }
+        let record = self.volume.record();
+        match record.update(|record| *noted = record.note_failed_flush(why)) {
+            Ok(_) => {}
+            Err(error) => {
+                *noted = false;
+                tracing::error!(
+                    volume = %self.volume.id(), %error,
+                    "a failed flush could not be recorded: after a restart the epoch would be served on"
+                );
+            }
+        }
+    }
 }
 
 fn errno(error: &PoolError) -> Errno {
@@ -109,42 +171,53 @@ impl BlockDevice for FirstWrite {
     }
 
     fn read(&self, lba: Lba, buffer: &mut [u8]) -> Result<(), DeviceError> {
-        self.backing.read(lba, buffer)
+        self.usable()?;
+        self.seen(self.backing.read(lba, buffer))
     }
 
     fn write(&self, lba: Lba, data: &[u8], fua: bool) -> Result<(), DeviceError> {
+        self.usable()?;
         self.note_write()?;
-        self.backing.write(lba, data, fua)
+        self.seen(self.backing.write(lba, data, fua))
     }
 
     fn flush(&self) -> Result<(), DeviceError> {
-        self.backing.flush()
+        self.usable()?;
+        self.seen(self.backing.flush())
     }
 
     fn write_zeroes(&self, lba: Lba, blocks: u64, unmap: bool) -> Result<(), DeviceError> {
+        self.usable()?;
         self.note_write()?;
-        self.backing.write_zeroes(lba, blocks, unmap)
+        self.seen(self.backing.write_zeroes(lba, blocks, unmap))
     }
 
     fn deallocate(&self, lba: Lba, blocks: u64) -> Result<(), DeviceError> {
-        self.backing.deallocate(lba, blocks)
+        self.usable()?;
+        self.seen(self.backing.deallocate(lba, blocks))
     }
 
     fn mapping(&self, lba: Lba, blocks: u64) -> Result<Extent, DeviceError> {
-        self.backing.mapping(lba, blocks)
+        self.usable()?;
+        self.seen(self.backing.mapping(lba, blocks))
     }
 
     fn direct(&self, lba: Lba, length: usize, write: bool) -> Option<Direct> {
         let noted = !write || self.written.load(Ordering::Acquire);
-        noted.then(|| self.backing.direct(lba, length, write))?
+        let usable = noted && self.failed_flush.get().is_none();
+        usable.then(|| self.backing.direct(lba, length, write))?
     }
 
     fn durable_write_failed(&self, errno: Errno) -> DeviceError {
-        self.backing.durable_write_failed(errno)
+        let error = self.backing.durable_write_failed(errno);
+        self.look_at(&error);
+        error
     }
 
     fn in_memory(&self) -> bool {
-        // The note of the first write is on a disk.
-        self.backing.in_memory() && self.written.load(Ordering::Acquire)
+        // The notes are on a disk.
+        self.backing.in_memory()
+            && self.written.load(Ordering::Acquire)
+            && self.failed_flush.get().is_none()
     }
 }

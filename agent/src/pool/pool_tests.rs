@@ -650,6 +650,7 @@ fn the_largest_record_fits_its_slot() {
                     &"s".repeat(223),
                 )),
                 read_only: false,
+                failed_flush: Some("\u{1}".repeat(record::REASON_KEPT)),
             },
             inside: u32::MAX,
         };

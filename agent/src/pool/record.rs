@@ -21,6 +21,9 @@ use crate::ids::{Epoch, NodeId, VolumeId};
 /// answered "not now" for ever instead of "never" after the home has restarted.
 pub const CLOSED_KEPT: usize = 32;
 
+/// How much of the reason of a failed flush a record keeps, in characters.
+pub const REASON_KEPT: usize = 256;
+
 /// An export's identity and rights, as the record keeps them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OpenExport {
@@ -45,6 +48,10 @@ pub struct OpenExport {
     pub chap: Option<Chap>,
     /// Whether writes are refused.
     pub read_only: bool,
+    /// Why a flush failed, if one did: what was written may be lost, so nothing
+    /// is served under this identity any more, whoever opens it again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failed_flush: Option<String>,
 }
 
 /// Whether a volume's export is open.
@@ -106,6 +113,25 @@ impl Record {
             settlement: None,
             behind: None,
             closed: Vec::new(),
+        }
+    }
+
+    /// Notes that a flush of the open export failed; whether it is noted now.
+    pub fn note_failed_flush(&mut self, why: &str) -> bool {
+        let ExportState::Open { export } = &mut self.export else {
+            return false;
+        };
+        export
+            .failed_flush
+            .get_or_insert_with(|| why.chars().take(REASON_KEPT).collect());
+        true
+    }
+
+    /// Why a flush of the open export failed, if one did.
+    pub fn failed_flush(&self) -> Option<&str> {
+        match &self.export {
+            ExportState::Open { export } => export.failed_flush.as_deref(),
+            ExportState::Closing { .. } | ExportState::Closed => None,
         }
     }
 
@@ -192,7 +218,7 @@ mod tests {
         );
         assert_eq!(export.unit, Uuid::from_u128(2));
         assert_eq!(export.host, HostIdentity::of("nqn.h", Uuid::from_u128(1)));
-        assert_eq!(export.chap, None);
+        assert_eq!((export.chap, export.failed_flush), (None, None));
     }
 
     #[test]
@@ -207,6 +233,7 @@ mod tests {
             unit: Uuid::nil(),
             chap: Some(chap.clone()),
             read_only: false,
+            failed_flush: None,
         };
         let text = serde_json::to_string(&export).unwrap();
         assert!(text.contains(&chap.initiator.secret) && text.contains(&chap.target.secret));

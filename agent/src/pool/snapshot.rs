@@ -4,6 +4,7 @@
 //! flight may be or not, as after a power loss.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use nix::fcntl::OFlag;
@@ -11,7 +12,7 @@ use nix::fcntl::OFlag;
 use super::error::PoolError;
 use super::files::Root;
 use super::volume::{Source, entries};
-use super::{GONE, Inventory, NEW, Pool, SNAPSHOTS, SnapshotEntry, low_water};
+use super::{GONE, Inventory, NEW, Pool, SNAPSHOTS, SnapshotEntry, Volume, low_water};
 use crate::attach::ports::SnapshotInfo;
 use crate::ids::{Bytes, SnapshotId, VolumeId};
 
@@ -118,13 +119,12 @@ impl Pool {
             });
         }
         let folder = Path::new(SNAPSHOTS).join(format!("{NEW}{id}"));
-        let built = self.build_snapshot(&folder, of.path(), volume, id);
+        let built = self.build_snapshot(&folder, &of, id);
         if built.is_err() {
             let _ = self.root.remove_folder(&folder);
         }
         let info = built?;
-        // What stands there and is in no inventory is an attempt that never answered.
-        let last = Path::new(SNAPSHOTS).join(id.as_str());
+        let place = Path::new(SNAPSHOTS).join(id.as_str());
         let gone = Path::new(SNAPSHOTS).join(format!("{GONE}{id}"));
         self.root.appear(&folder, &place, &gone, || Ok(info))
     }
@@ -132,19 +132,19 @@ impl Pool {
     fn build_snapshot(
         &self,
         folder: &Path,
-        from: &Path,
-        volume: &VolumeId,
+        of: &Arc<Volume>,
         id: &SnapshotId,
     ) -> Result<SnapshotInfo, PoolError> {
         self.root.remove_folder(folder)?;
         self.root.folder(folder)?;
-        let relative = from
+        let relative = of
+            .path()
             .strip_prefix(self.dir())
             .expect("a volume's file is in its pool");
         let source = Source {
             file: self.root.file(relative, OFlag::O_RDWR)?,
-            path: from.to_owned(),
-            ever_written: true,
+            path: of.path().to_owned(),
+            volume: Some(Arc::clone(of)),
         };
         let data = folder.join(DATA);
         let path = self.root.path(&data);
@@ -159,7 +159,7 @@ impl Pool {
             .len();
         let info = SnapshotInfo {
             id: id.clone(),
-            volume: volume.clone(),
+            volume: of.id().clone(),
             size: Bytes(length),
             taken: SystemTime::now(),
         };

@@ -2,12 +2,13 @@
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use nix::fcntl::OFlag;
 use serde::{Deserialize, Serialize};
 
+use super::device::FirstWrite;
 use super::error::PoolError;
 use super::files::{self, Root};
 use super::record::{Record, RecordFile};
@@ -15,7 +16,7 @@ use super::reservations::Holder;
 use super::slots::SlotFile;
 use super::{GONE, Inventory, NEW, Pool, VOLUMES, VolumeEntry};
 use crate::attach::ports::Content;
-use crate::block::BLOCK;
+use crate::block::{BLOCK, BlockDevice};
 use crate::ids::{Bytes, VolumeId};
 
 const DATA: &str = "data";
@@ -37,6 +38,8 @@ pub struct Volume {
     size: AtomicU64,
     path: PathBuf,
     record: RecordFile,
+    /// The device that was opened last, if it still serves.
+    served: Mutex<Weak<FirstWrite>>,
     pub(super) reservations: Holder,
 }
 
@@ -59,6 +62,30 @@ impl Volume {
     /// The home's record of it.
     pub fn record(&self) -> &RecordFile {
         &self.record
+    }
+
+    /// From now on this device is the one to which hosts write.
+    pub(super) fn serve_by(&self, device: &Arc<FirstWrite>) {
+        let mut served = self.served.lock().unwrap_or_else(PoisonError::into_inner);
+        *served = Arc::downgrade(device);
+    }
+
+    /// Makes durable what `file`, one of its own, and its hosts wrote. Where it
+    /// is served, through that device: the kernel tells of a failure once, and
+    /// that must latch the device whose writes may be lost.
+    pub(super) fn sync(&self, file: &File) -> Result<(), PoolError> {
+        // The lock is held for a moment only, and never over the flush.
+        let served = {
+            let served = self.served.lock().unwrap_or_else(PoisonError::into_inner);
+            served.upgrade()
+        };
+        match served {
+            Some(device) => device
+                .flush()
+                .map_err(|error| std::io::Error::other(error.to_string())),
+            None => file.sync_data(),
+        }
+        .map_err(PoolError::call("fdatasync", &self.path))
     }
 
     fn load(root: &Root, id: &VolumeId) -> Result<Self, PoolError> {
@@ -88,6 +115,7 @@ impl Volume {
             record: RecordFile::new(file, record, id, root.path(&relative))?,
             path: root.path(&data),
             size: AtomicU64::new(length),
+            served: Mutex::default(),
             reservations: Holder::default(),
             meta,
         })
@@ -194,8 +222,7 @@ impl Pool {
             let _ = self.root.remove_folder(&folder);
         }
         built?;
-        // What stands there and is in no inventory is an attempt that never answered.
-        let last = Path::new(VOLUMES).join(meta.id.as_str());
+        let place = Path::new(VOLUMES).join(meta.id.as_str());
         let gone = Path::new(VOLUMES).join(format!("{GONE}{}", meta.id));
         self.root.appear(&folder, &place, &gone, || {
             Volume::load(&self.root, &meta.id)
@@ -211,39 +238,31 @@ impl Pool {
         let file = self
             .root
             .file(&data, OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL)?;
-        let mut ever_written = false;
-        if let Some(source) = source {
+        if let Some(source) = &source {
             source.clone_to(&file, &path)?;
-            ever_written = source.ever_written;
         }
         file.set_len(meta.size.0)
             .map_err(PoolError::call("ftruncate", &path))?;
         file.sync_all().map_err(PoolError::call("fsync", &path))?;
-        let record = Record::new(meta.id.clone(), ever_written);
+        let record = Record::new(meta.id.clone(), source.is_some());
         SlotFile::create(&self.root, &folder.join(RECORD), &record)?;
         self.root.write_json(&folder.join(META), meta)?;
         self.root.sync_folder(folder)
     }
 
     fn source(&self, meta: &Meta) -> Result<Option<Source>, PoolError> {
-        let (relative, size, ever_written) = match &meta.content {
+        let (relative, size, volume) = match &meta.content {
             Content::Empty => return Ok(None),
             Content::Snapshot(id) => {
                 self.need_reflink()?;
-                (
-                    super::snapshot::data(id),
-                    self.snapshot_info(id)?.size,
-                    true,
-                )
+                let size = self.snapshot_info(id)?.size;
+                (super::snapshot::data(id), size, None)
             }
             Content::Volume(id) => {
                 self.need_reflink()?;
                 let volume = self.volume(id)?;
-                (
-                    Path::new(VOLUMES).join(id.as_str()).join(DATA),
-                    volume.size(),
-                    true,
-                )
+                let data = Path::new(VOLUMES).join(id.as_str()).join(DATA);
+                (data, volume.size(), Some(volume))
             }
         };
         if meta.size < size {
@@ -255,7 +274,7 @@ impl Pool {
         Ok(Some(Source {
             file: self.root.file(&relative, OFlag::O_RDWR)?,
             path: self.root.path(&relative),
-            ever_written,
+            volume,
         }))
     }
 
@@ -305,8 +324,7 @@ impl Pool {
         let grown = self.root.file(&data, OFlag::O_RDWR).and_then(|file| {
             file.set_len(size.0)
                 .map_err(PoolError::call("ftruncate", &volume.path))?;
-            file.sync_all()
-                .map_err(PoolError::call("fsync", &volume.path))
+            volume.sync(&file)
         });
         let mut inventory = self.inventory();
         inventory.reserved -= more;
@@ -332,15 +350,20 @@ fn being_made(id: &VolumeId) -> PoolError {
 pub(super) struct Source {
     pub file: File,
     pub path: PathBuf,
-    pub ever_written: bool,
+    /// Whose file it is; none: a snapshot's.
+    pub volume: Option<Arc<Volume>>,
 }
 
 impl Source {
     /// Makes what was acknowledged durable, then shares it all with `target`.
     pub fn clone_to(&self, target: &File, path: &Path) -> Result<(), PoolError> {
-        self.file
-            .sync_data()
-            .map_err(PoolError::call("fdatasync", &self.path))?;
+        match &self.volume {
+            Some(volume) => volume.sync(&self.file)?,
+            None => self
+                .file
+                .sync_data()
+                .map_err(PoolError::call("fdatasync", &self.path))?,
+        }
         files::clone_file(&self.file, target).map_err(PoolError::call("FICLONE", path))
     }
 }

@@ -7,9 +7,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
+use nix::errno::Errno;
+
 use super::buffer::{Budget, Buffer, Spares};
 use super::gather::Gather;
-use super::protocol::{Operation, Tag};
+use super::protocol::{Operation, Outcome, Tag};
 use crate::block::BlockDevice;
 use crate::block::gate::Pass;
 
@@ -59,6 +61,17 @@ impl Begun {
     /// Whether it waits for nothing, so that no other thread need do it.
     pub fn is_quick(&self) -> bool {
         !matches!(self.operation, Operation::Call(_)) && self.device.in_memory()
+    }
+
+    /// What is left to do of a durable write that failed so: the device is told,
+    /// which may have to wait until that is noted.
+    pub fn durable_write_failed(mut self, errno: Errno) -> Self {
+        if let Operation::Write { buffer, .. } = self.operation {
+            self.operation = Operation::Call(Box::new(move |device| {
+                Outcome::new(Some(buffer), Err(device.durable_write_failed(errno)))
+            }));
+        }
+        self
     }
 
     /// Whether what it writes must be durable when it is done.

@@ -217,8 +217,9 @@ impl Serving {
 
     /// A transfer has ended. One that did not move all of it is done again by a
     /// thread that may wait: it says what is wrong. But a durable write that
-    /// failed is not: its flush may have failed, and that is told once. Unless
-    /// the kernel lacked time or memory, and never came to the disk.
+    /// failed is not: its flush may have failed, and that is told once. Such a
+    /// thread tells the device, unless the kernel lacked time or memory, and
+    /// never came to the disk.
     fn moved(&mut self, number: u32, result: Result<usize, Errno>, now: Instant) {
         let Some(transfer) = self.transfers.try_remove(number as usize) else {
             return;
@@ -227,7 +228,7 @@ impl Serving {
         let result = match result {
             Ok(moved) if moved == length => Ok(()),
             Err(errno) if begun.is_durable() && !reached_no_disk(errno) => {
-                Err(begun.device.durable_write_failed(errno))
+                return self.hand_over(key, begun.durable_write_failed(errno));
             }
             Ok(_) | Err(_) => return self.hand_over(key, begun),
         };
