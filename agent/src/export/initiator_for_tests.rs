@@ -144,9 +144,9 @@ impl TestInitiator {
         }
     }
 
-    /// Sends bytes as they are.
+    /// Sends bytes as they are. Of a target that has closed [`Self::receive`] tells.
     pub async fn raw(&mut self, bytes: &[u8]) {
-        self.stream.write_all(bytes).await.unwrap();
+        let _ = self.stream.write_all(bytes).await;
     }
 
     async fn send(&mut self, mut header: [u8; BHS], tag: u32, data: &[u8]) {

@@ -316,6 +316,24 @@ async fn the_end_answers_even_a_command_that_is_stuck_in_the_device() {
 }
 
 #[tokio::test]
+async fn a_stop_answers_nothing_that_is_final() {
+    for _ in 0..20 {
+        let target = Target::start().await;
+        let mut host = target.host().await;
+        for _ in 0..32 {
+            host.begin_write(3, 1).await;
+        }
+        let side = target.exports.read().live[&target.spec.name].side.clone();
+        let stop = std::thread::spawn(move || side.disconnect());
+        while let Some(pdu) = host.receive().await {
+            assert_eq!((pdu.opcode(), pdu.header[3]), (0x21, GOOD), "{pdu:?}");
+            host.begin_write(3, 1).await;
+        }
+        stop.join().unwrap();
+    }
+}
+
+#[tokio::test]
 async fn a_resize_is_told_once() {
     let target = Target::start().await;
     let mut host = target.host().await;

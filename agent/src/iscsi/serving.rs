@@ -31,6 +31,8 @@ const PING: Duration = Duration::from_secs(30);
 const PONG: Duration = Duration::from_secs(30);
 /// … and for data that it was asked for.
 pub const DATA_STALLED: Duration = Duration::from_secs(60);
+/// Why a connection ends whose session did.
+pub const ENDED: &str = "the session has ended";
 /// How often it is looked whether aborted commands have settled.
 pub const LOOK: Duration = Duration::from_millis(2);
 
@@ -259,7 +261,7 @@ impl Serving {
         let now = link.now();
         if let Some(session) = self.session.clone() {
             if session.has_ended() {
-                return Err(End::Protocol("the session has ended"));
+                return Err(End::Protocol(ENDED));
             }
             if session.target().is_gone() && !self.said_gone {
                 self.said_gone = true;

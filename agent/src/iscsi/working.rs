@@ -5,7 +5,7 @@ use super::answers::{Answered, Ending, sense_of};
 use super::perform::{self, Step};
 use super::scsi::command::Command;
 use super::scsi::reservation::Refused;
-use super::serving::Serving;
+use super::serving::{ENDED, Serving};
 use super::session::Seat;
 use super::task::{BLOCK_BYTES, Slot, Stage, Task};
 use super::wire::answer::{Answer, DataIn, Residual};
@@ -86,11 +86,13 @@ impl Serving {
             }
         };
         match enter(&session) {
-            Ok((mine, export)) => {
+            Ok(Some([mine, export])) => {
                 let passes = [Some(mine), Some(export), writing];
                 link.begin(slot.tag(), unit.device(), operation, passes);
                 Ok(())
             }
+            // A conflict would be final, and its initiator is to send it again.
+            Ok(None) => Err(End::Protocol(ENDED)),
             Err(why) => self.finish(slot, Ending::Refused(why), link),
         }
     }
@@ -278,9 +280,13 @@ impl Serving {
     }
 }
 
-/// Passes of the session's and the export's gates.
-fn enter(session: &Seat) -> Result<(Pass, Pass), Refused> {
-    let mine = session.gate().enter().ok_or(Refused::Conflict)?;
+/// Passes of the session's and the export's gates. None: only the session has
+/// ended, by a takeover, a reset or the agent's stop, and its connection is
+/// about to hear of it; what it has outstanding comes again in another session.
+///
+/// # Errors
+/// The export has ended: for good, so this is asked first.
+fn enter(session: &Seat) -> Result<Option<[Pass; 2]>, Refused> {
     let export = session.target().gate().enter().ok_or(Refused::Conflict)?;
-    Ok((mine, export))
+    Ok(session.gate().enter().map(|mine| [mine, export]))
 }

@@ -16,6 +16,7 @@ pub struct Inline {
     /// Operations that were begun and are held back.
     held: VecDeque<Begun>,
     hold: bool,
+    deaf: bool,
 }
 
 impl Inline {
@@ -28,6 +29,7 @@ impl Inline {
             now,
             held: VecDeque::new(),
             hold: false,
+            deaf: false,
         }
     }
 
@@ -66,6 +68,12 @@ impl Inline {
         self.hold = hold;
     }
 
+    /// Keeps wakes from it from now on, or not: a thread comes to what happened
+    /// elsewhere only behind a turn's events.
+    pub fn deafen(&mut self, deaf: bool) {
+        self.deaf = deaf;
+    }
+
     /// Operations that are held back.
     pub fn held(&self) -> usize {
         self.held.len()
@@ -80,7 +88,9 @@ impl Inline {
     fn settle(&mut self) -> Vec<u8> {
         let mut answer = Vec::new();
         loop {
-            self.connection.woken(self.now);
+            if !self.deaf {
+                self.connection.woken(self.now);
+            }
             while let Some(begun) = self.connection.begun() {
                 self.held.push_back(begun);
             }

@@ -301,3 +301,46 @@ fn nothing_is_left_of_initiators_that_vanish() {
         "the export lets go of its device"
     );
 }
+
+#[test]
+fn a_session_that_ended_answers_nothing_that_is_final() {
+    let ends: [fn(&Initiator) -> Option<Initiator>; 2] = [
+        |one| {
+            one.target.disconnect();
+            None
+        },
+        |one| {
+            // One that takes over.
+            let mut again = one.another(1);
+            assert_eq!(only(again.log_in(&[])).login_status(), 0);
+            Some(again)
+        },
+    ];
+    for end in ends {
+        let mut one = Initiator::new(OPEN);
+        one.line.deafen(true);
+        let _successor = end(&one);
+        assert!(one.write(0, 1, &[1; 4096]).is_empty(), "it is sent again");
+        assert!(matches!(one.line.end(), Some(End::Protocol(_))));
+        assert_eq!(one.stored(0), 0);
+    }
+    // The export's own end is final, whatever becomes of the session.
+    let mut one = Initiator::new(OPEN);
+    one.line.deafen(true);
+    one.target.gate().close();
+    one.target.disconnect();
+    assert_eq!(only(one.write(0, 1, &[1; 4096])).status(), 0x18);
+    // A cold reset ends the others.
+    let mut one = Initiator::new(OPEN);
+    let mut other = one.second(2);
+    assert!(
+        one.manage(7, 0).is_empty(),
+        "it waits for the other's tasks"
+    );
+    assert!(other.nudge().is_empty());
+    other.line.deafen(true);
+    assert_eq!(only(one.nudge()).header[2], 0);
+    assert_eq!(only(other.ready()).sense(), (6, 0x29, 3), "it was reset");
+    assert!(other.write(0, 1, &[1; 4096]).is_empty());
+    assert!(matches!(other.line.end(), Some(End::Protocol(_))));
+}
