@@ -142,17 +142,16 @@ pub fn judge(session: &Seat, lun: u64, request: &ScsiCommand) -> Result<Judged, 
     {
         return ends(sense.into());
     }
-    let there = match command {
-        Command::Read { .. } => request.reads,
-        _ => request.writes,
-    };
-    // Data that goes the other way, or none, is not what the command moves.
-    if natural > 0 && request.length > 0 && !there {
+    // Data that goes the other way, or none, is not what the command takes.
+    if command.data_out() > 0 && request.length > 0 && !request.writes {
         return ends(Sense::DATA_LENGTH.into());
     }
-    let wanted = u32::try_from(natural)
-        .unwrap_or(u32::MAX)
-        .min(request.length);
+    let expected = match command {
+        // GOOD and no data: libiscsi's suite asks for it.
+        Command::Read { .. } if !request.reads => 0,
+        _ => request.length,
+    };
+    let wanted = u32::try_from(natural).unwrap_or(u32::MAX).min(expected);
     match &mut command {
         // As many bytes as its count of blocks says, for each of its halves.
         Command::CompareAndWrite { .. } if u64::from(request.length) != natural => {
