@@ -1,5 +1,6 @@
 //! A target on a device in memory, for tests.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use uuid::Uuid;
@@ -22,6 +23,8 @@ pub struct MemoryDevice {
     pub bytes: Mutex<Vec<u8>>,
     /// What every write answers, if it is to fail.
     pub failure: Mutex<Option<DeviceError>>,
+    /// Whether reads fail.
+    pub unreadable: AtomicBool,
     /// Flushes so far, and writes with FUA.
     pub flushes: Mutex<(u32, u32)>,
 }
@@ -31,6 +34,7 @@ impl MemoryDevice {
         Arc::new(Self {
             bytes: Mutex::new(vec![0; blocks * BLOCK as usize]),
             failure: Mutex::default(),
+            unreadable: AtomicBool::new(false),
             flushes: Mutex::default(),
         })
     }
@@ -57,6 +61,12 @@ impl BlockDevice for MemoryDevice {
 
     fn read(&self, lba: Lba, buffer: &mut [u8]) -> Result<(), DeviceError> {
         let at = self.at(lba, buffer.len())?;
+        if self.unreadable.load(Ordering::Relaxed) {
+            return Err(DeviceError::Io {
+                call: "read".to_owned(),
+                errno: nix::errno::Errno::EIO,
+            });
+        }
         buffer.copy_from_slice(&self.bytes.lock().unwrap()[at]);
         Ok(())
     }

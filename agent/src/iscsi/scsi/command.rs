@@ -283,13 +283,16 @@ impl Command {
     }
 
     /// The same command on the part of its blocks that begins at a byte of its
-    /// data and is so many bytes long.
+    /// data and is so many bytes long, where it takes such data.
     #[must_use]
     pub fn part(mut self, from: u32, length: u32) -> Self {
         if let Self::Write { range, .. }
         | Self::OrWrite { range, .. }
         | Self::WriteAndVerify { range, .. }
-        | Self::Verify { range, .. } = &mut self
+        | Self::Verify {
+            range,
+            compare: true,
+        } = &mut self
         {
             range.lba.0 += u64::from(from) / BLOCK;
             range.blocks = u32::try_from(u64::from(length).div_ceil(BLOCK)).unwrap_or(u32::MAX);

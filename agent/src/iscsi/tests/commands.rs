@@ -1,5 +1,7 @@
 //! SCSI commands, from their CDB to their status.
 
+use std::sync::atomic::Ordering;
+
 use super::*;
 
 #[test]
@@ -231,6 +233,17 @@ fn verify_compares_or_reads() {
         (one.stored(4096), one.device.flushes.lock().unwrap().1),
         (8, 1)
     );
+    one.device.unreadable.store(true, Ordering::Relaxed);
+    let unread = only(one.run(0, 0, &verify(0), &[]));
+    assert_eq!(unread.sense(), (3, 0x11, 0), "it was read");
+    // No data, and the whole of what one command may name; beyond it is refused.
+    let most = |high| [0x2f, 0, 0, 0, 0, 0, 0, high, 1, 0];
+    one.device.unreadable.store(false, Ordering::Relaxed);
+    let mut bytes = one.device.bytes.lock().unwrap();
+    bytes.resize(5000 * BLOCK_LENGTH, 0);
+    drop(bytes);
+    assert_eq!(only(one.run(0, 0, &most(15), &[])).status(), 0);
+    assert_eq!(only(one.run(0, 0, &most(16), &[])).sense(), (5, 0x24, 0));
 }
 
 #[test]
