@@ -14,8 +14,8 @@ use std::fs::File;
 use std::io::IoSlice;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, OnceLock, PoisonError};
 
 use bytemuck::{Pod, Zeroable};
 use nix::errno::Errno;
@@ -23,6 +23,7 @@ use nix::fcntl::{FallocateFlags, FcntlArg, OFlag, fallocate, fcntl};
 use nix::unistd::{Whence, lseek};
 
 use super::device::{BLOCK, BlockDevice, DeviceError, Direct, Extent};
+use super::flushes::Flushes;
 use crate::ids::{Bytes, Lba};
 
 /// Zeroes written at once where the file system cannot make them itself.
@@ -38,8 +39,8 @@ pub struct FileDevice {
     file: OpenFile,
     size: AtomicU64,
     in_memory: bool,
-    /// Held over a whole flush: of two at once only one is told of a failure.
-    flushing: Mutex<()>,
+    /// One at a time: of two at once only one is told of a failure.
+    flushes: Flushes,
 }
 
 struct OpenFile {
@@ -97,7 +98,7 @@ impl FileDevice {
                 failed_flush: OnceLock::new(),
             },
             size: AtomicU64::new(size.0),
-            flushing: Mutex::default(),
+            flushes: Flushes::default(),
         })
     }
 
@@ -163,10 +164,9 @@ impl BlockDevice for FileDevice {
     }
 
     fn flush(&self) -> Result<(), DeviceError> {
-        let _alone = self.flushing.lock().unwrap_or_else(PoisonError::into_inner);
         // A flush that waited for one that failed has failed as well.
-        self.file.usable()?;
-        self.file.flush()
+        self.flushes
+            .share(|| self.file.usable(), || self.file.flush())
     }
 
     fn write_zeroes(&self, lba: Lba, blocks: u64, unmap: bool) -> Result<(), DeviceError> {

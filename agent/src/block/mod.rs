@@ -8,6 +8,7 @@
 
 pub mod device;
 pub mod file;
+mod flushes;
 pub mod gate;
 
 pub use device::{BLOCK, BlockDevice, DeviceError, Direct, Extent};
