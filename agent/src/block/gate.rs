@@ -120,6 +120,13 @@ impl Gate {
     }
 }
 
+impl Pass {
+    /// Whether the gate was closed behind it.
+    pub fn is_stale(&self) -> bool {
+        self.gate.is_closed()
+    }
+}
+
 impl Drop for Pass {
     fn drop(&mut self) {
         let before = self.gate.state.fetch_sub(1, Ordering::AcqRel);

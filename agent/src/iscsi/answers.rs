@@ -202,7 +202,9 @@ fn elsewhere(command: Result<Command, Sense>) -> Ending {
 pub fn sense_of(failed: &Failed, writes: bool) -> Sense {
     match failed {
         Failed::Miscompare { at } => Sense::miscompare(*at),
-        Failed::Other(_) | Failed::Device(DeviceError::FlushFailed(_)) => Sense::TARGET_FAILURE,
+        Failed::Other(_) | Failed::Closed | Failed::Device(DeviceError::FlushFailed(_)) => {
+            Sense::TARGET_FAILURE
+        }
         Failed::Device(DeviceError::OutOfRange { .. }) => Sense::LBA_RANGE,
         Failed::Device(DeviceError::NoSpace) => Sense::SPACE_ALLOCATION,
         Failed::Device(DeviceError::Io { .. }) if writes => Sense::WRITE_ERROR,
@@ -214,6 +216,7 @@ pub fn sense_of(failed: &Failed, writes: bool) -> Sense {
 fn reason_of(failed: &Failed) -> &'static str {
     match failed {
         Failed::Miscompare { .. } => "miscompare",
+        Failed::Closed => "gate-closed",
         Failed::Other(_) => "not-kept",
         Failed::Device(DeviceError::FlushFailed(_)) => "flush-failed",
         Failed::Device(DeviceError::OutOfRange { .. }) => "out-of-range",

@@ -115,6 +115,17 @@ impl Serving {
             self.free(slot, link);
             return self.settle_pending(link);
         }
+        if matches!(outcome.result, Err(Failed::Closed)) {
+            outcome
+                .buffer
+                .into_iter()
+                .for_each(|buffer| link.recycle(buffer));
+            let ended = self.session.as_ref();
+            if ended.is_some_and(|session| !session.target().gate().is_closed()) {
+                return Err(End::Protocol(ENDED));
+            }
+            return self.finish(slot, Ending::Refused(Refused::Conflict), link);
+        }
         if let Err(failed) = &outcome.result {
             let dealt = u64::from(task.dealt);
             let failed = match failed {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::admin::{self, Job, Reply};
 use super::auth;
 use super::command::{Entry, FABRICS, MAX_TRANSFER, Place};
+use super::controller::Controller;
 use super::queue::{Index, Work};
 use super::reserve;
 use super::serving::{Serving, recycle};
@@ -110,7 +111,8 @@ impl Serving {
         job: Job,
         link: &mut Link,
     ) -> Result<(), Status> {
-        let passes = if self.queue.shape().id == 0 {
+        // What does not concern the device keeps no gate, and waits for none.
+        let passes = if self.queue.shape().id == 0 || is_auth(entry) {
             Passes::default()
         } else {
             match self.enter()? {
@@ -148,9 +150,10 @@ impl Serving {
             controller.shutdown_complete();
             return;
         };
+        let over = ShutDown(controller);
         let flush = move |device: &dyn crate::block::BlockDevice| {
             let outcome = Outcome::new(None, device.flush());
-            controller.shutdown_complete();
+            drop(over);
             outcome
         };
         let call = Operation::Call(Box::new(flush));
@@ -179,6 +182,16 @@ impl Serving {
                     .answer(index, result.into(), Status::SUCCESS, link);
             }
         }
+    }
+}
+
+/// A shutdown under way: over when its flush has ended, or is not begun because
+/// the export or the association has ended.
+struct ShutDown(Arc<Controller>);
+
+impl Drop for ShutDown {
+    fn drop(&mut self) {
+        self.0.shutdown_complete();
     }
 }
 

@@ -188,8 +188,9 @@ impl Controller {
 
     /// Ends the association: no command enters, and its connections close.
     pub fn end(&self) {
-        self.gate.close();
+        // First, so that who finds the gate closed knows whether this is why.
         self.ended.store(true, Ordering::Release);
+        self.gate.close();
         self.wake();
     }
 

@@ -106,7 +106,6 @@ impl Serving {
         };
         let passes = match let_in.and_then(|()| self.enter()) {
             Ok(Some(passes)) => passes,
-            // The association has ended, and so will this connection.
             Ok(None) => {
                 recycle(buffer, link);
                 return Ok(());
@@ -136,14 +135,29 @@ impl Serving {
     }
 
     /// Lets a command through the export's gate and the association's. None:
-    /// the association has ended.
+    /// the association has ended, and so will this connection, which says so.
+    ///
+    /// # Errors
+    /// The export has ended, or the controller was disabled.
     pub(super) fn enter(&self) -> Result<Option<Passes>, Status> {
         let Some(export) = self.subsystem.gate().enter() else {
             self.metrics.late();
             return Err(Status::RESERVATION_CONFLICT);
         };
-        let association = self.controller.gate().enter();
-        Ok(association.map(|association| [Some(export), Some(association), None]))
+        match self.controller.gate().enter() {
+            Some(association) => Ok(Some([Some(export), Some(association), None])),
+            None => self.shut().map_or(Ok(None), Err),
+        }
+    }
+
+    /// How a command is answered that a closed gate keeps out. None: not at
+    /// all, since the association has ended.
+    pub(super) fn shut(&self) -> Option<Status> {
+        if self.subsystem.gate().is_closed() {
+            Some(Status::RESERVATION_CONFLICT)
+        } else {
+            (!self.controller.has_ended()).then_some(Status::COMMAND_SEQUENCE_ERROR)
+        }
     }
 
     /// Refuses a command, as late, when its export's gate is closed already.

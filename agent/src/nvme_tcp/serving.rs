@@ -163,6 +163,13 @@ impl Serving {
             recycle(outcome.buffer, link);
             return Ok(());
         };
+        if matches!(outcome.result, Err(Failed::Closed)) {
+            recycle(outcome.buffer, link);
+            if let Some(status) = self.shut() {
+                self.queue.answer(index, 0, status, link);
+            }
+            return Ok(());
+        }
         if let Err(failed) = &outcome.result {
             let status = self.failed(&work, failed);
             recycle(outcome.buffer, link);
@@ -213,7 +220,7 @@ impl Serving {
             }
             (Work::Io(task), Failed::Device(error)) => (Status::of_read(error), Some(task.io)),
             (Work::Other(_), Failed::Device(error)) => (Status::of_write(error), None),
-            (_, Failed::Other(_)) => (Status::INTERNAL_ERROR, None),
+            (_, Failed::Other(_) | Failed::Closed) => (Status::INTERNAL_ERROR, None),
         };
         if self.peer.may_log(status.class()) {
             tracing::warn!(

@@ -20,6 +20,7 @@ mod driver;
 mod gather;
 mod half_open;
 pub mod inline;
+mod lanes;
 pub mod link;
 mod patience;
 mod polling;

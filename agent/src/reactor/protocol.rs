@@ -107,6 +107,9 @@ pub enum Failed {
         /// Offset of the first byte that differs, in what was to be compared.
         at: u64,
     },
+    /// It was not begun: a gate that it was in was closed before.
+    #[error("its gate was closed before it began")]
+    Closed,
     /// Something beside the device failed, such as keeping a record.
     #[error("{0}")]
     Other(String),
@@ -127,6 +130,16 @@ impl Operation {
             Self::Flush => Outcome::new(None, device.flush()),
             Self::Call(call) => call(device),
         }
+    }
+
+    /// Its outcome when it is not begun.
+    pub fn refused(self) -> Outcome {
+        let buffer = match self {
+            Self::Read { buffer, .. } | Self::Write { buffer, .. } => Some(buffer),
+            Self::Flush | Self::Call(_) => None,
+        };
+        let result = Err(Failed::Closed);
+        Outcome { buffer, result }
     }
 }
 

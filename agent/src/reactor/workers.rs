@@ -1,16 +1,22 @@
 //! Threads that may wait: for what a ring does not do, and where there is none.
+//!
+//! A disk that hangs keeps a thread for each of its jobs, so each device has a
+//! [lane](super::lanes) of its own. What holds no gate, such as the arithmetic
+//! of a host that has to prove itself, has another, where no command waits
+//! behind it.
 
-use std::collections::VecDeque;
 use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::bell::{Inbox, Message};
 use super::driver::Key;
+use super::lanes::Lanes;
 use super::link::Begun;
 use super::serve::COMMANDS;
+use crate::block::gate::Pass;
 
-/// As many at once: of a disk that hangs each command holds one.
+/// As many at once.
 const MOST: usize = 512;
 /// Kept when there is nothing to do.
 const KEPT: usize = 2;
@@ -28,7 +34,16 @@ pub struct Job {
     pub begun: Begun,
 }
 
+/// A device, by its place in memory, and whether a gate is held. A device that
+/// comes to be where another was shares its lane for a moment.
+type LaneKey = (usize, bool);
+
 impl Job {
+    fn lane(&self) -> LaneKey {
+        let device = Arc::as_ptr(&self.begun.device).addr();
+        (device, self.begun.passes.iter().any(Option::is_some))
+    }
+
     fn perform(self) {
         let Begun {
             tag,
@@ -36,13 +51,19 @@ impl Job {
             operation,
             passes,
         } = self.begun;
-        let outcome = operation.perform(&*device);
+        // It has not reached the disk, so whoever waits for the gate need not
+        // wait for it as well.
+        let outcome = if passes.iter().flatten().any(Pass::is_stale) {
+            operation.refused()
+        } else {
+            operation.perform(&*device)
+        };
         drop(passes);
         self.inbox.post(Message::Done(self.key, tag, outcome));
     }
 }
 
-/// Threads that do jobs, first come first served.
+/// Threads that do jobs.
 pub struct Workers {
     state: Mutex<State>,
     more: Condvar,
@@ -50,9 +71,8 @@ pub struct Workers {
     prepare: fn(),
 }
 
-#[derive(Default)]
 struct State {
-    jobs: VecDeque<Job>,
+    jobs: Lanes<LaneKey, Job>,
     idle: usize,
     threads: usize,
 }
@@ -65,8 +85,9 @@ impl Workers {
     pub fn start(prepare: fn()) -> io::Result<Arc<Self>> {
         let workers = Arc::new(Self {
             state: Mutex::new(State {
-                jobs: VecDeque::with_capacity(COMMANDS),
-                ..State::default()
+                jobs: Lanes::new(COMMANDS),
+                idle: 0,
+                threads: 0,
             }),
             more: Condvar::new(),
             prepare,
@@ -84,8 +105,8 @@ impl Workers {
     /// Has a job done soon.
     pub fn run(self: &Arc<Self>, job: Job) {
         let mut state = self.state();
-        state.jobs.push_back(job);
-        if state.idle < state.jobs.len()
+        state.jobs.push(job.lane(), job);
+        if state.idle < state.jobs.ready()
             && state.threads < MOST
             && let Err(error) = self.spawn(&mut state)
         {
@@ -112,10 +133,11 @@ impl Workers {
     fn work(&self) {
         let mut state = self.state();
         loop {
-            if let Some(job) = state.jobs.pop_front() {
+            if let Some((lane, job)) = state.jobs.take() {
                 drop(state);
                 job.perform();
                 state = self.state();
+                state.jobs.ended(lane);
                 continue;
             }
             state.idle += 1;
@@ -123,10 +145,14 @@ impl Workers {
             let (woken, time) = waited.unwrap_or_else(PoisonError::into_inner);
             state = woken;
             state.idle -= 1;
-            if time.timed_out() && state.jobs.is_empty() && state.threads > KEPT {
+            if time.timed_out() && state.jobs.ready() == 0 && state.threads > KEPT {
                 state.threads -= 1;
                 return;
             }
         }
     }
 }
+
+#[cfg(test)]
+#[path = "workers_tests.rs"]
+mod tests;
