@@ -143,7 +143,7 @@ fn the_namespace_has_one_identity_in_both_places() {
     assert_eq!(page[31], 0xfe, "RESCAP: all types; nobody keeps them");
     assert_eq!(
         (u16_at(&page, 74), u32_at(&page, 76), page[80]),
-        (16_384, 32_768, 127)
+        (4096, 4096, 127)
     );
     assert_eq!(&page[104..120], UUID.as_bytes());
     let page = identify(&controller, 3, 1).unwrap();

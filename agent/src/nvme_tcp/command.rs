@@ -34,10 +34,17 @@ pub const IO_OPCODES: [(u8, u32); 12] = [
     (reserve::RELEASE, 1),
 ];
 
+/// Bytes of one Verify (VSL) and of one Write Zeroes (WZSL) at most: as many as
+/// are soon done, since a fence waits for them.
+pub const MAX_UNMOVED: u32 = 16 << 20;
+/// Ranges of one Dataset Management at most (DMRL): what that field can say.
+pub const MANAGED_RANGES: u8 = 255;
+/// Blocks in one of its ranges (DMRSL), and in all of them (DMSL), at most: 1 GiB.
+pub const MANAGED_BLOCKS: u32 = 262_144;
 /// Blocks in one source range of a Copy at most (MSSRL).
-pub const COPY_RANGE: u16 = 16_384;
-/// Blocks in one Copy at most (MCL): 128 MiB.
-pub const COPY_TOTAL: u32 = 32_768;
+pub const COPY_RANGE: u16 = 4096;
+/// Blocks in one Copy at most (MCL): 16 MiB.
+pub const COPY_TOTAL: u32 = 4096;
 /// Source ranges of one Copy at most.
 pub const COPY_RANGES: u32 = 128;
 /// What Verify and Copy move at once.
@@ -181,7 +188,7 @@ impl Io {
     ///
     /// # Errors
     /// The status for the host: an opcode that is not served, another
-    /// namespace, more than one transfer may carry, a write where writes are refused.
+    /// namespace, more than one command may move or name, a write where writes are refused.
     pub fn decode(entry: &Entry, read_only: bool) -> Result<Self, Status> {
         let (lba, blocks) = (
             Lba(u64::from(entry.dword(11)) << 32 | u64::from(entry.dword(10))),
@@ -235,10 +242,14 @@ impl Io {
         if entry.namespace() != NSID && !all {
             return Err(Status::INVALID_NAMESPACE);
         }
-        if let Self::Write { blocks, .. } | Self::Read { blocks, .. } | Self::Compare { blocks, .. } =
-            io
-            && blocks * BLOCK > u64::from(MAX_TRANSFER)
-        {
+        let (blocks, most) = match io {
+            Self::Write { blocks, .. }
+            | Self::Read { blocks, .. }
+            | Self::Compare { blocks, .. } => (blocks, MAX_TRANSFER),
+            Self::Verify { blocks, .. } | Self::WriteZeroes { blocks, .. } => (blocks, MAX_UNMOVED),
+            Self::Flush | Self::DatasetManagement { .. } | Self::Copy { .. } => (0, 0),
+        };
+        if blocks * BLOCK > most.into() {
             return Err(Status::INVALID_FIELD);
         }
         if read_only && io.writes() {

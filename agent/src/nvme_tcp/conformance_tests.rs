@@ -119,8 +119,14 @@ fn only_what_one_transfer_carries_is_bound_by_mdts() {
         assert_eq!(io.status(plain(opcode, 1, BLOCKS as u32 - 1)), 0x4080);
         assert_eq!(io.status(plain(opcode, u32::MAX, 0)), 0x4080);
     }
+    let (page, _) = admin.run(command(6, 0x5a, 4096, [6, 0, 0]), &[]);
+    for (opcode, limit) in [(0x0c, page[0]), (0x08, page[1])] {
+        let most = 1u32 << limit;
+        assert_eq!(io.status(plain(opcode, 0, most - 1)), 0);
+        assert_eq!(io.status(plain(opcode, 0, most)), INVALID_FIELD);
+    }
     // An address that would wrap round.
-    let mut far = plain(0x08, u32::MAX, 0xffff);
+    let mut far = plain(0x08, u32::MAX, 0xfff);
     far[44..48].fill(0xff);
     assert_eq!(io.status(far), 0x4080);
     far[0] = 0x02;
@@ -172,7 +178,13 @@ fn only_deallocation_changes_anything_of_dataset_management() {
         assert_eq!(io.run(read(7, 1), &[]).0, [9; BYTES], "hints only");
     }
     let most = one.repeat(256);
-    assert_eq!(io.run(dsm(256, 4, 4096), &most).1.status, 0);
+    assert_eq!(io.run(dsm(256, 4, 4096), &most).1.status, 0x4183, "DMRL");
+    let all = [range(0, 1 << 17), range(0, 1 << 17), range(0, 1)].concat();
+    assert_eq!(io.run(dsm(3, 4, 48), &all).1.status, 0x4183, "DMSL");
+    assert_eq!(io.run(dsm(1, 4, 16), &range(0, 262_145)).1.status, 0x4183);
+    assert_eq!(io.run(dsm(1, 4, 16), &range(0, 262_144)).1.status, 0x4080);
+    assert_eq!(io.run(read(7, 1), &[]).0, [9; BYTES]);
+    assert_eq!(io.run(dsm(255, 4, 4080), &most[..4080]).1.status, 0);
     assert_eq!(io.run(read(7, 1), &[]).0, [0; BYTES]);
     assert_eq!(
         io.run(dsm(2, 4, 16), &one).1.status,
@@ -181,7 +193,7 @@ fn only_deallocation_changes_anything_of_dataset_management() {
     );
     assert_eq!(io.run(dsm(1, 4, 16), &range(BLOCKS, 1)).1.status, 0x4080);
     assert_eq!(
-        io.run(dsm(1, 4, 16), &range(u64::MAX, u32::MAX)).1.status,
+        io.run(dsm(1, 4, 16), &range(u64::MAX, 262_144)).1.status,
         0x4080
     );
     assert_eq!(

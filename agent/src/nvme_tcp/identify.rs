@@ -3,7 +3,10 @@
 
 use uuid::Uuid;
 
-use super::command::{COPY_RANGE, COPY_RANGES, COPY_TOTAL, MAX_TRANSFER, NSID};
+use super::command::{
+    COPY_RANGE, COPY_RANGES, COPY_TOTAL, MANAGED_BLOCKS, MANAGED_RANGES, MAX_TRANSFER, MAX_UNMOVED,
+    NSID,
+};
 use super::wire::IN_CAPSULE;
 use crate::block::BLOCK;
 use crate::ids::Bytes;
@@ -27,8 +30,6 @@ const RESERVATIONS: u8 = 0b1111_1110;
 
 /// Commands that may be outstanding in all, as controllers must say (MAXCMD).
 const MAX_COMMANDS: u16 = QUEUE_ENTRIES;
-/// Log2 of Write Zeroes' limit in units of 4 KiB: 128 MiB.
-const WRITE_ZEROES_LIMIT: u8 = 15;
 /// The largest namespace id.
 const NAMESPACES: u32 = 1;
 
@@ -82,11 +83,14 @@ pub fn controller(id: u16, subsystem: &str, namespace: Uuid) -> Page {
     page
 }
 
-/// CNS 06: limits of the NVM command set.
+/// CNS 06: limits of the NVM command set (NVM Command Set 1.0, 4.1.5.4).
 pub fn nvm_controller() -> Page {
     let mut page = [0; 4096];
-    page[0] = (MAX_TRANSFER / 4096).trailing_zeros() as u8; // VSL
-    page[1] = WRITE_ZEROES_LIMIT;
+    // VSL and WZSL: log2 of so many pages.
+    page[..2].fill((MAX_UNMOVED / 4096).trailing_zeros() as u8);
+    page[3] = MANAGED_RANGES; // DMRL
+    put(&mut page, 4, &MANAGED_BLOCKS.to_le_bytes()); // DMRSL
+    put(&mut page, 8, &u64::from(MANAGED_BLOCKS).to_le_bytes()); // DMSL
     page
 }
 

@@ -3,7 +3,7 @@
 //! They are called on a thread that may wait, in the memory that they are
 //! given, so none needs more because its range is larger.
 
-use super::command::{COPY_RANGE, COPY_TOTAL, Io};
+use super::command::{COPY_RANGE, COPY_TOTAL, Io, MANAGED_BLOCKS, MANAGED_RANGES};
 use super::status::Status;
 use super::wire::{u16_at, u32_at, u64_at};
 use crate::block::{BLOCK, BlockDevice, DeviceError};
@@ -16,14 +16,15 @@ use crate::reactor::Failed;
 /// # Errors
 /// The status for the host.
 pub fn check(io: Io, data: &[u8], size: Bytes) -> Result<(), Status> {
-    let Io::Copy {
-        to,
-        ranges,
-        described,
-        ..
-    } = io
-    else {
-        return Ok(());
+    let (to, ranges, described) = match io {
+        Io::Copy {
+            to,
+            ranges,
+            described,
+            ..
+        } => (to, ranges, described),
+        Io::DatasetManagement { ranges, .. } => return check_managed(data, ranges),
+        _ => return Ok(()),
     };
     let mut total = 0;
     for (from, blocks) in sources(data, ranges, described) {
@@ -34,6 +35,16 @@ pub fn check(io: Io, data: &[u8], size: Bytes) -> Result<(), Status> {
         inside(from, blocks, size)?;
     }
     inside(to, total, size)
+}
+
+/// The limits of Dataset Management: DMRL, DMRSL and DMSL.
+fn check_managed(data: &[u8], ranges: u32) -> Result<(), Status> {
+    let described = data.chunks_exact(16).take(ranges as usize);
+    let blocks: u64 = described.map(|range| u64::from(u32_at(range, 4))).sum();
+    if ranges > MANAGED_RANGES.into() || blocks > MANAGED_BLOCKS.into() {
+        return Err(Status::COMMAND_SIZE_LIMIT_EXCEEDED);
+    }
+    Ok(())
 }
 
 fn inside(lba: Lba, blocks: u64, size: Bytes) -> Result<(), Status> {
