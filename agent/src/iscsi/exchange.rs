@@ -136,7 +136,11 @@ fn send_targets(wanted: &str, asker: &Asker<'_>, out: &mut Vec<u8>) {
         _ if is_name => wanted,
         _ => return text::put(out, "SendTargets", "Reject"),
     };
-    let address = format!("{},{PORTAL_GROUP}", asker.portal);
+    // A listener on all addresses of both kinds has IPv4 ones mapped (RFC 4291,
+    // 2.5.5.2), which no initiator could connect to.
+    let ip = asker.portal.ip().to_canonical();
+    let portal = SocketAddr::new(ip, asker.portal.port());
+    let address = format!("{portal},{PORTAL_GROUP}");
     for name in asker.directory.visible(asker.initiator) {
         if wanted == "All" || wanted == name {
             text::put(out, "TargetName", &name);
@@ -166,7 +170,7 @@ mod tests {
             directory: &directory,
             initiator: INITIATOR,
             target: None,
-            portal: ([192, 0, 2, 1], 3260).into(),
+            portal: "[::ffff:192.0.2.1]:3260".parse().unwrap(),
         };
         let mut parameters = Parameters {
             max_send: most,

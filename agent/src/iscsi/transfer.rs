@@ -96,6 +96,9 @@ impl Serving {
             // that keeps to it.
             return Err(Flaw::Order.into());
         };
+        if gathers {
+            self.data_due.get_or_insert(link.now() + DATA_STALLED);
+        }
         if takes && (gathers || brought > 0) {
             self.make_room(slot, link);
         }
@@ -162,6 +165,10 @@ impl Serving {
         let Some((slot, task)) = slot.and_then(|slot| Some((slot, self.tasks.get(slot)?))) else {
             return Ok(Into::Nowhere);
         };
+        if task.wanted == 0 || task.command.data_out() == 0 {
+            // Whether it is answered by now must make no difference.
+            return Ok(Into::Nowhere);
+        }
         let wrong = |flaw| Err(Refusal::Task(flaw, slot));
         if task.stage != stage {
             // What the device has cannot be taken back, nor what is answered.
@@ -331,7 +338,7 @@ impl Serving {
         Ok(())
     }
 
-    /// Ends the connection when data that was asked for is overdue.
+    /// Ends the connection when data is overdue that was asked for, or announced.
     pub(super) fn look_for_stalled(&mut self, now: std::time::Instant) -> Result<(), End> {
         let asking = self.tasks.slots().filter(|(_, task)| {
             matches!(task.stage, Stage::Asking | Stage::Gathering) && !task.aborted

@@ -240,13 +240,14 @@ impl Serving {
         Ok(())
     }
 
-    /// Takes a task out; what it had is free, and there is room for one more.
+    /// Takes a task out; what it had is free, and there is room for one more,
+    /// unless its early answer has said so.
     fn free(&mut self, slot: Slot, link: &mut Link) -> Option<Task> {
         let mut task = self.tasks.remove(slot)?;
         for buffer in [task.data.take(), task.staged.take()].into_iter().flatten() {
             link.recycle(buffer);
         }
-        if task.numbered {
+        if task.numbered && !task.answered {
             self.voice.room();
         }
         Some(task)
@@ -283,6 +284,9 @@ impl Serving {
             let answered = Answered::of(task);
             if task.stage == Stage::Working {
                 task.answered = true;
+                if task.numbered {
+                    self.voice.room();
+                }
             } else {
                 self.free(slot, link);
             }

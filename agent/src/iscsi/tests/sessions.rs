@@ -30,6 +30,25 @@ fn a_fence_answers_what_is_outstanding_and_keeps_the_session() {
 }
 
 #[test]
+fn what_a_fence_answers_early_makes_room_once() {
+    let window = |pdu: &Pdu| pdu.word(32).wrapping_sub(pdu.word(28)).wrapping_add(1);
+    let mut one = Initiator::new(OPEN);
+    one.line.hold(true);
+    for _ in 0..WINDOW {
+        assert!(one.read(0, 1).is_empty());
+    }
+    one.target.gate().close();
+    one.target.take_away();
+    let told = one.nudge();
+    assert_eq!(told.len(), WINDOW as usize);
+    assert!(told.iter().all(|pdu| pdu.status() == 0x18));
+    assert_eq!(only(one.read(0, 1)).status(), 0x18, "the window is open");
+    one.line.hold(false);
+    assert!(one.nudge().is_empty());
+    assert_eq!(window(&only(one.read(0, 1))), WINDOW);
+}
+
+#[test]
 fn a_session_that_comes_again_waits_for_the_one_before() {
     let mut one = Initiator::new(OPEN);
     one.line.hold(true);

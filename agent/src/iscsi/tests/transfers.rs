@@ -295,6 +295,39 @@ fn asked_data_ends_where_it_was_asked_to() {
 }
 
 #[test]
+fn announced_data_that_never_comes_is_overdue() {
+    let mut one = Initiator::new(OPEN);
+    let header = one.command(0x20, 3 * BLOCK_LENGTH, &write_cdb(0, 3));
+    assert!(one.send(header, &[1; 4096]).is_empty());
+    let said = one.line.wait(Duration::from_secs(31));
+    let asked = only(one.take(said));
+    let mut pong = one.pdu(0x40, 0x80);
+    pong[16..20].fill(0xff);
+    pong[20..24].copy_from_slice(&asked.word(20).to_be_bytes());
+    assert!(one.send(pong, &[]).is_empty());
+    assert!(one.line.end().is_none());
+    one.line.wait(Duration::from_secs(30));
+    assert_eq!(one.line.end(), Some(&End::Late("the data of a command")));
+}
+
+#[test]
+fn data_for_a_command_that_takes_none_is_read_over() {
+    let mut one = Initiator::new(OPEN);
+    for held in [true, false] {
+        one.line.hold(held);
+        let flush = [0x35, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+        let header = one.command(0x20, BLOCK_LENGTH, &flush);
+        let mut said = one.send(header, &[]);
+        said.extend(one.data_out(true, NO_TAG, 0, 0, &[1; 4096]));
+        one.line.hold(false);
+        said.extend(one.nudge());
+        let end = only(said);
+        assert_eq!((end.status(), end.word(44)), (0, 4096), "{held}");
+    }
+    assert_eq!(only(one.ready()).status(), 0);
+}
+
+#[test]
 fn more_is_read_over_than_a_command_takes() {
     let mut one = Initiator::new(OPEN);
     let header = one.command(0x20, 3 * BLOCK_LENGTH, &write_cdb(0, 1));
