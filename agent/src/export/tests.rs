@@ -328,7 +328,7 @@ async fn strangers_and_stale_identities_are_refused_each_in_its_way() {
     };
     assert_eq!(
         target.refused(&again).await,
-        0x400c,
+        0x000c,
         "a queue is connected once"
     );
     assert_eq!(target.refused(&Login { queue: 17, ..again }).await, 0x4182);

@@ -183,20 +183,17 @@ fn queues_are_granted_before_they_are_used() {
     );
     assert_eq!(set(&controller, 7, 0xffff), Err(Status::INVALID_FIELD));
     assert_eq!(
-        controller.connect_queue(1),
+        controller.connect_queue(1, true),
         Err(Status::COMMAND_SEQUENCE_ERROR),
         "not enabled"
     );
     property(&controller, true, PROPERTY_CC, 0x0046_0001).unwrap();
     assert_eq!(
-        controller.connect_queue(17),
+        controller.connect_queue(17, true),
         Err(Status::CONNECT_INVALID_PARAMETERS)
     );
-    assert_eq!(controller.connect_queue(1), Ok(()));
-    assert_eq!(
-        controller.connect_queue(1),
-        Err(Status::COMMAND_SEQUENCE_ERROR)
-    );
+    assert_eq!(controller.connect_queue(1, true), Ok(()));
+    assert_eq!(controller.connect_queue(1, true), Err(Status::QUEUE_IN_USE));
     assert_eq!(set(&controller, 7, 1), Err(Status::COMMAND_SEQUENCE_ERROR));
 }
 

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use super::admin::{self, Job, Reply};
-use super::auth;
+use super::auth::{self, Auth};
 use super::command::{Entry, FABRICS, MAX_TRANSFER, Place};
 use super::controller::Controller;
 use super::queue::{Index, Work};
@@ -12,7 +12,7 @@ use super::reserve;
 use super::serving::{Serving, recycle};
 use super::status::Status;
 use crate::reactor::link::Passes;
-use crate::reactor::{Buffer, Link, Operation, Outcome, Tag};
+use crate::reactor::{Buffer, End, Link, Operation, Outcome, Tag};
 
 impl Serving {
     /// An admin or fabrics command.
@@ -160,15 +160,31 @@ impl Serving {
         link.begin(Tag(u64::MAX), self.subsystem.device(), call, passes);
     }
 
-    /// Looks whether the host has proved itself, or not any more.
-    pub(super) fn prove(&mut self) {
-        let Some(auth) = &self.auth else { return };
-        match (auth.done(), self.unproved) {
-            (true, _) => self.unproved = None,
-            // Who fails to prove itself anew is a stranger from now on.
-            (false, None) if auth.failed() => self.controller.end(),
-            (false, _) => {}
+    /// Looks whether the host that had proved itself fails to do so anew: it is
+    /// a stranger from now on.
+    pub(super) fn prove(&self) {
+        if let (Some(auth), None) = (&self.auth, self.unproved)
+            && !auth.done()
+            && auth.failed()
+        {
+            self.controller.end();
         }
+    }
+
+    /// Gives a host that has proved itself what it asked for: its queue.
+    ///
+    /// # Errors
+    /// Another connection has proved itself for the same one.
+    pub(super) fn claim(&mut self) -> Result<(), End> {
+        if self.unproved.is_none() || !self.auth.as_ref().is_some_and(Auth::done) {
+            return Ok(());
+        }
+        let id = self.queue.shape().id;
+        if id != 0 && self.controller.connect_queue(id, true).is_err() {
+            return Err(End::Protocol("the queue is another connection's"));
+        }
+        self.unproved = None;
+        Ok(())
     }
 
     /// Tells the host what has happened; the requests to be told are the admin queue's.

@@ -63,7 +63,7 @@ pub struct Secrets {
     pub controller: Option<Secret>,
     /// The hash that is used if the host has it.
     pub hash: Hash,
-    /// The group that is used if the host has it.
+    /// The group that is used if the host has it; a stronger one never is.
     pub group: Group,
 }
 
@@ -227,9 +227,12 @@ impl Auth {
         let hash = preferred(secrets.hash as u8, hashes)
             .and_then(Hash::of)
             .or_else(|| hashes.iter().find_map(|number| Hash::of(*number)));
-        let group = preferred(secrets.group as u8, groups)
+        // None that is stronger: its arithmetic would be a stranger's to ask for.
+        let most = secrets.group as u8;
+        let mut weaker = groups.iter().filter(|number| **number <= most);
+        let group = preferred(most, groups)
             .and_then(Group::of)
-            .or_else(|| groups.iter().find_map(|number| Group::of(*number)));
+            .or_else(|| weaker.find_map(|number| Group::of(*number)));
         let (hash, group) = (hash.ok_or(Why::Hash)?, group.ok_or(Why::Group)?);
         let inner = Arc::clone(&self.inner);
         Ok(Reply::Job(Job::new(move || {

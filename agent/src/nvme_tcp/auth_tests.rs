@@ -169,15 +169,83 @@ fn who_does_not_know_it_ends_nobodys_association() {
     prove(&mut again, &bench.a, HOST, false);
     owner.wait(Duration::ZERO);
     assert!(owner.end().is_some() && current.has_ended());
-    // A stranger's I/O queue leaves its id to its owner.
-    let controller = bench.a.current().unwrap().id();
-    assert_eq!(again.status(property(true, 0x14, 0x0046_0001)), 0);
-    for _ in 0..2 {
+}
+
+#[test]
+fn a_queue_is_whose_host_has_proved_itself_for_it() {
+    let bench = bench(Hash::Sha256, Group::Null, false);
+    let mut admin = bench.open();
+    admin.agree(NONE);
+    let done = admin.connect(&bench.a, 0, 0xffff, 5000);
+    let controller = done.result as u16;
+    prove(&mut admin, &bench.a, HOST, false);
+    assert_eq!(admin.status(property(true, 0x14, 0x0046_0001)), 0);
+    let connect = |queue| {
         let mut io = bench.open();
         io.agree(NONE);
-        assert_eq!(io.connect(&bench.a, 1, controller, 0).status, 0);
-        io.inline.close();
+        let status = io.connect(&bench.a, queue, controller, 0).status;
+        (io, status)
+    };
+    // Strangers are there first, on each queue, and wait.
+    let mut strangers: Vec<_> = (1..=16).map(|queue| connect(queue).0).collect();
+    for queue in 1..=16 {
+        let (mut io, status) = connect(queue);
+        assert_eq!(status, 0);
+        prove(&mut io, &bench.a, HOST, false);
+        assert_eq!(io.status(read(0, 1)), 0);
+        // From now on it is taken, though not for good.
+        assert_eq!(connect(queue).1, 0x000c);
+        if queue == 16 {
+            // Two at once: the second to prove itself has nothing.
+            prove(&mut strangers[15], &bench.a, HOST, false);
+            assert!(matches!(strangers[15].end(), Some(End::Protocol(_))));
+            // Its connection hears of the association's end, whoever came beside it.
+            bench.a.current().unwrap().end();
+            io.wait(Duration::ZERO);
+            assert!(io.end().is_some());
+        }
     }
+}
+
+#[test]
+fn a_stranger_does_not_keep_a_silent_host_alive() {
+    let bench = bench(Hash::Sha256, Group::Null, false);
+    let mut admin = bench.open();
+    admin.agree(NONE);
+    let controller = admin.connect(&bench.a, 0, 0xffff, 2000).result as u16;
+    prove(&mut admin, &bench.a, HOST, false);
+    assert_eq!(admin.status(property(true, 0x14, 0x0046_0001)), 0);
+    let mut stranger = bench.open();
+    stranger.agree(NONE);
+    stranger.connect(&bench.a, 1, controller, 0);
+    for _ in 0..3 {
+        stranger.wait(Duration::from_secs(1));
+        send(&mut stranger, &negotiate(&[1], &[0]));
+        assert_eq!(admin.end(), None);
+        admin.wait(Duration::from_secs(1));
+    }
+    admin.wait(Duration::from_millis(100));
+    assert_eq!(admin.end(), Some(&End::Late("keep alive")));
+}
+
+#[test]
+fn a_controller_that_has_ended_is_installed_no_more() {
+    let bench = bench(Hash::Sha256, Group::Null, false);
+    let connect = || {
+        let mut admin = bench.open();
+        admin.agree(NONE);
+        assert_eq!(admin.connect(&bench.a, 0, 0xffff, 0).status, 0);
+        admin
+    };
+    let mut owner = connect();
+    prove(&mut owner, &bench.a, HOST, false);
+    let host = bench.a.host().clone();
+    let late = bench.a.admit(&host, 0, std::time::Instant::now());
+    let late = late.unwrap().unwrap();
+    late.end();
+    assert_eq!(bench.a.install(&late), Err(Status::COMMAND_SEQUENCE_ERROR));
+    owner.wait(Duration::ZERO);
+    assert_eq!(owner.end(), None);
 }
 
 #[test]
@@ -206,6 +274,7 @@ fn messages_out_of_order_or_shape_fail() {
     bad(&[0, 0, 0, 0, 7, 0, 0, 0], Why::Protocol);
     bad(&negotiate(&[9], &[0]), Why::Hash);
     bad(&negotiate(&[1], &[9]), Why::Group);
+    bad(&negotiate(&[1], &[1, 5]), Why::Group);
     let mut long = negotiate(&[1], &[0]);
     long[10] = 200;
     bad(&long, Why::Payload);

@@ -163,18 +163,12 @@ impl Attempt {
             return Ok(admitted);
         }
         let controller = subsystem.join(&request.host, request.controller)?;
-        controller.connect_queue(request.queue).map_err(|status| {
-            let place = if status == Status::CONNECT_INVALID_PARAMETERS {
-                42
-            } else {
-                0
-            };
-            Refusal {
-                status,
-                result: place,
-            }
-        })?;
-        Ok(Some(controller))
+        let claim = subsystem.secrets().is_none();
+        match controller.connect_queue(request.queue, claim) {
+            Ok(()) => Ok(Some(controller)),
+            Err(status @ Status::CONNECT_INVALID_PARAMETERS) => Err(Refusal { status, result: 42 }),
+            Err(status) => Err(status.into()),
+        }
     }
 }
 

@@ -95,7 +95,8 @@ fn an_io_queue_needs_an_enabled_association_of_the_same_host() {
     assert_eq!(io(&bench.a, 16, controller).status, 0);
     // A queue whose connection has ended is not connected again: its commands
     // would be replayed beside those that are still under way.
-    assert_eq!(io(&bench.a, 16, controller).status, 0x400c);
+    // Not for good: it may connect anew, with all of its queues.
+    assert_eq!(io(&bench.a, 16, controller).status, 0x000c);
 }
 
 #[test]

@@ -88,9 +88,15 @@ pub struct Controller {
     status: AtomicU32,
     write_cache: AtomicBool,
     ended: AtomicBool,
-    /// What wakes its connections.
-    wakers: Mutex<BTreeMap<u16, Waker>>,
+    wakers: Mutex<Wakers>,
     state: Mutex<State>,
+}
+
+/// What wakes its connections, each by a number of its own.
+#[derive(Default)]
+struct Wakers {
+    last: u64,
+    all: BTreeMap<u64, Waker>,
 }
 
 struct State {
@@ -164,24 +170,34 @@ impl Controller {
             .unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
-    fn wakers(&self) -> MutexGuard<'_, BTreeMap<u16, Waker>> {
+    fn wakers(&self) -> MutexGuard<'_, Wakers> {
         // No code panics while it holds the lock.
         self.wakers
             .lock()
             .unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
-    /// Has the waker of this queue's connection used when something happens to
-    /// the association.
-    pub fn attach(&self, queue: u16, waker: Waker) {
-        self.wakers().insert(queue, waker.clone());
+    /// Has this waker of a connection used when something happens to the
+    /// association; returns what [`Self::detach`] takes.
+    pub fn attach(&self, waker: Waker) -> u64 {
+        let mut wakers = self.wakers();
+        wakers.last += 1;
+        let number = wakers.last;
+        wakers.all.insert(number, waker.clone());
+        drop(wakers);
         // It may have ended before.
         waker.wake();
+        number
+    }
+
+    /// A connection has ended.
+    pub fn detach(&self, number: u64) {
+        self.wakers().all.remove(&number);
     }
 
     /// Wakes all connections.
     pub fn wake(&self) {
-        for waker in self.wakers().values() {
+        for waker in self.wakers().all.values() {
             waker.wake();
         }
     }
@@ -283,13 +299,14 @@ impl Controller {
         self.set_status(0b11 << 2, CSTS_SHUTDOWN_COMPLETE);
     }
 
-    /// Adds I/O queue `id`.
+    /// Adds I/O queue `id`, or, without the claim, only looks whether that may be:
+    /// who must prove itself has an id when it has done so.
     ///
     /// # Errors
     /// An association that is not enabled or has ended; an id that was not
     /// granted; a queue that was connected before, since the host would replay
     /// what the first has not answered.
-    pub fn connect_queue(&self, id: u16) -> Result<(), Status> {
+    pub fn connect_queue(&self, id: u16, claim: bool) -> Result<(), Status> {
         let mut state = self.state();
         if !self.enabled() || self.gate.is_closed() {
             return Err(Status::COMMAND_SEQUENCE_ERROR);
@@ -297,16 +314,13 @@ impl Controller {
         if id > state.io_queues {
             return Err(Status::CONNECT_INVALID_PARAMETERS);
         }
-        if state.connected.insert(id) {
-            Ok(())
-        } else {
-            Err(Status::COMMAND_SEQUENCE_ERROR)
+        if state.connected.contains(&id) {
+            return Err(Status::QUEUE_IN_USE);
         }
-    }
-
-    /// Frees the id of an I/O queue that was connected and never proved itself.
-    pub fn release_queue(&self, id: u16) {
-        self.state().connected.remove(&id);
+        if claim {
+            state.connected.insert(id);
+        }
+        Ok(())
     }
 
     /// I/O queues granted.

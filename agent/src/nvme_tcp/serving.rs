@@ -35,6 +35,8 @@ pub struct Serving {
     hot: Hot,
     /// Whether outstanding commands were answered because the namespace is gone.
     told: bool,
+    /// What the controller knows its waker by.
+    attached: u64,
     pub(super) auth: Option<Auth>,
     /// Until when the host must have proved itself; none when it has, or need not.
     pub(super) unproved: Option<Instant>,
@@ -53,13 +55,14 @@ impl Serving {
         until: Instant,
         link: &mut Link,
     ) -> Self {
-        controller.attach(shape.id, link.waker());
+        let attached = controller.attach(link.waker());
         link.make_room(shape.depth.into());
         let subsystem = Arc::clone(controller.subsystem());
         Self {
             queue: Queue::new(shape, metrics.clone()),
             hot: metrics.hot(),
             told: false,
+            attached,
             unproved: subsystem.secrets().map(|_| until),
             auth: (subsystem.secrets().is_some())
                 .then(|| Auth::new(Arc::clone(&controller), peer.clone(), shape.id == 0)),
@@ -85,7 +88,7 @@ impl Serving {
         capsule: Option<Capsule>,
         link: &mut Link,
     ) -> Result<Result<(), Malformed>, End> {
-        self.controller.heard(link.now());
+        self.heard(link);
         let begun = self.queue.begin(entry.command(), entry.opcode(), link);
         let sound = capsule.as_ref().is_none_or(|capsule| capsule.sound);
         let capsule = capsule.map(|capsule| capsule.buffer);
@@ -113,7 +116,14 @@ impl Serving {
         if let Err(status) = taken {
             self.queue.answer(index, 0, status, link);
         }
-        Ok(Ok(()))
+        self.claim().map(Ok)
+    }
+
+    /// The host lives; a stranger on one of its queues does not say so.
+    fn heard(&self, link: &Link) {
+        if self.unproved.is_none() || self.queue.shape().id == 0 {
+            self.controller.heard(link.now());
+        }
     }
 
     /// Where an H2CData PDU's data goes.
@@ -138,7 +148,7 @@ impl Serving {
         sound: bool,
         link: &mut Link,
     ) -> Result<(), End> {
-        self.controller.heard(link.now());
+        self.heard(link);
         let Some(whole) = self.queue.received(index, buffer, length, sound) else {
             return Ok(());
         };
@@ -154,7 +164,7 @@ impl Serving {
         if let Err(status) = taken {
             self.queue.answer(index, 0, status, link);
         }
-        Ok(())
+        self.claim()
     }
 
     /// An operation has ended.
@@ -203,6 +213,7 @@ impl Serving {
                 link.recycle(answer);
                 self.prove();
                 self.queue.answer(index, result, status, link);
+                return self.claim();
             }
             (_, buffer) => {
                 recycle(buffer, link);
@@ -268,7 +279,7 @@ impl Serving {
             return Err(End::Late("the data that the host was asked for"));
         }
         self.make_room(link);
-        Ok(())
+        self.claim()
     }
 
     /// When it is to be woken.
@@ -284,11 +295,9 @@ impl Serving {
 
     /// The connection has ended.
     pub fn ended(&self) {
-        let id = self.queue.shape().id;
-        if id == 0 {
+        self.controller.detach(self.attached);
+        if self.queue.shape().id == 0 {
             self.controller.end();
-        } else if self.unproved.is_some() {
-            self.controller.release_queue(id);
         }
     }
 

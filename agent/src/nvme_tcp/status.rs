@@ -20,6 +20,9 @@ impl Status {
     pub const COMMAND_ABORT_REQUESTED: Self = Self(0x07);
     pub const INVALID_NAMESPACE: Self = Self(DNR | 0x0b);
     pub const COMMAND_SEQUENCE_ERROR: Self = Self(DNR | 0x0c);
+    /// A command sequence error that is not for good: the queue is connected, and
+    /// its host may connect anew.
+    pub const QUEUE_IN_USE: Self = Self(0x0c);
     pub const DATA_SGL_LENGTH_INVALID: Self = Self(DNR | 0x0f);
     pub const SGL_DESCRIPTOR_TYPE_INVALID: Self = Self(DNR | 0x11);
     pub const SGL_OFFSET_INVALID: Self = Self(DNR | 0x16);

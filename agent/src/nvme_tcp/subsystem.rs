@@ -403,11 +403,15 @@ impl Subsystem {
     /// place of the one there is. It waits for that one's commands.
     ///
     /// # Errors
-    /// They have not settled in time, or the export's gate is closed.
+    /// They have not settled in time, the export's gate is closed, or the
+    /// controller has ended meanwhile.
     pub fn install(&self, controller: &Arc<Controller>) -> Result<(), Status> {
         let until = Instant::now() + TAKEOVER_WAIT;
         loop {
             let mut association = self.association();
+            if controller.has_ended() {
+                return Err(Status::COMMAND_SEQUENCE_ERROR);
+            }
             let current = association.current.as_ref();
             if current.is_some_and(|current| Arc::ptr_eq(&current.gate, controller.gate())) {
                 return Ok(());
