@@ -160,6 +160,11 @@ async fn serves(digests: Digests) {
     .await;
     assert_eq!(io.receive().await.unwrap().completion().status, 0);
     assert_eq!(io.run(read(0, blocks), &[]).await.0, data);
+    let flushes = || target.device.flushes.load(Ordering::SeqCst);
+    let before = flushes();
+    let fua = command(2, 0x5a, BLOCK as u32, [0, 0, 1 << 30]);
+    assert_eq!(io.run(fua, &[]).await.0, data[..BLOCK_BYTES]);
+    assert_eq!(flushes(), before + 1, "FUA: from the medium");
 
     assert_eq!(
         io.status(command(0x08, 0x5a, 0, [0, 0, 1 << 25 | 1])).await,
@@ -192,7 +197,7 @@ async fn serves(digests: Digests) {
         );
     }
     assert_eq!(io.status(command(0x00, 0x5a, 0, [0; 3])).await, 0);
-    assert_eq!(target.device.flushes.load(Ordering::SeqCst), 1);
+    assert_eq!(flushes(), before + 2);
     assert_eq!(
         io.status(command(0x0c, 0x5a, 0, [0, 0, BLOCKS as u32 - 1]))
             .await,

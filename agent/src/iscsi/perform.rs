@@ -229,14 +229,6 @@ fn write(
     }
 }
 
-/// A read that must come from the medium: what a cache holds is written before.
-pub fn read_durable(lba: Lba, mut buffer: Buffer) -> Call {
-    Box::new(move |device| {
-        let result = device.flush().and_then(|()| device.read(lba, &mut buffer));
-        Outcome::new(Some(buffer), result)
-    })
-}
-
 /// A call that is given the command's data, and gives its buffer back.
 fn call(
     data: Option<Buffer>,

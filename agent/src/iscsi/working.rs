@@ -51,7 +51,7 @@ impl Serving {
                 task.on_budget = false;
                 let lba = Lba(range.lba.0 + u64::from(task.dealt / BLOCK_BYTES));
                 if fua {
-                    Operation::Call(perform::read_durable(lba, buffer))
+                    Operation::read_durable(lba, buffer)
                 } else {
                     Operation::Read { lba, buffer }
                 }

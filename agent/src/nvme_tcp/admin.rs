@@ -115,7 +115,7 @@ pub fn handle(
         return Err(Status::INVALID_FIELD);
     }
     if entry.opcode() == FABRICS {
-        return fabrics(controller, entry);
+        return fabrics(controller, queue, entry);
     }
     if queue != 0 {
         return Err(Status::INVALID_OPCODE);
@@ -160,7 +160,12 @@ fn abort(controller: &Controller, entry: &Entry) -> Reply {
     }
 }
 
-fn fabrics(controller: &Controller, entry: &Entry) -> Result<Reply, Status> {
+fn fabrics(controller: &Controller, queue: u16, entry: &Entry) -> Result<Reply, Status> {
+    // Properties are the admin queue's; an I/O queue has Connect and
+    // authentication, which went elsewhere.
+    if queue != 0 && matches!(entry.fabrics_type(), PROPERTY_GET | PROPERTY_SET) {
+        return Err(Status::INVALID_OPCODE);
+    }
     let offset = u32_at(entry.bytes(), 44);
     let wide = match entry.bytes()[40] & 7 {
         0 => false,

@@ -138,6 +138,7 @@ pub enum Io {
     Read {
         lba: Lba,
         blocks: u64,
+        fua: bool,
     },
     Compare {
         lba: Lba,
@@ -198,7 +199,7 @@ impl Io {
         let io = match entry.opcode() {
             Self::FLUSH => Self::Flush,
             Self::WRITE => Self::Write { lba, blocks, fua },
-            Self::READ => Self::Read { lba, blocks },
+            Self::READ => Self::Read { lba, blocks, fua },
             Self::COMPARE => Self::Compare { lba, blocks },
             Self::WRITE_ZEROES => {
                 let deallocate = entry.dword(12) & 1 << 25 != 0;

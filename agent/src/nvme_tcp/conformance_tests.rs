@@ -267,6 +267,10 @@ fn what_is_not_served_is_refused_and_not_advertised() {
     let mut again = command(0x7f, 0x01, 1024, [0; 3]);
     again[4] = 0x01;
     assert_eq!(io.run(again, &[0; 1024]).1.status, 0x400c);
+    // Properties are the admin queue's.
+    for entry in [property(false, 0x1c, 0), property(true, 0x14, 0)] {
+        assert_eq!(io.status(entry), 0x4001);
+    }
     // CRTO and the rest of the properties; CAP says neither CRMS (59, 60) nor
     // command sets beside NVM (43), nor a subsystem reset (36).
     let mut get = |offset, wide: u8| {
@@ -369,7 +373,16 @@ fn without_an_enabled_controller_no_command_reaches_the_device() {
     assert_eq!(admin.status(property(true, 0x14, 0x0046_8001)), 0);
     assert_eq!(admin.run(property(false, 0x1c, 0), &[]).1.result, 0b1001);
     assert_eq!(io.status(read(0, 1)), 0);
+    let late = io.send(write(0, 4), &[]);
+    let asked = io.answer().data_header();
     assert_eq!(admin.status(property(true, 0x14, 0x0046_0000)), 0);
+    io.send_data(asked, true, &[2; 4 * BYTES]);
+    let done = io.answer().completion();
+    assert_eq!(
+        (done.command, done.status),
+        (late, 0x400c),
+        "its data came late"
+    );
     assert_eq!(
         admin.run(property(false, 0x1c, 0), &[]).1.result & 1,
         0,

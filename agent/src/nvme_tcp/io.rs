@@ -120,6 +120,7 @@ impl Serving {
         }
         let tag = self.queue.inside(index, Work::Io(task));
         let operation = match (task.io, buffer) {
+            (Io::Read { lba, fua: true, .. }, Some(buffer)) => Operation::read_durable(lba, buffer),
             (Io::Read { lba, .. }, Some(buffer)) => Operation::Read { lba, buffer },
             (Io::Write { lba, fua, .. }, Some(buffer)) => Operation::Write { lba, buffer, fua },
             (Io::Flush, _) => Operation::Flush,

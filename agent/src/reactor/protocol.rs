@@ -116,6 +116,14 @@ pub enum Failed {
 }
 
 impl Operation {
+    /// A read that must come from the medium: what a cache holds is written before.
+    pub fn read_durable(lba: Lba, mut buffer: Buffer) -> Self {
+        Self::Call(Box::new(move |device| {
+            let result = device.flush().and_then(|()| device.read(lba, &mut buffer));
+            Outcome::new(Some(buffer), result)
+        }))
+    }
+
     /// Does it on this thread, waiting for the device.
     pub fn perform(self, device: &dyn BlockDevice) -> Outcome {
         match self {
