@@ -27,7 +27,7 @@ pub enum ExportMove {
     /// Make an identity, record it, open.
     Open,
     /// It is open already under this identity.
-    Repeat(OpenExport),
+    Repeat(Box<OpenExport>),
     /// Refuse.
     Refuse(HomeError),
 }
@@ -85,7 +85,7 @@ pub fn export(record: &Record, floor: Epoch, request: &ExportRequest) -> ExportM
                 && export.protocol == request.protocol
                 && export.read_only == request.read_only;
             if same {
-                ExportMove::Repeat(export.clone())
+                ExportMove::Repeat(Box::new(export.clone()))
             } else {
                 // An epoch has one holder, and this one is another's: whoever
                 // asks believes an old copy of the store, and must go beyond it.

@@ -95,7 +95,10 @@ fn every_export() {
     }
     assert_eq!(export(&closed, none, &ask(5)), refuse(stale(5)));
     assert_eq!(export(&closing, none, &ask(5)), refuse(stale(5)));
-    assert_eq!(export(&open, none, &ask(5)), ExportMove::Repeat(open_at(5)));
+    assert_eq!(
+        export(&open, none, &ask(5)),
+        ExportMove::Repeat(Box::new(open_at(5)))
+    );
     assert_eq!(export(&closed, none, &ask(6)), ExportMove::Open);
     assert_eq!(export(&closed, none, &ask(60)), ExportMove::Open);
     for record in [&open, &closing] {

@@ -56,7 +56,7 @@ impl Inner {
             ExportMove::Refuse(error) => return Err(error),
             ExportMove::Repeat(export) => {
                 self.serve(&volume, &site, &export).await?;
-                export
+                *export
             }
             ExportMove::Open => {
                 if restoring {
