@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use axum::Router;
 use axum::extract::State;
@@ -17,7 +18,7 @@ use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 
 /// Which parts of a process are up. A part that is named once counts for ever.
 #[derive(Debug, Default)]
@@ -46,9 +47,51 @@ impl Readiness {
     }
 }
 
+/// A scrape that takes longer is given up: less than Prometheus waits.
+const SCRAPE: Duration = Duration::from_secs(8);
+
 struct Served {
     registry: Registry,
     readiness: Arc<Readiness>,
+    /// One thread scrapes at a time, so that one that hangs is the only one.
+    turn: Arc<Semaphore>,
+}
+
+impl Served {
+    fn new(registry: Registry, readiness: Arc<Readiness>) -> Arc<Self> {
+        Arc::new(Self {
+            registry,
+            readiness,
+            turn: Arc::new(Semaphore::new(1)),
+        })
+    }
+
+    /// All metrics as text, or why they are not to be had. Some are read from
+    /// the kernel meanwhile, so it is done where a thread may wait.
+    async fn scrape(self: Arc<Self>, within: Duration) -> Result<String, (StatusCode, String)> {
+        let failed = |error: String| {
+            let why = format!("encode metrics: {error}\n");
+            (StatusCode::INTERNAL_SERVER_ERROR, why)
+        };
+        let scraped = async {
+            let turn = Arc::clone(&self.turn).acquire_owned().await;
+            let encoding = tokio::task::spawn_blocking(move || {
+                let _turn = turn;
+                let mut text = String::new();
+                encode(&mut text, &self.registry).map(|()| text)
+            });
+            match encoding.await {
+                Ok(Ok(text)) => Ok(text),
+                Ok(Err(error)) => Err(failed(error.to_string())),
+                Err(panic) => Err(failed(panic.to_string())),
+            }
+        };
+        let late = |_| {
+            let why = format!("metrics could not be read within {within:?}\n");
+            (StatusCode::SERVICE_UNAVAILABLE, why)
+        };
+        tokio::time::timeout(within, scraped).await.map_err(late)?
+    }
 }
 
 /// A registry that already says which drover this is.
@@ -74,10 +117,7 @@ pub async fn serve(
         .route("/metrics", get(metrics))
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
-        .with_state(Arc::new(Served {
-            registry,
-            readiness,
-        }));
+        .with_state(Served::new(registry, readiness));
     let stopped = async move { drop(stop.wait_for(|stop| *stop).await) };
     axum::serve(listener, router)
         .with_graceful_shutdown(stopped)
@@ -89,21 +129,16 @@ async fn metrics(State(served): State<Arc<Served>>, asked: HeaderMap) -> Respons
         .get(header::ACCEPT)
         .and_then(|value| value.to_str().ok());
     let open = accepted.is_some_and(|value| value.contains("application/openmetrics-text"));
-    let mut text = String::new();
-    match encode(&mut text, &served.registry) {
-        Ok(()) if open => {
+    match served.scrape(SCRAPE).await {
+        Ok(text) if open => {
             let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
             ([(header::CONTENT_TYPE, kind)], text).into_response()
         }
-        Ok(()) => {
+        Ok(text) => {
             let kind = "text/plain; version=0.0.4; charset=utf-8";
             ([(header::CONTENT_TYPE, kind)], prometheus_text(&text)).into_response()
         }
-        Err(error) => (
-            StatusCode::INTERNAL_SERVER_ERROR,
-            format!("encode metrics: {error}\n"),
-        )
-            .into_response(),
+        Err(error) => error.into_response(),
     }
 }
 
@@ -155,6 +190,9 @@ async fn ready(State(served): State<Arc<Served>>) -> Response {
 
 #[cfg(test)]
 mod tests {
+    use prometheus_client::collector::Collector;
+    use prometheus_client::encoding::DescriptorEncoder;
+
     use super::*;
 
     #[test]
@@ -166,6 +204,36 @@ mod tests {
             # HELP drover_y_seconds Time.\n# TYPE drover_y_seconds gauge\ndrover_y_seconds 2\n\
             # HELP drover_z_info It.\n# TYPE drover_z_info gauge\ndrover_z_info{v=\"1\"} 1\n";
         assert_eq!(prometheus_text(open), expected);
+    }
+
+    /// Encodes itself when it is told to.
+    #[derive(Debug)]
+    struct Hangs(Arc<Mutex<()>>);
+
+    impl Collector for Hangs {
+        fn encode(&self, _: DescriptorEncoder<'_>) -> std::fmt::Result {
+            drop(self.0.lock().unwrap());
+            Ok(())
+        }
+    }
+
+    #[tokio::test]
+    async fn a_collector_that_hangs_holds_one_thread_and_no_scrape() {
+        let told = Arc::new(Mutex::new(()));
+        let mut registry = registry();
+        registry.register_collector(Box::new(Hangs(Arc::clone(&told))));
+        let served = Served::new(registry, Arc::default());
+        let scrape = |within| Arc::clone(&served).scrape(within);
+        let hold = told.lock().unwrap();
+        for _ in 0..3 {
+            let (code, why) = scrape(Duration::from_millis(50)).await.unwrap_err();
+            assert_eq!(code, StatusCode::SERVICE_UNAVAILABLE, "{why}");
+        }
+        // The scrapes and their one thread.
+        assert_eq!(Arc::strong_count(&served), 2);
+        drop(hold);
+        let text = scrape(Duration::from_secs(60)).await.unwrap();
+        assert!(text.contains("drover_build_info"), "{text}");
     }
 
     #[test]

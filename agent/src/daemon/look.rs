@@ -112,12 +112,6 @@ impl Workload {
         Ok(answer)
     }
 
-    async fn readers(&self) -> Vec<ReaderStatus> {
-        let evidence = Arc::clone(&self.evidence);
-        let readers = tokio::task::spawn_blocking(move || evidence.readers());
-        readers.await.unwrap_or_default()
-    }
-
     async fn device(&self, attached: &AttachedDisk) -> pb::DeviceLook {
         let AttachedDisk { disk, mounts, .. } = attached;
         let judgement = self.evidence.judge(disk, mounts).await;

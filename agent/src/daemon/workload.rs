@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
+use tokio::sync::Semaphore;
 use tonic::Status;
 
 use crate::attach::ports::{Disk, Judgement, Node as _, NodeAnswer, Witness as _};
@@ -24,6 +25,8 @@ use crate::rpc::pb::register_reader_request::Reader as Asked;
 const LEASE: Duration = Duration::from_secs(60);
 /// A reader that moved a byte within this is progressing: its lease is renewed.
 const PROGRESS_MS: u64 = 10_000;
+/// How the readers are doing is waited for so long.
+const READERS: Duration = Duration::from_secs(2);
 
 /// The workload's side of a node.
 pub(super) struct Workload {
@@ -35,6 +38,8 @@ pub(super) struct Workload {
     /// The claim that each volume was made for, and its namespace, of those
     /// that were attached at the last look.
     claims: Mutex<HashMap<VolumeId, (String, String)>>,
+    /// One thread asks for the readers at a time.
+    turn: Arc<Semaphore>,
 }
 
 impl Workload {
@@ -52,6 +57,7 @@ impl Workload {
             control,
             keeper,
             claims: Mutex::default(),
+            turn: Arc::new(Semaphore::new(1)),
         }
     }
 
@@ -113,10 +119,31 @@ impl Workload {
         self.claims.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// How the registered readers are doing; none where that is not told in
+    /// time. It looks through /proc and cgroups, for which no worker waits.
+    pub(super) async fn readers(&self) -> Vec<ReaderStatus> {
+        let asked = async {
+            let turn = Arc::clone(&self.turn).acquire_owned().await;
+            let evidence = Arc::clone(&self.evidence);
+            let told = tokio::task::spawn_blocking(move || {
+                let _turn = turn;
+                evidence.readers()
+            });
+            told.await.unwrap_or_default()
+        };
+        match tokio::time::timeout(READERS, asked).await {
+            Ok(readers) => readers,
+            Err(_) => {
+                tracing::warn!("how registered readers are doing was not told within {READERS:?}");
+                Vec::new()
+            }
+        }
+    }
+
     /// Renews the leases of readers that the kernel saw reading, and ends the
     /// tickets of those that are gone.
     pub(super) async fn look_after_readers(&self) {
-        for reader in self.evidence.readers() {
+        for reader in self.readers().await {
             let last_progress_ms = reader.last_progress_ms();
             let ReaderStatus {
                 ticket,
