@@ -9,14 +9,14 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use drover_ebpf::{DEVICE, FMODE_WRITE, FOLDER, Held};
 
 use super::EvidenceError;
 use super::disks::{Device, Devices};
-use super::ledger::Books;
-use super::loader::{BIO_QUEUE, DESCRIPTORS, Kernel, MAPPINGS};
+use super::ledger::{Books, in_first_pid_namespace};
+use super::loader::{BIO_QUEUE, DESCRIPTORS, Kernel, MAPPINGS, Program};
 use super::mounts::{self, Found};
 use super::readers::{Paths, Readers, since_ms};
 use super::verdict::{Facts, Sight};
@@ -39,6 +39,8 @@ pub struct Known<'a> {
     pub now_ns: u64,
     /// From when on a loss matters.
     pub since_ns: u64,
+    /// When the look is to have ended.
+    pub deadline: Instant,
 }
 
 /// Looks at who holds `disk`; mounts below a path of `own_mounts` are drover's own.
@@ -48,13 +50,13 @@ pub fn look(
     own_mounts: &[PathBuf],
     known: &Known<'_>,
 ) -> Result<Sight, EvidenceError> {
-    if let Some(why) = blindness(kernel) {
+    if let Some(why) = blindness(kernel.programs(), in_first_pid_namespace()) {
         return Ok(Sight::Blind(why));
     }
     let mut attempt = 0;
     loop {
         attempt += 1;
-        let Some(scene) = Scene::of(kernel, disk, own_mounts)? else {
+        let Some(scene) = Scene::of(kernel, disk, own_mounts, known.deadline)? else {
             return Ok(Sight::Gone);
         };
         let facts = scene.facts(disk, known);
@@ -66,15 +68,23 @@ pub fn look(
     }
 }
 
-/// Why no verdict can be had, when a program that each needs does not run.
-pub fn blindness(kernel: &Kernel) -> Option<String> {
-    kernel.programs().iter().find_map(|program| {
-        let needed = matches!(program.name, BIO_QUEUE | DESCRIPTORS);
+/// Why no verdict can be had: a program that each needs does not run, or the
+/// agent does not see every process. Openers of the device would still be
+/// missed in the kernel's count; a file on it that nobody is found to have open,
+/// or that only a mapping keeps, would not.
+pub fn blindness(programs: &[Program], sees_all_processes: bool) -> Option<String> {
+    let refused = programs.iter().find_map(|program| {
+        let needed = matches!(program.name, BIO_QUEUE | DESCRIPTORS | MAPPINGS);
         let why = program.failure.as_ref().filter(|_| needed)?;
         Some(format!(
             "{} does not run on this kernel: {why}",
             program.hook
         ))
+    });
+    refused.or_else(|| {
+        let why =
+            "the agent does not see the processes of other containers: run it with hostPID: true";
+        (!sees_all_processes).then(|| why.to_owned())
     })
 }
 
@@ -88,7 +98,13 @@ struct Scene {
 }
 
 impl Scene {
-    fn of(kernel: &Kernel, disk: &Disk, own: &[PathBuf]) -> Result<Option<Self>, EvidenceError> {
+    fn of(
+        kernel: &Kernel,
+        disk: &Disk,
+        own: &[PathBuf],
+        deadline: Instant,
+    ) -> Result<Option<Self>, EvidenceError> {
+        let pass = |program| kernel.held(disk.diskseq, program, deadline).map(Pass::of);
         let sysfs = |error| EvidenceError::Read {
             path: Path::new("/sys/block").join(&disk.name),
             error,
@@ -101,8 +117,8 @@ impl Scene {
         for device in devices.all() {
             folders.push(File::open(&device.folder).map_err(sysfs)?);
         }
-        let mapped = Pass::of(kernel, disk, MAPPINGS)?;
-        let first = Pass::of(kernel, disk, DESCRIPTORS)?;
+        let mapped = pass(MAPPINGS)?;
+        let first = pass(DESCRIPTORS)?;
         let all = mounts::everywhere().map_err(|error| EvidenceError::Read {
             path: "/proc/self/ns/mnt".into(),
             error,
@@ -116,14 +132,14 @@ impl Scene {
             .map(|(_, f)| f.mount.point.as_path())
             .collect();
         let stacked = devices.stacked(&points).map_err(sysfs)?;
-        let second = Pass::of(kernel, disk, DESCRIPTORS)?;
-        let third = Pass::of(kernel, disk, DESCRIPTORS)?;
+        let second = pass(DESCRIPTORS)?;
+        let third = pass(DESCRIPTORS)?;
         // What all three passes found was open during the whole of the second,
         // so its count has each of these in it. Of fewer passes, two readers
         // that took turns could be taken for one and a writer that hid.
         let steady = first.saw_as(&second)
             && second.saw_as(&third)
-            && (mapped.files.is_empty() || mapped.saw_as(&Pass::of(kernel, disk, MAPPINGS)?));
+            && (mapped.files.is_empty() || mapped.saw_as(&pass(MAPPINGS)?));
         drop(folders);
         let unexplained = if steady {
             let files = second.files.union(&mapped.files).copied().collect();
@@ -255,18 +271,13 @@ struct Pass {
 }
 
 impl Pass {
-    fn of(kernel: &Kernel, disk: &Disk, program: &'static str) -> Result<Self, EvidenceError> {
-        let held = match kernel.runs(program) {
-            true => kernel.held(disk.diskseq, program)?,
-            // Who is missed is in the kernel's count.
-            false => Vec::new(),
-        };
+    fn of(held: Vec<Held>) -> Self {
         let devices = held.iter().filter(|h| h.kind == DEVICE);
-        Ok(Self {
+        Self {
             files: devices.map(|h| (h.dev, h.file)).collect(),
             counts: Counts::of(&held),
             held,
-        })
+        }
     }
 
     fn saw_as(&self, other: &Self) -> bool {

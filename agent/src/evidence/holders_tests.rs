@@ -11,6 +11,27 @@ fn found(line: &str, own_namespace: bool) -> Found {
     }
 }
 
+#[test]
+fn without_all_that_a_verdict_needs_there_is_none() {
+    use crate::evidence::loader::{RQ_COMPLETE, SOCK_SENT};
+    let program = |name, failure: Option<&str>| Program {
+        name,
+        hook: "iter x",
+        failure: failure.map(str::to_owned),
+    };
+    let all = [BIO_QUEUE, DESCRIPTORS, MAPPINGS, RQ_COMPLETE, SOCK_SENT];
+    for refused in all {
+        let programs = all.map(|name| program(name, (name == refused).then_some("EINVAL")));
+        let needed = matches!(refused, BIO_QUEUE | DESCRIPTORS | MAPPINGS);
+        let why = needed.then(|| "iter x does not run on this kernel: EINVAL".to_owned());
+        assert_eq!(blindness(&programs, true), why, "{refused}");
+    }
+    let programs = all.map(|name| program(name, None));
+    assert_eq!(blindness(&programs, true), None);
+    let why = blindness(&programs, false).unwrap();
+    assert!(why.contains("hostPID: true"), "{why}");
+}
+
 const STAGED: &str = "9 1 7:0 / /staging/vol rw shared:5 - xfs /dev/loop0 rw";
 
 #[test]

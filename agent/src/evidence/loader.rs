@@ -5,11 +5,12 @@
 //! came of it is said in [`Program`]; which of them a judgement needs is for
 //! [`super::holders`] to know.
 
-use std::fs;
-use std::io::{ErrorKind, Read};
+use std::fs::{self, File};
+use std::io::ErrorKind;
 use std::os::fd::{AsFd, AsRawFd};
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use aya::maps::{Array, MapError, PerCpuArray, PerCpuHashMap, PerCpuValues};
 use aya::programs::{BtfTracePoint, FExit, Iter, ProgramError};
@@ -22,6 +23,7 @@ use super::EvidenceError;
 use super::btf::Types;
 use super::cgroups::Hierarchy;
 use super::offsets;
+use super::walk::{self, Turns, WalkError};
 use crate::ids::Diskseq;
 
 /// Values of the shared types as they lie in a map.
@@ -79,6 +81,7 @@ pub struct Losses {
 /// The programs in the kernel.
 pub struct Kernel {
     ebpf: Mutex<Ebpf>,
+    turns: Turns,
     programs: Vec<Program>,
 }
 
@@ -155,6 +158,7 @@ impl Kernel {
         }
         Ok(Self {
             ebpf: Mutex::new(ebpf),
+            turns: Turns::default(),
             programs,
         })
     }
@@ -168,6 +172,14 @@ impl Kernel {
     pub fn runs(&self, name: &str) -> bool {
         let mut programs = self.programs.iter();
         programs.any(|p| p.name == name && p.failure.is_none())
+    }
+
+    /// As if this kernel had refused a program.
+    #[cfg(test)]
+    pub fn refuse(&mut self, name: &str) {
+        let mut programs = self.programs.iter_mut();
+        let program = programs.find(|p| p.name == name).expect("it was loaded");
+        program.failure = Some("the verifier does not like it".to_owned());
     }
 
     fn ebpf(&self) -> MutexGuard<'_, Ebpf> {
@@ -297,8 +309,41 @@ impl Kernel {
     }
 
     /// Every file that leads to the disk and that the program `iterator`
-    /// ([`DESCRIPTORS`] or [`MAPPINGS`]) finds.
-    pub fn held(&self, disk: Diskseq, iterator: &'static str) -> Result<Vec<Held>, EvidenceError> {
+    /// ([`DESCRIPTORS`] or [`MAPPINGS`]) finds. Nothing that others wait for
+    /// is held while the kernel walks.
+    pub fn held(
+        &self,
+        disk: Diskseq,
+        iterator: &'static str,
+        deadline: Instant,
+    ) -> Result<Vec<Held>, EvidenceError> {
+        let wrong = |why: String| EvidenceError::Iterate {
+            program: iterator,
+            why,
+        };
+        let hangs = |e: WalkError| wrong(e.to_string());
+        let _turn = self.turns.take(iterator, deadline).map_err(hangs)?;
+        let mut walk = self.walk(disk, iterator)?;
+        let bytes = walk::read(&mut walk, deadline).map_err(hangs)?;
+        let rows = bytes.chunks_exact(size_of::<Held>());
+        if !rows.remainder().is_empty() {
+            return Err(wrong("a record is cut short".to_owned()));
+        }
+        // SAFETY: each chunk is as long as a Held, which is #[repr(C)] and
+        // valid for any bit pattern; the read needs no alignment.
+        Ok(rows
+            .map(|row| unsafe { row.as_ptr().cast::<Held>().read_unaligned() })
+            .collect())
+    }
+
+    /// What a look waits for, where a walk is under way.
+    pub fn waits_for(&self) -> Option<WalkError> {
+        self.turns.waits_for()
+    }
+
+    /// A walk for the files of the disk, which begins when it is read. The
+    /// caller has the turn.
+    fn walk(&self, disk: Diskseq, iterator: &'static str) -> Result<File, EvidenceError> {
         let mut ebpf = self.ebpf();
         let map = ebpf.map_mut("TARGET").ok_or_else(|| no_map("TARGET"))?;
         Array::<_, u64>::try_from(map)
@@ -316,19 +361,7 @@ impl Kernel {
             .map_err(|e: ProgramError| wrong(e.to_string()))?;
         let link = program.attach().map_err(|e| wrong(e.to_string()))?;
         let link = program.take_link(link).map_err(|e| wrong(e.to_string()))?;
-        let mut file = link.into_file().map_err(|e| wrong(e.to_string()))?;
-        let mut bytes = Vec::new();
-        file.read_to_end(&mut bytes)
-            .map_err(|e| wrong(format!("read: {e}")))?;
-        let rows = bytes.chunks_exact(size_of::<Held>());
-        if !rows.remainder().is_empty() {
-            return Err(wrong("a record is cut short".to_owned()));
-        }
-        // SAFETY: each chunk is as long as a Held, which is #[repr(C)] and
-        // valid for any bit pattern; the read needs no alignment.
-        Ok(rows
-            .map(|row| unsafe { row.as_ptr().cast::<Held>().read_unaligned() })
-            .collect())
+        link.into_file().map_err(|e| wrong(e.to_string()))
     }
 }
 

@@ -9,16 +9,26 @@
 //!
 //! It fails closed: what cannot be known is `Unknown`. Where nothing can be
 //! loaded the agent runs all the same, with [`Evidence::blind`]. It never opens
-//! a disk and never touches a file system on one.
+//! a disk and never touches a file system on one. A look ends by its deadline,
+//! whatever hangs in the kernel meanwhile, and keeps nobody else waiting, see
+//! [`walk`].
 //!
-//! Limits, all on the safe side: the agent must run in the first process
-//! namespace (`hostPID`), else openers stay unexplained; a file registered with
-//! an io_uring, a descriptor on its way over a socket and users inside the
-//! kernel that sysfs does not show (an nvmet or LIO backend) are unexplained.
+//! Limits on the safe side: the agent must run in the first process namespace
+//! (`hostPID`), else every verdict is `Unknown`; of the device itself, a file
+//! registered with an io_uring, a descriptor on its way over a socket and users
+//! inside the kernel that sysfs does not show (an nvmet or LIO backend) are
+//! unexplained.
 //!
-//! One limit is not on the safe side: passthrough by a character device
-//! (`/dev/ng0n1`, `/dev/sg0`) opens no block device and sends no bio, so
-//! nothing here sees it. Only the home's gate stops it.
+//! Limits that are not on the safe side:
+//! - Files on the disk's file system have no such count. Where it is mounted by
+//!   drover, whose mount is left out, nothing here sees who has a file on it
+//!   open for writing by no descriptor and no mapping of a process: a file
+//!   registered with an io_uring, a descriptor on its way over a socket, an
+//!   nfsd, the upper layer of an overlay, a loop device over a file on a detached
+//!   mount. So `Quiet` and the verdicts of backups prove nothing about files;
+//!   what does is that the file system can be made read-only.
+//! - Passthrough by a character device (`/dev/ng0n1`, `/dev/sg0`) opens no block
+//!   device and sends no bio, so nothing here sees it. Only the home's gate stops it.
 
 pub mod btf;
 pub mod cgroups;
@@ -36,11 +46,12 @@ pub mod readers;
 mod sends;
 pub mod tools;
 pub mod verdict;
+mod walk;
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use drover_ebpf::{IoCount, Latency, Sent};
@@ -338,15 +349,19 @@ impl Evidence {
 
     /// What evidence this node gives.
     pub fn describe(&self) -> Report {
+        let sees_all_processes = ledger::in_first_pid_namespace();
         let (blind, programs) = match &self.inner.kernel {
-            Ok(kernel) => (holders::blindness(kernel), kernel.programs().to_vec()),
+            Ok(kernel) => (
+                holders::blindness(kernel.programs(), sees_all_processes),
+                kernel.programs().to_vec(),
+            ),
             Err(why) => (Some(why.clone()), Vec::new()),
         };
         Report {
             blind,
             cgroup: self.inner.hierarchy.describe(),
             programs,
-            sees_all_processes: ledger::in_first_pid_namespace(),
+            sees_all_processes,
         }
     }
 
@@ -462,7 +477,12 @@ impl Inner {
         Ok(sums)
     }
 
-    fn sight(&self, disk: &Disk, own_mounts: &[PathBuf]) -> Result<Sight, EvidenceError> {
+    fn sight(
+        &self,
+        disk: &Disk,
+        own_mounts: &[PathBuf],
+        deadline: Instant,
+    ) -> Result<Sight, EvidenceError> {
         let kernel = match &self.kernel {
             Ok(kernel) => kernel,
             Err(why) => return Ok(Sight::Blind(why.clone())),
@@ -476,6 +496,7 @@ impl Inner {
             readers: &self.readers,
             now_ns,
             since_ns: now_ns.saturating_sub(window),
+            deadline,
         };
         holders::look(kernel, disk, own_mounts, &known)
     }
@@ -485,22 +506,33 @@ impl Inner {
 impl Witness for Evidence {
     async fn judge(&self, disk: &Disk, own_mounts: &[PathBuf]) -> Judgement {
         let (inner, own) = (Arc::clone(&self.inner), own_mounts.to_vec());
-        let (target, window) = (disk.clone(), self.inner.config.window);
-        let look = tokio::task::spawn_blocking(move || inner.sight(&target, &own));
-        let sight = match tokio::time::timeout(self.inner.config.deadline, look).await {
+        let EvidenceConfig {
+            window, deadline, ..
+        } = self.inner.config;
+        let (target, end) = (disk.clone(), Instant::now() + deadline);
+        let look = tokio::task::spawn_blocking(move || inner.sight(&target, &own, end));
+        let sight = match tokio::time::timeout_at(end.into(), look).await {
             Ok(Ok(Ok(sight))) => sight,
             Ok(Ok(Err(error))) => Sight::Blind(error.to_string()),
             Ok(Err(error)) => Sight::Blind(format!("the look at {} failed: {error}", disk.name)),
-            Err(_) => Sight::Blind(format!(
-                "the look at {} did not end within {:?}",
-                disk.name, self.inner.config.deadline
-            )),
+            Err(_) => {
+                let kernel = self.inner.kernel.as_ref().ok();
+                let walk = kernel.and_then(Kernel::waits_for);
+                Sight::Blind(match walk {
+                    Some(walk) => format!("the look at {}: {walk}", disk.name),
+                    None => format!("the look at {} did not end within {deadline:?}", disk.name),
+                })
+            }
         };
         verdict::judge(sight, window)
     }
 }
 
 #[cfg(test)]
+mod root_hang_tests;
+#[cfg(test)]
 mod root_loop_tests;
 #[cfg(test)]
 mod root_soak_tests;
+#[cfg(test)]
+mod root_table_tests;

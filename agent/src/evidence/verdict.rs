@@ -15,7 +15,10 @@
 //! | nobody holds it                                             | `Quiet`         |
 //!
 //! A mount of drover's own explains its opener and is no holder: it is left out
-//! before the facts come here. The processes that have files open on it are holders.
+//! before the facts come here. The processes that have files open on it are
+//! holders. The kernel's count is of the device's openers: of files on that mount
+//! there is none, so "nobody" and "only registered readers" hold for what
+//! descriptors and mappings of processes show (the limits in [`super`]).
 
 use std::time::Duration;
 

@@ -88,11 +88,12 @@ impl Bench {
 }
 
 pub fn wait_for<T>(future: impl Future<Output = T>) -> T {
-    tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .unwrap()
-        .block_on(future)
+    let mut builder = tokio::runtime::Builder::new_current_thread();
+    let runtime = builder.enable_all().build().unwrap();
+    let output = runtime.block_on(future);
+    // As in main: a thread that hangs is not waited for.
+    runtime.shutdown_background();
+    output
 }
 
 /// Asks again until there is an answer.
@@ -432,6 +433,28 @@ impl Mapping {
         };
         assert_ne!(at, libc::MAP_FAILED);
         Self(at)
+    }
+}
+
+impl Mapping {
+    pub fn address(&self) -> usize {
+        self.0.addr()
+    }
+
+    /// Puts memory of no file in its place.
+    pub fn replace(&self) {
+        // SAFETY: the range is this mapping's own.
+        let at = unsafe {
+            libc::mmap(
+                self.0,
+                4096,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED,
+                -1,
+                0,
+            )
+        };
+        assert_eq!(at, self.0);
     }
 }
 
