@@ -136,10 +136,20 @@ impl Scene {
         let third = pass(DESCRIPTORS)?;
         // What all three passes found was open during the whole of the second,
         // so its count has each of these in it. Of fewer passes, two readers
-        // that took turns could be taken for one and a writer that hid.
+        // that took turns could be taken for one and a writer that hid. A file
+        // that is closed and another one's address are told apart by the count
+        // at each sight.
+        let again = match mapped.files.is_empty() {
+            true => None,
+            false => Some(pass(MAPPINGS)?),
+        };
         let steady = first.saw_as(&second)
             && second.saw_as(&third)
-            && (mapped.files.is_empty() || mapped.saw_as(&pass(MAPPINGS)?));
+            && again.iter().all(|again| mapped.saw_as(again))
+            && [&first, &second, &third, &mapped]
+                .into_iter()
+                .chain(&again)
+                .all(|pass| second.counts.hold_in(&pass.held));
         drop(folders);
         let unexplained = if steady {
             let files = second.files.union(&mapped.files).copied().collect();
@@ -237,13 +247,14 @@ fn unnumbered(name: String, writable: bool) -> Holder {
     }
 }
 
-/// The peer groups of drover's own mounts as the agent's namespace has them.
+/// The peer groups of drover's own mounts as the agent's namespace has them: not
+/// those that they only receive from, whose other slaves no unmount here reaches.
 fn peers_of_own(mounted: &[(u32, Found)], own: &[PathBuf]) -> HashSet<u32> {
     mounted
         .iter()
         .map(|(_, found)| found)
         .filter(|f| f.own_namespace && own.iter().any(|path| f.mount.point.starts_with(path)))
-        .flat_map(|f| f.mount.peers.iter().copied())
+        .filter_map(|f| f.mount.shared)
         .collect()
 }
 
@@ -252,11 +263,8 @@ fn peers_of_own(mounted: &[(u32, Found)], own: &[PathBuf]) -> HashSet<u32> {
 /// stays, and holds.
 fn is_own(found: &Found, own: &[PathBuf], own_peers: &HashSet<u32>) -> bool {
     let at_own_place = own.iter().any(|path| found.mount.point.starts_with(path));
-    let peer = found
-        .mount
-        .peers
-        .iter()
-        .any(|group| own_peers.contains(group));
+    let groups = [found.mount.shared, found.mount.master];
+    let peer = groups.iter().flatten().any(|g| own_peers.contains(g));
     at_own_place && (found.own_namespace || peer)
 }
 
@@ -293,6 +301,14 @@ impl Counts {
     fn of(held: &[Held]) -> Self {
         let folders = held.iter().filter(|h| h.kind == FOLDER);
         Self(folders.map(|h| (h.dev, h.openers)).collect())
+    }
+
+    /// Whether every sight of a device's file found as many openers. A struct
+    /// file's address is used again at once: a reader that opens and closes is
+    /// always found open at the same one, and the count may have him closed.
+    fn hold_in(&self, held: &[Held]) -> bool {
+        let mut devices = held.iter().filter(|h| h.kind == DEVICE);
+        devices.all(|h| self.0.get(&h.dev) == Some(&h.openers))
     }
 
     fn get(&self, device: &Device) -> Result<i64, EvidenceError> {

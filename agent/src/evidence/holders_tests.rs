@@ -43,12 +43,38 @@ fn own_mounts_are_told_from_private_copies() {
     assert!(is_own(&here, &own, &peers));
     let slave = found(&STAGED.replace("shared:5", "master:5"), false);
     assert!(is_own(&slave, &own, &peers));
+    let shared = found(STAGED, false);
+    assert!(is_own(&shared, &own, &peers));
+    // Ours receives from a group that others receive from as well.
+    let ours = found(&STAGED.replace("shared:5", "shared:5 master:8"), true);
+    let peers = peers_of_own(&[(1, ours)], &own);
+    assert_eq!(peers, HashSet::from([5]));
+    let other_slave = found(&STAGED.replace("shared:5", "master:8"), false);
+    assert!(!is_own(&other_slave, &own, &peers));
     let private = found(&STAGED.replace("shared:5 ", ""), false);
     assert!(!is_own(&private, &own, &peers));
     let elsewhere = found(&STAGED.replace("/staging/vol", "/mnt"), true);
     assert!(!is_own(&elsewhere, &own, &peers));
     let beside = found(&STAGED.replace("/staging/vol", "/staging-2/vol"), true);
     assert!(!is_own(&beside, &own, &peers));
+}
+
+#[test]
+fn a_count_that_moved_between_a_file_and_its_device_is_seen() {
+    let row = |kind, dev, openers| Held {
+        kind,
+        dev,
+        openers,
+        ..Held::default()
+    };
+    let folders = [row(FOLDER, 7, 1), row(FOLDER, 8, 2)];
+    let counts = Counts::of(&folders);
+    let (own, part) = (row(DEVICE, 7, 1), row(DEVICE, 8, 2));
+    assert!(counts.hold_in(&[own, part, row(drover_ebpf::FILE, 7, 9)]));
+    // The reader was open and the writer that hides was counted with it; at
+    // the folder the reader was closed.
+    assert!(!counts.hold_in(&[own, row(DEVICE, 8, 3)]));
+    assert!(!counts.hold_in(&[row(DEVICE, 9, 0)]));
 }
 
 #[test]

@@ -11,8 +11,10 @@ pub struct Mount {
     pub dev: u32,
     /// Where it is mounted, in its own namespace.
     pub point: PathBuf,
-    /// The peer groups it receives unmounts from.
-    pub peers: Vec<u32>,
+    /// The peer group it is in: what is done to one of it is done to all.
+    pub shared: Option<u32>,
+    /// The peer group it receives from, and sends nothing to.
+    pub master: Option<u32>,
     /// The file system's type.
     pub fs: String,
     /// The device or name it was mounted from.
@@ -58,17 +60,17 @@ pub fn parse(text: &str) -> impl Iterator<Item = Mount> + '_ {
         let mut left = left.split(' ').skip(2);
         let dev = parse_dev(left.next()?)?;
         let point = unescape(left.nth(1)?);
-        let peers = left.skip(1).filter_map(|field| {
-            let group = field
-                .strip_prefix("shared:")
-                .or_else(|| field.strip_prefix("master:"))?;
-            group.parse().ok()
-        });
+        let fields: Vec<_> = left.skip(1).collect();
+        let group = |kind| {
+            let mut groups = fields.iter().filter_map(|field| field.strip_prefix(kind));
+            groups.next()?.parse().ok()
+        };
         let mut right = right.splitn(3, ' ');
         Some(Mount {
             dev,
             point: point.into(),
-            peers: peers.collect(),
+            shared: group("shared:"),
+            master: group("master:"),
             fs: right.next()?.to_owned(),
             source: unescape(right.next()?),
             super_options: right.next()?.to_owned(),
@@ -148,7 +150,7 @@ mod tests {
         let mount = parse(line).next().unwrap();
         assert_eq!(mount.dev, 98 << 20 | 1);
         assert_eq!(mount.point, PathBuf::from(r"/mnt/a b\c"));
-        assert_eq!(mount.peers, [7, 2]);
+        assert_eq!((mount.shared, mount.master), (Some(7), Some(2)));
         assert_eq!(
             (mount.fs.as_str(), mount.source.as_str()),
             ("ext3", "/dev/root")
@@ -161,7 +163,8 @@ mod tests {
         let text = "1 0 8:0 / / rw - xfs /dev/sda rw,attr2\nnonsense\n2 1 8 / /x rw - xfs a rw\n";
         let all: Vec<_> = parse(text).collect();
         assert_eq!(all.len(), 1);
-        assert!(all[0].peers.is_empty() && all[0].writable());
+        assert_eq!((all[0].shared, all[0].master), (None, None));
+        assert!(all[0].writable());
     }
 
     #[test]

@@ -7,6 +7,10 @@
 //! at each instant somebody can write, and a verdict that lets the disk go, as
 //! `Quiet` and those of backups do, is false. One is one too many.
 //!
+//! Every other crew keeps still: the right stays in an io_uring, and one reader
+//! never leaves its CPU and never sleeps, so that it gets the same struct file
+//! again and again, open at one sight and closed at the next.
+//!
 //! `DROVER_SOAK_SECONDS` makes it longer, `DROVER_SOAK_SEED` repeats one.
 
 use std::collections::BTreeMap;
@@ -20,8 +24,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::mount::{MsFlags, mount, umount};
-use nix::sched::{CloneFlags, unshare};
+use nix::sched::{CloneFlags, CpuSet, sched_setaffinity, unshare};
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, UnixAddr, recvmsg, sendmsg};
+use nix::unistd::Pid;
 
 use super::root_loop_tests::bench::{self, Bench, Child, LoopDisk, direct};
 use super::*;
@@ -50,8 +55,11 @@ fn who_can_write_is_never_taken_for_nobody() {
     let mut random = Random(seed);
     let (mut verdicts, mut false_ones) = (BTreeMap::<_, u64>::new(), Vec::new());
     let begin = Instant::now();
-    while begin.elapsed() < Duration::from_secs(seconds) {
-        let mut crew = Crew::new(&disk, &mut random);
+    for still in [false, true].into_iter().cycle() {
+        if begin.elapsed() >= Duration::from_secs(seconds) {
+            break;
+        }
+        let mut crew = Crew::new(&disk, &mut random, still);
         let readers = crew.readers.iter().map(|reader| Reader {
             who: Who::Process(reader.pid()),
             volume: "vol-1".parse().unwrap(),
@@ -115,7 +123,7 @@ struct Crew {
 }
 
 impl Crew {
-    fn new(disk: &LoopDisk, random: &mut Random) -> Self {
+    fn new(disk: &LoopDisk, random: &mut Random, still: bool) -> Self {
         let folder = tempfile::tempdir_in("/dev/shm").unwrap();
         let mut actor = |role: &str| {
             let mut command = Command::new(std::env::current_exe().unwrap());
@@ -126,11 +134,13 @@ impl Crew {
                 .env("SOAK_ROLE", role)
                 .env("SOAK_DISK", disk.path())
                 .env("SOAK_FOLDER", folder.path())
+                .env("SOAK_STILL", still.to_string())
                 .env("SOAK_SEED", random.next().to_string());
             Child::spawn(&mut command)
         };
         let writers = (0..WRITERS).map(|n| actor(&n.to_string())).collect();
-        let readers = (0..READERS).map(|_| actor("reader")).collect();
+        let readers = if still { 1 } else { READERS };
+        let readers = (0..readers).map(|_| actor("reader")).collect();
         let crew = Self {
             writers,
             readers,
@@ -217,9 +227,30 @@ fn actor() {
     let value = |name: &str| std::env::var(name).unwrap();
     let random = Random(value("SOAK_SEED").parse().unwrap());
     let disk = PathBuf::from(value("SOAK_DISK"));
+    let still = value("SOAK_STILL") == "true";
     match role.parse() {
-        Ok(number) => Writer::new(number, Path::new(&value("SOAK_FOLDER")), disk, random).run(),
+        Ok(number) => {
+            let writer = Writer::new(number, Path::new(&value("SOAK_FOLDER")), disk, random);
+            if still { writer.keep() } else { writer.run() }
+        }
+        Err(_) if still => open_and_close(&disk, random),
         Err(_) => read(&disk, random),
+    }
+}
+
+fn open_and_close(disk: &Path, mut random: Random) {
+    let mut spin = || {
+        let end = Instant::now() + Duration::from_micros(random.below(50));
+        while Instant::now() < end {}
+    };
+    let mut one = CpuSet::new();
+    one.set(0).unwrap();
+    sched_setaffinity(Pid::from_raw(0), &one).unwrap();
+    loop {
+        let file = direct(disk, false);
+        spin();
+        drop(file);
+        spin();
     }
 }
 
@@ -259,6 +290,18 @@ impl Writer {
             point,
             // Last: it says that this one is ready.
             socket: UnixDatagram::bind(socket(folder, number)).unwrap(),
+        }
+    }
+
+    /// Keeps the right in a ring, once it has it.
+    fn keep(self) {
+        let (TAKE, Some(right)) = receive(&self.socket) else {
+            panic!("the right comes by its descriptor");
+        };
+        let _ring = bench::ring_holding(&right);
+        drop(right);
+        loop {
+            thread::park();
         }
     }
 
