@@ -263,7 +263,7 @@ pub async fn proof(name: &str, access: Access, mib: u64, bio: bool, open: Open) 
 
     // The next agent finds it shut, and lets go.
     let gates = Gates::start(&NODE.parse()?);
-    ensure!(gates.is_closed(&disk), "{:?}", gates.closed());
+    ensure!(gates.is_closed(&disk)?, "{:?}", gates.closed());
     refused(
         "write after the restart",
         before.file.write_at(&[9; 512], 8192),

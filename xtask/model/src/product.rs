@@ -218,6 +218,7 @@ impl Product {
                                     unit: Uuid::nil(),
                                     chap: None,
                                     read_only: asked.read_only,
+                                    failed_flush: None,
                                 },
                             };
                             Move::Open {
