@@ -1,9 +1,7 @@
 //! Threads that may wait: for what a ring does not do, and where there is none.
 //!
-//! A disk that hangs keeps a thread for each of its jobs, so each device has a
-//! [lane](super::lanes) of its own. What holds no gate, such as the arithmetic
-//! of a host that has to prove itself, has another, where no command waits
-//! behind it.
+//! A disk that hangs keeps a thread for each of its jobs, so each device has
+//! [lanes](super::lanes) of its own: one for each of what its jobs wait for.
 
 use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -13,6 +11,7 @@ use super::bell::{Inbox, Message};
 use super::driver::Key;
 use super::lanes::Lanes;
 use super::link::Begun;
+use super::protocol::Operation;
 use super::serve::COMMANDS;
 use crate::block::gate::Pass;
 
@@ -34,14 +33,32 @@ pub struct Job {
     pub begun: Begun,
 }
 
-/// A device, by its place in memory, and whether a gate is held. A device that
-/// comes to be where another was shares its lane for a moment.
-type LaneKey = (usize, bool);
+/// What a lane's jobs wait for.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+enum Waits {
+    /// The device alone: reads, writes and flushes.
+    Device,
+    /// Other jobs as well: a call that writes alone waits for the writes that are
+    /// under way, which must never be behind it.
+    Jobs,
+    /// Neither: what holds no gate, such as the arithmetic of a host that has to
+    /// prove itself. No command waits behind it.
+    Nothing,
+}
+
+/// A device, by its place in memory, and a lane of its. A device that comes to be
+/// where another was shares its lanes for a moment.
+type LaneKey = (usize, Waits);
 
 impl Job {
     fn lane(&self) -> LaneKey {
         let device = Arc::as_ptr(&self.begun.device).addr();
-        (device, self.begun.passes.iter().any(Option::is_some))
+        let waits = match self.begun.operation {
+            Operation::Call(_) if self.begun.passes.iter().all(Option::is_none) => Waits::Nothing,
+            Operation::Call(_) => Waits::Jobs,
+            Operation::Read { .. } | Operation::Write { .. } | Operation::Flush => Waits::Device,
+        };
+        (device, waits)
     }
 
     fn perform(self) {

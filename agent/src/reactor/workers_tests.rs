@@ -8,11 +8,12 @@ use super::*;
 use crate::block::gate::Gate;
 use crate::block::{BlockDevice, DeviceError};
 use crate::ids::{Bytes, Lba};
-use crate::reactor::{Failed, Operation, Outcome, Tag};
+use crate::reactor::{Buffer, Failed, Outcome, Tag};
 
 /// A device whose flushes wait for it.
 struct Slow {
     open: AtomicBool,
+    written: AtomicBool,
     begun: AtomicUsize,
 }
 
@@ -20,6 +21,7 @@ impl Slow {
     fn new(open: bool) -> Arc<Self> {
         Arc::new(Self {
             open: AtomicBool::new(open),
+            written: AtomicBool::new(false),
             begun: AtomicUsize::new(0),
         })
     }
@@ -33,6 +35,7 @@ impl BlockDevice for Slow {
         Ok(())
     }
     fn write(&self, _: Lba, _: &[u8], _: bool) -> Result<(), DeviceError> {
+        self.written.store(true, Ordering::SeqCst);
         Ok(())
     }
     fn flush(&self) -> Result<(), DeviceError> {
@@ -118,6 +121,29 @@ fn a_device_that_hangs_holds_nobody_else_up() {
     hangs.open.store(true, Ordering::SeqCst);
     let ends = bench.ends(600);
     assert!(ends.iter().all(|(_, outcome)| outcome.result.is_ok()));
+}
+
+#[test]
+fn calls_may_wait_for_a_write_that_comes_behind_them() {
+    let bench = Bench::new();
+    let (device, gate) = (Slow::new(true), Gate::new());
+    for tag in 0..100 {
+        let waited_for = Arc::clone(&device);
+        let call = Operation::Call(Box::new(move |_| {
+            while !waited_for.written.load(Ordering::SeqCst) {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            Outcome::new(None, Ok(()))
+        }));
+        bench.begin(&device, tag, Some(&gate), call);
+    }
+    let write = Operation::Write {
+        lba: Lba(0),
+        buffer: Buffer::zeroed(4096),
+        fua: false,
+    };
+    bench.begin(&device, 100, Some(&gate), write);
+    assert_eq!(bench.ends(101).len(), 101);
 }
 
 #[test]
