@@ -141,6 +141,11 @@ pub enum HomeError {
     /// The home has no such snapshot.
     #[error("the home has no snapshot {0}")]
     NoSnapshot(SnapshotId),
+    /// The volume was written or exported before: nothing is restored over it.
+    #[error(
+        "volume {0} was published or written before, and a restore makes a new volume: restore under another name"
+    )]
+    Used(VolumeId),
     /// The pool cannot hold what was asked.
     #[error("pool {pool}: {needed} asked, {available} available")]
     NoSpace {

@@ -60,8 +60,12 @@ impl Job {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct Kept {
     job: Job,
-    /// Whether it goes on by itself when the agent is back.
+    /// Whether an operator stopped it: it does not go on by itself when the
+    /// agent is back.
     stopped: bool,
+    /// Whether it is whole: nothing is left to do but to tell of it.
+    #[serde(default)]
+    whole: bool,
 }
 
 /// A stream as it is now.
@@ -69,7 +73,8 @@ pub(super) struct Kept {
 pub struct KeptStream {
     /// What it does.
     pub job: Job,
-    /// How far it is; none: it was stopped before this agent started.
+    /// How far it is; none: it was stopped before this agent started. One that
+    /// was whole by then is done, of unknown size.
     pub progress: Option<Progress>,
     /// Whether it failed so that no resume can help: its snapshot is gone.
     pub beyond_resume: bool,
@@ -119,6 +124,9 @@ pub enum KeeperError {
     /// No such stream.
     #[error("this agent has no backup stream {0}")]
     NoStream(TicketId),
+    /// A restore that has ended.
+    #[error("restore {0} has ended and does not go on: start it again, under another name")]
+    Restore(TicketId),
     /// The stream did not start.
     #[error(transparent)]
     Backup(#[from] BackupError),
@@ -193,8 +201,8 @@ impl Keeper {
     async fn take_up(&self, kept: Kept) {
         let id = kept.job.id().clone();
         let mut run = None;
-        if !kept.stopped && matches!(kept.job, Job::Backup(_)) {
-            match self.launch(&kept.job, ()).await {
+        if !kept.stopped && !kept.whole && matches!(kept.job, Job::Backup(_)) {
+            match self.launch(&kept.job, || ()).await {
                 Ok(launched) => run = Some(launched),
                 Err(error) => tracing::error!(stream = %id, %error, "a stream did not go on"),
             }
@@ -202,22 +210,24 @@ impl Keeper {
         self.entries().insert(id, Entry { kept, run });
     }
 
-    /// Begins a stream; it is on disk before it begins. `held` is dropped when
-    /// it has ended, before anybody is told.
+    /// Begins a stream; it is on disk before it begins. When it has ended, and
+    /// before anybody is told, `whole` is called where it is done, and with all
+    /// that it holds dropped where it is not.
     ///
     /// # Errors
     /// When its file cannot be written or it does not start.
     pub async fn start(
         &self,
         job: Job,
-        held: impl Send + 'static,
+        whole: impl FnOnce() + Send + 'static,
     ) -> Result<Followed, KeeperError> {
         let kept = Kept {
             job,
             stopped: false,
+            whole: false,
         };
         self.write(&kept)?;
-        match self.launch(&kept.job, held).await {
+        match self.launch(&kept.job, whole).await {
             Ok(run) => Ok(self.enter(kept, run)),
             Err(error) => {
                 self.remove_file(kept.job.id())?;
@@ -226,18 +236,22 @@ impl Keeper {
         }
     }
 
-    /// Lets a stopped stream go on, or joins one that runs.
+    /// Lets a stopped backup go on, or joins a stream that runs.
     ///
     /// # Errors
-    /// When there is none, its file cannot be written, or it does not start.
+    /// When there is none, it is a restore that has ended (its target is not
+    /// its own any more), its file cannot be written, or it does not start.
     pub async fn resume(&self, id: &TicketId) -> Result<Followed, KeeperError> {
         let mut kept = self.kept(id)?;
         if let Some(run) = self.running(id) {
             return Ok(run.followed(&kept.job));
         }
-        kept.stopped = false;
+        if matches!(kept.job, Job::Restore(_)) {
+            return Err(KeeperError::Restore(id.clone()));
+        }
+        (kept.stopped, kept.whole) = (false, false);
         self.write(&kept)?;
-        let run = self.launch(&kept.job, ()).await?;
+        let run = self.launch(&kept.job, || ()).await?;
         Ok(self.enter(kept, run))
     }
 
@@ -285,8 +299,21 @@ impl Keeper {
     /// # Errors
     /// When there is none or its file cannot be written.
     pub fn mark_stopped(&self, id: &TicketId) -> Result<(), KeeperError> {
+        self.mark(id, |kept| kept.stopped = true)
+    }
+
+    /// Notes that a stream is whole. On disk when this returns, so that it is
+    /// whole to the next agent too, whatever its end has undone by then.
+    ///
+    /// # Errors
+    /// When there is none or its file cannot be written.
+    pub fn mark_whole(&self, id: &TicketId) -> Result<(), KeeperError> {
+        self.mark(id, |kept| kept.whole = true)
+    }
+
+    fn mark(&self, id: &TicketId, mark: impl FnOnce(&mut Kept)) -> Result<(), KeeperError> {
         let mut kept = self.kept(id)?;
-        kept.stopped = true;
+        mark(&mut kept);
         self.write(&kept)?;
         if let Some(entry) = self.entries().get_mut(id) {
             entry.kept = kept;
@@ -318,10 +345,10 @@ impl Keeper {
                 .run
                 .as_ref()
                 .is_none_or(|run| *run.end.borrow() > End::Ahead),
-            progress: entry
-                .run
-                .as_ref()
-                .map(|run| run.stream.progress().borrow().clone()),
+            progress: match &entry.run {
+                Some(run) => Some(run.stream.progress().borrow().clone()),
+                None => entry.kept.whole.then(Progress::whole),
+            },
             beyond_resume: entry.run.as_ref().is_some_and(gone),
         };
         entries.values().map(view).collect()
@@ -341,7 +368,11 @@ impl Keeper {
         (!ended).then_some(run)
     }
 
-    async fn launch(&self, job: &Job, held: impl Send + 'static) -> Result<Run, BackupError> {
+    async fn launch(
+        &self,
+        job: &Job,
+        whole: impl FnOnce() + Send + 'static,
+    ) -> Result<Run, BackupError> {
         let stream = match job {
             Job::Backup(spec) => self.streams.start(spec.clone()).await,
             Job::Restore(spec) => self.streams.restore(spec.clone()).await,
@@ -352,8 +383,13 @@ impl Keeper {
         };
         let (ending, ended) = (run.clone(), Arc::clone(&self.ended));
         tokio::spawn(async move {
-            ending.stream.ended().await;
-            drop(held);
+            match ending.stream.ended().await {
+                Outcome::Done(_) => whole(),
+                Outcome::Interrupted
+                | Outcome::Killed
+                | Outcome::Abandoned
+                | Outcome::Failed(_) => drop(whole),
+            }
             ending.end.send_replace(End::AtRest);
             ended.notify_one();
         });
@@ -393,14 +429,16 @@ impl Keeper {
 
     fn remove_file(&self, id: &TicketId) -> Result<(), KeeperError> {
         let path = self.path(id);
-        match fs::remove_file(&path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            removed => removed.map_err(|source| KeeperError::Io {
-                call: "remove",
-                path,
-                source,
-            }),
-        }
+        let removed = match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            // Also what was removed before may not be durable yet.
+            _ => fs::File::open(&self.folder).and_then(|folder| folder.sync_all()),
+        };
+        removed.map_err(|source| KeeperError::Io {
+            call: "remove",
+            path,
+            source,
+        })
     }
 }
 

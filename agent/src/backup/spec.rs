@@ -241,6 +241,14 @@ impl Progress {
             error: None,
         }
     }
+
+    /// Of a stream that an earlier agent finished.
+    pub(super) fn whole() -> Self {
+        Self {
+            phase: Phase::Done,
+            ..Self::starting(Bytes(0))
+        }
+    }
 }
 
 /// How a stream ended.

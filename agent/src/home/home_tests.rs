@@ -484,17 +484,12 @@ async fn a_fence_waits_for_no_snapshot_and_closes_before_it_waits() {
 #[tokio::test]
 async fn a_restore_has_the_file_to_itself() {
     let bench = Bench::with_volume().await;
-    bench.export("a", 1).await.unwrap();
-    let open = bench.home.restore_target(&vol("vol-1")).await.map(drop);
-    assert!(open.unwrap_err().to_string().contains("unpublish"));
-    bench.fence(1, true).await.unwrap();
-
     let claim = bench.home.restore_target(&vol("vol-1")).await.unwrap();
     assert!(bench.record().ever_written);
     assert_eq!(claim.size(), Bytes(MIB));
     assert_eq!(std::fs::metadata(claim.path()).unwrap().len(), MIB);
     let busy = [
-        bench.export("a", 2).await.map(drop),
+        bench.export("a", 1).await.map(drop),
         bench.home.restore_target(&vol("vol-1")).await.map(drop),
         bench.home.delete(&vol("vol-1")).await,
         bench
@@ -516,9 +511,31 @@ async fn a_restore_has_the_file_to_itself() {
         let error = refused.unwrap_err().to_string();
         assert!(error.contains("being restored"), "{error}");
     }
+    bench.fence(0, false).await.unwrap();
+    claim.finish();
+    assert!(!bench.record().restoring);
+    assert!(bench.export("a", 1).await.unwrap().ever_written);
+}
+
+#[tokio::test]
+async fn nothing_is_restored_over_a_used_volume() {
+    let used = |refused: Result<RestoreTarget, HomeError>| {
+        assert_eq!(refused.map(drop), Err(HomeError::Used(vol("vol-1"))));
+    };
+    let bench = Bench::with_volume().await;
+    bench.export("a", 1).await.unwrap();
+    used(bench.home.restore_target(&vol("vol-1")).await);
+    let device = bench.target.device("vol-1");
+    device.write(Lba(0), &[1; BLOCK as usize], true).unwrap();
+    drop(device);
     bench.fence(1, true).await.unwrap();
-    drop(claim);
-    assert!(bench.export("a", 2).await.unwrap().ever_written);
+    used(bench.home.restore_target(&vol("vol-1")).await);
+
+    // Nor over another restore.
+    let bench = Bench::with_volume().await;
+    let claim = bench.home.restore_target(&vol("vol-1")).await.unwrap();
+    claim.finish();
+    used(bench.home.restore_target(&vol("vol-1")).await);
 }
 
 /// The model found it: the worker of a restore outlives its agent, and holds no lock.
@@ -526,14 +543,9 @@ async fn a_restore_has_the_file_to_itself() {
 async fn a_restore_that_its_agents_end_cut_short_is_never_exported() {
     let bench = Bench::with_volume().await;
     let claim = bench.home.restore_target(&vol("vol-1")).await.unwrap();
-    assert!(bench.record().restoring);
+    // As an agent drops it that is told to stop, or killed, meanwhile.
     drop(claim);
-    assert!(!bench.record().restoring);
-    // As an agent leaves it that is killed meanwhile.
-    let volume = bench.home.pool().volume(&vol("vol-1")).unwrap();
-    let left = volume.record().update(|record| record.restoring = true);
-    assert!(left.unwrap().restoring);
-    drop(volume);
+    assert!(bench.record().restoring);
     let bench = bench.restart();
     bench.home.restore().await;
     let refused = [

@@ -65,6 +65,7 @@ impl Metrics {
             Err(HomeError::NoVolume(_)) => "no_volume",
             Err(
                 HomeError::Unreachable { .. }
+                | HomeError::Used(_)
                 | HomeError::NoSnapshot(_)
                 | HomeError::NoSpace { .. }
                 | HomeError::Unsupported(_)

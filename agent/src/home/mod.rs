@@ -177,12 +177,13 @@ impl Home {
     }
 
     /// Claims a volume's file for a restore: no export opens, and nothing else
-    /// changes or copies the file, until the claim is dropped. Before it is
+    /// changes or copies the file, until the claim has ended. Before it is
     /// given, the record says on disk that the volume was written.
     ///
     /// # Errors
-    /// `Failed` while an export has not ended or another restore has the
-    /// claim, `RecordBehind`, `NoVolume`.
+    /// `Used` where the volume was ever written or exported, `Failed` while
+    /// another restore has the claim or has left half a volume,
+    /// `RecordBehind`, `NoVolume`.
     pub async fn restore_target(&self, volume: &VolumeId) -> Result<RestoreTarget, HomeError> {
         let inner = Arc::clone(&self.inner);
         let id = volume.clone();

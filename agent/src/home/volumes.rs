@@ -8,13 +8,14 @@ use super::site::{Serving, Site};
 use super::{Inner, decide, exclusively};
 use crate::attach::ports::{Content, HomeError, SnapshotInfo};
 use crate::block::BlockDevice;
-use crate::ids::{Bytes, SnapshotId, VolumeId};
+use crate::ids::{Bytes, Epoch, SnapshotId, VolumeId};
 use crate::pool::Volume;
 use crate::pool::lock::PoolLock;
 use crate::pool::record::ExportState;
 
-/// A claim on a volume's file. The restore that holds it must have ended its
-/// last write before it drops it.
+/// A claim on a volume's file. A restore that is whole says so with
+/// [`finish`](Self::finish), when its last write has ended. One that is dropped
+/// leaves half a volume, which is exported to nobody: its worker may still write.
 #[must_use]
 pub struct RestoreTarget {
     volume: Arc<Volume>,
@@ -32,10 +33,10 @@ impl RestoreTarget {
     pub fn size(&self) -> Bytes {
         self.volume.size()
     }
-}
 
-impl Drop for RestoreTarget {
-    fn drop(&mut self) {
+    /// Notes that the restore is whole and that its worker has ended: from now
+    /// on the file is a volume like others.
+    pub fn finish(self) {
         let noted = self
             .volume
             .record()
@@ -46,6 +47,11 @@ impl Drop for RestoreTarget {
                 "the end of a restore could not be recorded: the volume counts as half restored"
             );
         }
+    }
+}
+
+impl Drop for RestoreTarget {
+    fn drop(&mut self) {
         self.site.now().restoring = false;
     }
 }
@@ -166,11 +172,9 @@ impl Inner {
         if let Some(error) = decide::behind(&record).or_else(|| decide::restoring(&record)) {
             return Err(error);
         }
-        if let ExportState::Open { export } | ExportState::Closing { export, .. } = &record.export {
-            return Err(HomeError::Failed(format!(
-                "volume {id}: epoch {} of node {} has not ended; unpublish the volume before it is restored",
-                export.epoch, export.node
-            )));
+        let exported = record.highest > Epoch(0) || record.export != ExportState::Closed;
+        if record.ever_written || exported {
+            return Err(HomeError::Used(id.clone()));
         }
         {
             let mut now = site.now();
@@ -179,7 +183,7 @@ impl Inner {
             }
             now.restoring = true;
         }
-        // From here on the claim's own end takes the marks away, whatever happens.
+        // From here on the claim's own end takes this mark away, whatever happens.
         let target = RestoreTarget {
             volume: Arc::clone(&volume),
             site,

@@ -175,7 +175,7 @@ impl pb::home_server::Home for HomeService {
             repo: repository(request.repository)?,
             slice: crate::backup::SliceLimits::default(),
         });
-        self.begin(job, ()).await
+        self.begin(job, || ()).await
     }
 
     async fn resume_backup(&self, request: Request<pb::ResumeBackupRequest>) -> Answer<Following> {
@@ -264,8 +264,7 @@ impl pb::home_server::Home for HomeService {
             which: Which::Restic(request.repository_snapshot),
             size: None,
         });
-        // The claim on the file ends when the restore's last write has.
-        self.begin(job, claim).await
+        self.begin(job, move || claim.finish()).await
     }
 }
 
@@ -275,8 +274,8 @@ impl HomeService {
         path.map_err(|error| home_status(&error.into()))
     }
 
-    async fn begin(&self, job: Job, held: impl Send + 'static) -> Answer<Following> {
-        let followed = self.keeper.start(job, held).await;
+    async fn begin(&self, job: Job, whole: impl FnOnce() + Send + 'static) -> Answer<Following> {
+        let followed = self.keeper.start(job, whole).await;
         followed
             .map(|followed| Response::new(follow(followed, TOLD)))
             .map_err(|e| keeper_status(&e))
@@ -305,6 +304,7 @@ fn repository(message: Option<pb::Repository>) -> Result<RepositorySpec, Status>
 fn keeper_status(error: &KeeperError) -> Status {
     match error {
         KeeperError::NoStream(_) => Status::not_found(error.to_string()),
+        KeeperError::Restore(_) => Status::failed_precondition(error.to_string()),
         KeeperError::Io { .. } => Status::unavailable(error.to_string()),
         KeeperError::Backup(error) => backup_status(error),
     }

@@ -34,6 +34,10 @@ pub fn home_status(error: &HomeError) -> Status {
         ),
         HomeError::NoVolume(volume) => (Code::NotFound, Reason::NoVolume(volume.to_string())),
         HomeError::NoSnapshot(id) => (Code::NotFound, Reason::NoSnapshot(id.to_string())),
+        HomeError::Used(volume) => (
+            Code::FailedPrecondition,
+            Reason::UsedVolume(volume.to_string()),
+        ),
         HomeError::NoSpace {
             pool,
             needed,
@@ -80,6 +84,7 @@ pub fn home_error(node: &NodeId, status: &Status) -> HomeError {
         Reason::NoSnapshot(id) => id
             .parse()
             .map_or_else(|_| unreachable(), HomeError::NoSnapshot),
+        Reason::UsedVolume(id) => id.parse().map_or_else(|_| unreachable(), HomeError::Used),
         Reason::NoSpace(space) => HomeError::NoSpace {
             pool: space.pool.into(),
             needed: Bytes(space.needed),
@@ -162,6 +167,7 @@ mod tests {
             HomeError::Unsettled { inside: 32 },
             HomeError::NoVolume("vol-1".parse().unwrap()),
             HomeError::NoSnapshot("snap-1".parse().unwrap()),
+            HomeError::Used("vol-1".parse().unwrap()),
             HomeError::NoSpace {
                 pool: "/p".into(),
                 needed: Bytes(2),

@@ -75,10 +75,12 @@ impl Protocol {
         }
     }
 
-    /// `claim`: the file is the restore's, and the record says so before it begins.
+    /// `claim`: the file is the restore's, and the record says so before it
+    /// begins; only of a volume that no epoch was ever opened or closed of.
     fn claim(&self, state: &mut State) {
         let disk = self.product.disk(state.disk);
-        if disk.open == OnDisk::Closed && !disk.restoring && !state.restoring {
+        let fresh = disk.highest == 0 && disk.open == OnDisk::Closed;
+        if fresh && !disk.restoring && !state.restoring {
             state.restoring = true;
             if !self.planted(Planted::RestoreUnrecorded) {
                 self.put(state, self.product.restoring(state.disk, true));

@@ -92,6 +92,7 @@ impl From<HomeError> for ArbiterError {
             HomeError::RecordBehind { .. } | HomeError::NoVolume(_) | HomeError::Failed(_) => {
                 Self::Failed(text)
             }
+            HomeError::Used(_) => Self::InUse(text),
             HomeError::NoSnapshot(snapshot) => Self::NoSnapshot(snapshot),
             HomeError::NoSpace { .. } => Self::NoSpace(text),
             HomeError::Unsupported(_) => Self::Unsupported(text),
