@@ -12,7 +12,8 @@
 //! behind, with growing pauses, until the intent is done or superseded.
 //!
 //! `slot` is one volume's step, `perform` its actions, `provision` the making
-//! and growing of volumes, `reaper` the end of leases.
+//! and growing of volumes, `restores` what a restore is given and loses,
+//! `reaper` the end of leases.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -38,6 +39,7 @@ mod nodes;
 mod perform;
 mod provision;
 mod reaper;
+mod restores;
 mod slot;
 mod snapshots;
 
@@ -220,20 +222,7 @@ impl Arbiter {
     /// `NoSpace`, `NoNode`, `NoVolume`/`NoSnapshot` for a missing source,
     /// `NotYet` while the home is being asked, `Unavailable`.
     pub async fn create_volume(&self, request: NewVolume) -> Result<VolumeView, ArbiterError> {
-        let slot = self.inner.decide_volume(request).await?;
-        slot.nudge.notify_one();
-        let asked = Instant::now();
-        let state = slot
-            .wait(PROVISION, |seen| match &seen.state.phase {
-                Phase::Creating => still(seen, asked),
-                Phase::Deleting { unmade } | Phase::Gone { unmade } => Some(Err(match unmade {
-                    Some(error) => ArbiterError::from(error.clone()),
-                    None => ArbiterError::NotYet("it is being deleted".to_owned()),
-                })),
-                _ => Some(Ok(Arc::clone(&seen.state))),
-            })
-            .await?;
-        Ok(view(&state))
+        self.inner.create_volume(request, None).await
     }
 
     /// Deletes a volume; its snapshots and clones stay. Unknown volume: success.
@@ -462,8 +451,8 @@ impl Arbiter {
     ///
     /// # Errors
     /// `NoVolume`, `InUse`/`NotYet` for a restore of a volume that is not at
-    /// rest, `Incompatible` for a workload's ticket, a maintenance ticket
-    /// without a lease, or another ticket of the same id.
+    /// rest, `Incompatible` for a workload's ticket, a maintenance
+    /// or restore ticket without a lease, or another ticket of the same id.
     pub async fn take_ticket(&self, volume: &VolumeId, ticket: Ticket) -> Result<(), ArbiterError> {
         let (slot, _) = self.inner.existing(volume)?;
         let lease = ticket.lease_ends.map(|ends| {

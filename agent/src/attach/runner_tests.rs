@@ -831,6 +831,57 @@ async fn tickets_are_interrupted_reaped_and_counted() {
     }
 }
 
+/// Its volume is gone from the home, and its name is free.
+async fn gone_with_its_name(arbiter: &Arbiter, world: &World, volume: &VolumeId, name: &str) {
+    let again = arbiter.create_volume(request(name, 1)).await.unwrap();
+    assert_ne!(again.spec.id, *volume);
+    let mut looks = 0;
+    while world.volumes.lock().unwrap().contains_key(volume) {
+        looks += 1;
+        assert!(looks < 1000, "never deleted at its home");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_failed_restore_deletes_its_volume_and_a_late_word_of_it_no_other() {
+    let (_folder, world, life, used) = with_volume().await;
+    let arbiter = &life.arbiter;
+    let ticket: TicketId = id("restore-1");
+    let taken = arbiter.create_volume_for_restore(request("pvc", 1), ticket.clone(), LONG);
+    let taken = taken.await.unwrap_err();
+    assert!(matches!(&taken, ArbiterError::Incompatible(_)), "{taken:?}");
+    assert!(taken.to_string().contains("another name"), "{taken}");
+    arbiter.fail_restore(&used, &ticket, "late").await.unwrap();
+    arbiter.volume(&used).await.unwrap();
+
+    let made = arbiter.create_volume_for_restore(request("again", 1), ticket.clone(), LONG);
+    let made = made.await.unwrap().spec.id;
+    let held = publish(arbiter, &made, "a").await;
+    assert!(matches!(held, Err(ArbiterError::InUse(_))), "{held:?}");
+    for _ in 0..2 {
+        let failed = arbiter.fail_restore(&made, &ticket, "no space").await;
+        failed.unwrap();
+    }
+    gone_with_its_name(arbiter, &world, &made, "again").await;
+}
+
+#[tokio::test]
+async fn a_restore_that_nobody_begins_ends_by_its_lease() {
+    let (_folder, world, life, _) = with_volume().await;
+    let arbiter = &life.arbiter;
+    let lease = Duration::from_millis(50);
+    let made = arbiter.create_volume_for_restore(request("again", 1), id("restore-1"), lease);
+    let made = made.await.unwrap().spec.id;
+    let mut looks = 0;
+    while arbiter.volume(&made).await.is_ok() {
+        looks += 1;
+        assert!(looks < 1000, "the lease never ran out");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    gone_with_its_name(arbiter, &world, &made, "again").await;
+}
+
 #[tokio::test]
 async fn volumes_and_snapshots_are_idempotent_by_name() {
     let (_folder, world, life, volume) = with_volume().await;

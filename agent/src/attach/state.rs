@@ -35,7 +35,8 @@
 //! | delete | not yet | Ending | Ending | in use | in use | in use | same | same | same |
 //! | take a ticket | not yet | Idle | Closing | Handing | Exporting | Attached | no volume | no volume | no volume |
 //! | take a restore ticket | not yet | Idle | not yet | in use | in use | in use | no volume | no volume | no volume |
-//! | renew, end, expiry | same | same | same | same | same | same | same | same | same |
+//! | renew, end, expiry of others' | same | same | same | same | same | same | same | same | same |
+//! | failure, expiry of its restore | not yet | Ending if never offered | same | same | same | same | same | same | same |
 //! | resized | same | same | same | same | same | same | same | same | same |
 //! | resume | again | same | again | again | Handing | same | again | again | same |
 //! | created | Idle | – | – | – | – | – | – | – | – |
@@ -55,7 +56,7 @@
 //! performed again. "–": cannot happen, or, for results, is of no waited-for
 //! intent and changes nothing.
 //!
-//! Three decisions that are not obvious:
+//! Four decisions that are not obvious:
 //!
 //! * A grant is always preceded by a fence, even where a receipt for the last
 //!   epoch exists: its answer tells whether the home's record is still as new
@@ -67,10 +68,13 @@
 //!   elsewhere, and their owners are told with a grace of 1 s, beside the fence
 //!   and not before it: the export they read through has been closing since
 //!   unpublish, so waiting would save them nothing and cost the workload a second.
+//! * A restore that fails ends with its volume in one step, and only while its
+//!   own ticket stands on a volume that no node was ever offered: whoever tells
+//!   of a failure again, or late, meets somebody's good volume, and changes nothing.
 //! * An epoch that was decided and then not needed (unpublish while handing) is
 //!   not used again; `offered` says up to where exports can exist.
 
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
@@ -78,7 +82,7 @@ use super::action::{Action, Intent, Task};
 use super::ports::{ExportRequest, Exported, FenceRequest, HomeError, HostIdentity, Note};
 use super::proof::{Cleared, Grant};
 use super::record::{AccessMode, Ticket, TicketKind, VolumeSpec};
-use crate::ids::{ActionId, Epoch, NodeId, VolumeId};
+use crate::ids::{ActionId, Epoch, NodeId, TicketId, VolumeId};
 
 mod claims;
 mod event;
@@ -268,6 +272,29 @@ impl VolumeState {
         }
     }
 
+    /// A volume that is made for a restore: its claim is there before the volume
+    /// is, so that it has an owner and an end from the first moment on.
+    pub fn for_restore(
+        spec: VolumeSpec,
+        ticket: TicketId,
+        lease: Duration,
+        now: SystemTime,
+    ) -> Self {
+        let ticket = Ticket {
+            id: ticket,
+            kind: TicketKind::Restore,
+            node: spec.home.clone(),
+            owner: "drover restore".to_owned(),
+            interruptible: false,
+            home_side: true,
+            lease_ends: None,
+        };
+        Self {
+            claims: vec![Claim::new(ticket, Some(lease), now)],
+            ..Self::new(spec)
+        }
+    }
+
     /// Decides what follows from `event`. `now` is for notes and the leases' wall-clock ends.
     ///
     /// # Errors
@@ -285,7 +312,8 @@ impl VolumeState {
             Event::Take { ticket, lease } => turn.take(ticket, lease)?,
             Event::Renew { ticket, lease } => turn.renew(&ticket, lease)?,
             Event::End { ticket, why } => turn.end(&ticket, &why),
-            Event::Expired(ticket) => turn.expired(&ticket),
+            Event::FailRestore { ticket, why } => turn.fail_restore(&ticket, &why)?,
+            Event::Expired(ticket) => turn.expired(&ticket)?,
             Event::NodeLost(node) => turn.node_lost(&node),
             Event::Resized(size) => turn.resized(size),
             Event::Resume => turn.resume(),

@@ -170,6 +170,19 @@ fn take(ticket: Ticket) -> Event {
     }
 }
 
+fn fail_restore(id: &str) -> Event {
+    Event::FailRestore {
+        ticket: id.parse().unwrap(),
+        why: "no space".to_owned(),
+    }
+}
+
+/// A volume that is being made for restore r.
+fn for_restore() -> VolumeState {
+    let lease = Duration::from_secs(60);
+    VolumeState::for_restore(fresh().spec, "r".parse().unwrap(), lease, NOW)
+}
+
 fn backup(on: &str) -> Ticket {
     ticket("backup", TicketKind::Backup, on, true, false)
 }
@@ -319,6 +332,11 @@ const TABLE: &[Row] = &[
     (
         "expiry of an unknown ticket",
         |_| Event::Expired("x".parse().unwrap()),
+        ["."; 9],
+    ),
+    (
+        "failure of an unknown restore",
+        |_| fail_restore("x"),
         ["."; 9],
     ),
     ("resized", |_| Event::Resized(Bytes(1 << 30)), ["."; 9]),
@@ -610,6 +628,55 @@ fn tickets_in_the_way_and_tickets_that_make_way() {
 }
 
 #[test]
+fn a_failed_restore_takes_its_own_volume_with_it_and_no_other() {
+    let made = go(&for_restore(), done(&for_restore()));
+    assert_eq!((made.stage(), made.claims.len()), (Stage::Idle, 1));
+    for event in [publish("a"), Event::Delete] {
+        assert_eq!(cell(&made, event), "INUSE");
+    }
+    let second = take(ticket("s", TicketKind::Restore, "h", false, true));
+    assert_eq!(cell(&made, second), "INUSE", "two restores of one volume");
+
+    let expired = || Event::Expired("r".parse().unwrap());
+    for event in [fail_restore("r"), expired()] {
+        assert_eq!(
+            cell(&for_restore(), event.clone()),
+            "NOTYET",
+            "would be made after its deletion"
+        );
+        // Half a volume is nobody's: a claim beside the restore's goes with it.
+        let beside = ticket("m", TicketKind::Maintenance, "b", false, false);
+        let claimed = go(&made, take(beside));
+        let ending = go(&claimed, event.clone());
+        assert_eq!((ending.stage(), ending.claims.len()), (Stage::Ending, 0));
+        assert_eq!(go(&ending, event), ending, "told twice");
+    }
+
+    // It was whole: its ticket has ended, and somebody uses the volume.
+    let end = Event::End {
+        ticket: "r".parse().unwrap(),
+        why: "restore is whole".to_owned(),
+    };
+    let whole = go(&made, end);
+    let attached = go(&go(&whole, publish("a")), done(&go(&whole, publish("a"))));
+    let closing = go(&attached, Event::Unpublish(None));
+    let rested = go(&closing, done(&closing));
+    for state in [whole, attached, closing, rested.clone()] {
+        assert_eq!(go(&state, fail_restore("r")), state, "told late");
+        assert_eq!(go(&state, expired()), state, "reaped late");
+    }
+    // A claim of another kind, or on what a node was offered, takes no volume.
+    let claimed = go(&rested, take(backup("b")));
+    assert_eq!(go(&claimed, fail_restore("backup")), claimed);
+    let used = go(
+        &rested,
+        take(ticket("r", TicketKind::Restore, "h", false, true)),
+    );
+    let freed = go(&used, fail_restore("r"));
+    assert_eq!((freed.stage(), freed.claims.len()), (Stage::Idle, 0));
+}
+
+#[test]
 fn a_ticket_is_idempotent_renewed_and_reaped() {
     let idle = at(Stage::Idle);
     let one = go(&idle, take(backup("a")));
@@ -641,6 +708,11 @@ fn a_ticket_is_idempotent_renewed_and_reaped() {
     );
     let endless = Event::Take {
         ticket: ticket("m", TicketKind::Maintenance, "a", false, false),
+        lease: None,
+    };
+    assert_eq!(cell(&idle, endless), "INCOMPATIBLE");
+    let endless = Event::Take {
+        ticket: ticket("r", TicketKind::Restore, "h", false, true),
         lease: None,
     };
     assert_eq!(cell(&idle, endless), "INCOMPATIBLE");

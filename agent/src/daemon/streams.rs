@@ -15,6 +15,12 @@ use crate::ids::{NodeId, TicketId};
 use crate::rpc::controller_client::ControllerClient;
 use crate::rpc::controller_service::BACKUP_LEASE;
 
+/// A restore's ticket ends so long after its last progress. To read a large
+/// repository's index, and to sync what was written at the end, moves no bytes.
+const RESTORE_LEASE: Duration = Duration::from_secs(600);
+/// A restore that has lost its ticket may take so long to stop by itself.
+const GRACE: Duration = Duration::from_secs(1);
+
 /// Reports one agent's streams.
 pub(super) struct Reporter {
     node: NodeId,
@@ -73,11 +79,7 @@ impl Reporter {
         let before = self.told().insert(id.clone(), (phase, moved));
         let told = match (phase, before) {
             (_, Some(before)) if before == (phase, moved) => Ok(()),
-            (Phase::Starting | Phase::Running, _) => {
-                self.control
-                    .renew_ticket(kept.job.volume(), id, BACKUP_LEASE)
-                    .await
-            }
+            (Phase::Starting | Phase::Running, _) => self.renew(kept).await,
             (Phase::Interrupted | Phase::Done | Phase::Failed, Some((told, _)))
                 if told == phase =>
             {
@@ -94,6 +96,25 @@ impl Reporter {
         told
     }
 
+    /// A restore whose ticket has ended stops: its volume goes, or is another's.
+    async fn renew(&self, kept: &KeptStream) -> Result<(), ControlError> {
+        let (id, volume) = (kept.job.id(), kept.job.volume());
+        let lease = match kept.job {
+            Job::Backup(_) => BACKUP_LEASE,
+            Job::Restore(_) => RESTORE_LEASE,
+        };
+        let renewed = self.control.renew_ticket(volume, id, lease).await;
+        let refused = matches!(
+            renewed,
+            Err(ControlError::NoVolume(_) | ControlError::Failed(_))
+        );
+        if refused && matches!(kept.job, Job::Restore(_)) {
+            let stopped = self.keeper.interrupt(id, GRACE).await;
+            tracing::warn!(stream = %id, ?stopped, "a restore has lost its ticket");
+        }
+        renewed
+    }
+
     async fn interrupted(&self, kept: &KeptStream) -> Result<(), ControlError> {
         // A restore that an agent's end cut short has left half a volume.
         if matches!(kept.job, Job::Restore(_)) {
@@ -108,23 +129,28 @@ impl Reporter {
         let (id, volume) = (kept.job.id(), kept.job.volume());
         let error = kept.progress.as_ref().and_then(|p| p.error.clone());
         let done = phase == Phase::Done;
-        match &kept.job {
-            Job::Restore(_) if !done => self.control.delete_volume(volume).await?,
-            Job::Backup(spec) if done || kept.beyond_resume => {
-                self.control.delete_snapshot(&spec.snapshot).await?;
-            }
-            _ => {}
+        // Before the ticket ends: an agent that is killed then has an heir that knows.
+        if done && let Err(error) = self.keeper.mark_whole(id) {
+            tracing::warn!(stream = %id, %error, "is whole, and an agent after this one will not know");
         }
         let what = match (&kept.job, done) {
             (Job::Backup(_), true) => "backup is whole",
             (Job::Backup(_), false) => "backup failed",
             (Job::Restore(_), true) => "restore is whole",
-            (Job::Restore(_), false) => "restore failed, and its volume is deleted",
+            (Job::Restore(_), false) => "restore failed",
         };
         let why = error
             .clone()
             .map_or_else(|| what.to_owned(), |error| format!("{what}: {error}"));
-        self.control.end_ticket(volume, id, &why).await?;
+        match &kept.job {
+            // Only while its ticket stands: else the volume may be in use by now.
+            Job::Restore(_) if !done => self.control.fail_restore(volume, id, &why).await?,
+            Job::Backup(spec) if done || kept.beyond_resume => {
+                self.control.delete_snapshot(&spec.snapshot).await?;
+                self.control.end_ticket(volume, id, &why).await?;
+            }
+            Job::Backup(_) | Job::Restore(_) => self.control.end_ticket(volume, id, &why).await?,
+        }
         self.control.note(self.note(kept, phase, why)).await;
         let resumable = matches!(kept.job, Job::Backup(_)) && !done && !kept.beyond_resume;
         let kept = if resumable {
@@ -155,3 +181,7 @@ impl Reporter {
         self.told.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+#[cfg(test)]
+#[path = "streams_tests.rs"]
+mod tests;

@@ -101,20 +101,6 @@ impl ControllerClient {
             .map_err(|status| refusal::control_error(&status))
     }
 
-    /// Deletes a volume.
-    ///
-    /// # Errors
-    /// When the controller does not answer or refuses.
-    pub async fn delete_volume(&self, volume: &VolumeId) -> Result<(), ControlError> {
-        let request = pb::VolumeName {
-            volume: volume.to_string(),
-        };
-        let answer = self.service().delete_volume(within(COPY, request)).await;
-        answer
-            .map(drop)
-            .map_err(|status| refusal::control_error(&status))
-    }
-
     /// Deletes a snapshot.
     ///
     /// # Errors
@@ -166,6 +152,28 @@ impl ControllerClient {
             why: why.into(),
         };
         let answer = self.service().end_ticket(within(CALL, request)).await;
+        answer
+            .map(drop)
+            .map_err(|status| refusal::control_error(&status))
+    }
+
+    /// Ends a restore's ticket together with the volume that was made for it;
+    /// where the ticket is no claim on the volume any more, nothing is done.
+    ///
+    /// # Errors
+    /// When the controller does not answer.
+    pub async fn fail_restore(
+        &self,
+        volume: &VolumeId,
+        ticket: &TicketId,
+        why: &str,
+    ) -> Result<(), ControlError> {
+        let request = pb::EndTicketRequest {
+            volume: volume.to_string(),
+            ticket: ticket.to_string(),
+            why: why.into(),
+        };
+        let answer = self.service().fail_restore(within(CALL, request)).await;
         answer
             .map(drop)
             .map_err(|status| refusal::control_error(&status))

@@ -21,7 +21,8 @@ use crate::ids::{Bytes, NodeId, SnapshotId, TicketId, VolumeId};
 
 /// How long a publish may take until it is answered with "not yet".
 const PUBLISH: Duration = Duration::from_secs(10);
-/// A backup's ticket ends so long after its last progress.
+/// A backup's ticket ends so long after its last progress, and a restore's that
+/// its home has not begun so long after it was taken.
 pub const BACKUP_LEASE: Duration = Duration::from_secs(60);
 /// A live holder may keep NodeUnstage from ending for so long, unless the volume says otherwise.
 const BUSY_DEADLINE: Duration = Duration::from_secs(120);
@@ -192,22 +193,12 @@ impl ControllerService {
             busy_deadline: BUSY_DEADLINE,
             parameters: BTreeMap::new(),
         };
-        let view = self.arbiter.create_volume(new).await.map_err(refuse)?;
-        let volume = &view.spec.id;
         let ticket = TicketId::random();
-        let claim = Ticket {
-            id: ticket.clone(),
-            kind: TicketKind::Restore,
-            node: view.spec.home.clone(),
-            owner: "drover restore".into(),
-            interruptible: false,
-            home_side: true,
-            lease_ends: None,
-        };
-        self.arbiter
-            .take_ticket(volume, claim)
-            .await
-            .map_err(refuse)?;
+        let made = self
+            .arbiter
+            .create_volume_for_restore(new, ticket.clone(), BACKUP_LEASE);
+        let view = made.await.map_err(refuse)?;
+        let volume = &view.spec.id;
         let request = pb::StartRestoreRequest {
             ticket: ticket.to_string(),
             volume: volume.to_string(),
@@ -223,12 +214,8 @@ impl ControllerService {
         match started.await {
             Ok(stream) => Ok(Box::pin(stream.into_inner())),
             Err(status) => {
-                let ended = self
-                    .arbiter
-                    .end_ticket(volume, &ticket, status.message())
-                    .await;
-                ended.map_err(refuse)?;
-                self.arbiter.delete_volume(volume).await.map_err(refuse)?;
+                let failed = self.arbiter.fail_restore(volume, &ticket, status.message());
+                failed.await.map_err(refuse)?;
                 Err(status)
             }
         }
@@ -430,6 +417,17 @@ impl Controller for ControllerService {
             .end_ticket(&volume, &ticket, &request.why)
             .await
             .map_err(refuse)?;
+        Ok(Response::new(pb::Nothing {}))
+    }
+
+    async fn fail_restore(&self, request: Request<pb::EndTicketRequest>) -> Answer<pb::Nothing> {
+        let request = request.into_inner();
+        let (volume, ticket) = (
+            text("volume", &request.volume)?,
+            text("ticket", &request.ticket)?,
+        );
+        let failed = self.arbiter.fail_restore(&volume, &ticket, &request.why);
+        failed.await.map_err(refuse)?;
         Ok(Response::new(pb::Nothing {}))
     }
 

@@ -154,7 +154,11 @@ pub fn event(state: &VolumeState, input: Input) -> Option<Event> {
         Input::NodeLost(node) => Event::NodeLost(name(node)),
         Input::Backup(node) => take(TicketKind::Backup, name(node)),
         Input::Restore => take(TicketKind::Restore, "home".parse().expect("a node's name")),
-        Input::TicketEnds => Event::Expired(TICKET.parse().expect("a ticket's id")),
+        // Not by its lease: with a restore's the volume goes, and no deletion is here.
+        Input::TicketEnds => Event::End {
+            ticket: TICKET.parse().expect("a ticket's id"),
+            why: "it was ended".to_owned(),
+        },
         Input::Resume => Event::Resume,
         Input::Result(reply) => event_of(state, reply)?,
     })

@@ -1,15 +1,18 @@
 //! Making and growing volumes, and the room there is.
 
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use futures::future::join_all;
+use tokio::time::Instant;
 
 use super::perform::{HOME, within};
+use super::restores::RestoreClaim;
 use super::slot::Slot;
-use super::{ArbiterError, Inner};
+use super::{ArbiterError, Inner, PROVISION, still, view};
 use crate::attach::ports::{Capacity, Content, Home, HomeError};
-use crate::attach::record::{NewVolume, NodeRecord, VolumeSpec};
-use crate::attach::state::{Event, Stage, VolumeState};
+use crate::attach::record::{NewVolume, NodeRecord, VolumeSpec, VolumeView};
+use crate::attach::state::{Event, Phase, Stage, VolumeState};
 use crate::ids::{Bytes, NodeId, VolumeId};
 
 const MIB: u64 = 1 << 20;
@@ -40,15 +43,42 @@ fn rounded(at_least: Bytes, at_most: Option<Bytes>) -> Result<Bytes, ArbiterErro
 }
 
 impl Inner {
-    /// Finds the volume of the request's name, or decides on a new one and
-    /// sees to it that it is recorded and then made.
-    pub(super) async fn decide_volume(
+    /// Makes a volume and waits until its home has made it.
+    pub(super) async fn create_volume(
         self: &Arc<Self>,
         request: NewVolume,
+        restore: Option<RestoreClaim>,
+    ) -> Result<VolumeView, ArbiterError> {
+        let slot = self.decide_volume(request, restore).await?;
+        slot.nudge.notify_one();
+        let asked = Instant::now();
+        let state = slot
+            .wait(PROVISION, |seen| match &seen.state.phase {
+                Phase::Creating => still(seen, asked),
+                Phase::Deleting { unmade } | Phase::Gone { unmade } => Some(Err(match unmade {
+                    Some(error) => ArbiterError::from(error.clone()),
+                    None => ArbiterError::NotYet("it is being deleted".to_owned()),
+                })),
+                _ => Some(Ok(Arc::clone(&seen.state))),
+            })
+            .await?;
+        Ok(view(&state))
+    }
+
+    /// Finds the volume of the request's name, or decides on a new one and
+    /// sees to it that it is recorded and then made. For a restore only a new
+    /// one will do.
+    async fn decide_volume(
+        self: &Arc<Self>,
+        request: NewVolume,
+        restore: Option<RestoreClaim>,
     ) -> Result<Arc<Slot>, ArbiterError> {
         let asked = rounded(request.at_least, request.at_most)?;
         let one = self.naming.lock().await;
         if let Some(slot) = self.of_name(&request.name) {
+            if restore.is_some() {
+                return Err(taken_name(&slot.state().spec));
+            }
             compatible(&slot.state().spec, &request, asked)?;
             return Ok(slot);
         }
@@ -70,7 +100,7 @@ impl Inner {
                 "the source has {size}, more than the limit of {limit}"
             )));
         }
-        let state = VolumeState::new(VolumeSpec {
+        let spec = VolumeSpec {
             id: VolumeId::random(),
             name: request.name,
             size,
@@ -79,7 +109,13 @@ impl Inner {
             home,
             busy_deadline: request.busy_deadline,
             parameters: request.parameters,
-        });
+        };
+        let state = match restore {
+            None => VolumeState::new(spec),
+            Some(RestoreClaim { ticket, lease }) => {
+                VolumeState::for_restore(spec, ticket, lease, SystemTime::now())
+            }
+        };
         // From here on the name is taken, whatever the store says of the record.
         let slot = self.adopt_new(state, None);
         drop(one);
@@ -229,6 +265,15 @@ impl Inner {
             ))),
         }
     }
+}
+
+/// The refusal of a restore under a name that a volume has.
+fn taken_name(spec: &VolumeSpec) -> ArbiterError {
+    ArbiterError::Incompatible(format!(
+        "volume {} already has the name {:?}, and a restore makes a new volume: \
+         give it another name, or delete that volume first (drover volume delete {})",
+        spec.id, spec.name, spec.id
+    ))
 }
 
 fn compatible(spec: &VolumeSpec, request: &NewVolume, asked: Bytes) -> Result<(), ArbiterError> {

@@ -1,13 +1,28 @@
 //! What follows when claims come and go.
 
 use std::collections::BTreeSet;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use super::{Action, Claim, Holder, Phase, Refusal, Stage, Then, Turn};
 use crate::attach::action::GRACE;
 use crate::attach::proof::Cleared;
 use crate::attach::record::{AccessMode, Ticket, TicketKind};
 use crate::ids::{Epoch, NodeId, TicketId};
+
+impl Claim {
+    pub(super) fn new(mut ticket: Ticket, lease: Option<Duration>, now: SystemTime) -> Self {
+        ticket.lease_ends = lease.map(|lease| now + lease);
+        let as_micros = |lease: Duration| u64::try_from(lease.as_micros()).unwrap_or(u64::MAX);
+        Self {
+            ticket,
+            lease_us: lease.map(as_micros),
+        }
+    }
+
+    fn renew(&mut self, lease: Duration, now: SystemTime) {
+        *self = Self::new(self.ticket.clone(), Some(lease), now);
+    }
+}
 
 impl Turn {
     pub(super) fn publish(
@@ -156,21 +171,22 @@ impl Turn {
         }) {
             return Err(Refusal::InUse(in_the_way(&self.state.spec.id, claim)));
         }
+        self.condemn("its deletion was asked for".to_owned());
+        Ok(())
+    }
+
+    /// Ends every claim, and then the volume.
+    fn condemn(&mut self, why: String) {
         self.interrupt(|ticket| !ticket.home_side);
         self.state.claims.clear();
-        self.note("deleting", None, "its deletion was asked for".to_owned());
+        self.note("deleting", None, why);
         match self.state.stage() {
             Stage::Closing => self.follow_with(Then::Delete),
             _ => self.fence(Then::Delete),
         }
-        Ok(())
     }
 
-    pub(super) fn take(
-        &mut self,
-        mut ticket: Ticket,
-        lease: Option<Duration>,
-    ) -> Result<(), Refusal> {
+    pub(super) fn take(&mut self, ticket: Ticket, lease: Option<Duration>) -> Result<(), Refusal> {
         self.must_exist()?;
         let volume = self.state.spec.id.clone();
         if ticket.kind == TicketKind::Workload {
@@ -178,17 +194,15 @@ impl Turn {
                 "volume {volume}: a workload's ticket is taken by publishing the volume"
             )));
         }
-        if ticket.kind == TicketKind::Maintenance && lease.is_none() {
+        let bounded = matches!(ticket.kind, TicketKind::Maintenance | TicketKind::Restore);
+        if bounded && lease.is_none() {
             return Err(Refusal::Incompatible(format!(
-                "volume {volume}: maintenance ticket {} must have a deadline",
+                "volume {volume}: {} ticket {} must have a deadline",
+                kind_name(ticket.kind),
                 ticket.id
             )));
         }
-        ticket.lease_ends = lease.map(|lease| self.now + lease);
-        let claim = Claim {
-            lease_us: lease.map(as_micros),
-            ticket,
-        };
+        let claim = Claim::new(ticket, lease, self.now);
         let place = self
             .state
             .claims
@@ -225,9 +239,14 @@ impl Turn {
         Ok(())
     }
 
-    /// A restore writes at home: every export must have ended, with a receipt.
+    /// A restore writes at home: every export must have ended, with a receipt,
+    /// and no other restore may write.
     fn must_rest(&self) -> Result<(), Refusal> {
         let volume = &self.state.spec.id;
+        let mut claims = self.state.claims.iter();
+        if let Some(other) = claims.find(|claim| claim.ticket.kind == TicketKind::Restore) {
+            return Err(Refusal::InUse(in_the_way(volume, other)));
+        }
         match (self.state.stage(), self.state.holder()) {
             (Stage::Idle, _) => Ok(()),
             (_, Some(holder)) => Err(Refusal::InUse(format!(
@@ -242,7 +261,7 @@ impl Turn {
     }
 
     pub(super) fn renew(&mut self, ticket: &TicketId, lease: Duration) -> Result<(), Refusal> {
-        let ends = self.now + lease;
+        let now = self.now;
         let claim = self
             .state
             .claims
@@ -254,8 +273,7 @@ impl Turn {
                 "ticket {ticket} is a workload's and ends by unpublish, never by time"
             )));
         }
-        claim.ticket.lease_ends = Some(ends);
-        claim.lease_us = Some(as_micros(lease));
+        claim.renew(lease, now);
         Ok(())
     }
 
@@ -276,13 +294,36 @@ impl Turn {
         self.note("ticket-ended", Some(&node), text);
     }
 
-    pub(super) fn expired(&mut self, ticket: &TicketId) {
+    /// A restore has failed, or nobody is left who would tell: half a volume is
+    /// nobody's to use, so it goes with its claim.
+    pub(super) fn fail_restore(&mut self, ticket: &TicketId, why: &str) -> Result<(), Refusal> {
+        let restore = self.claim(ticket);
+        if restore.is_none_or(|claim| claim.ticket.kind != TicketKind::Restore) {
+            return Ok(());
+        }
+        // Its making is under way at the home, and would come after the deletion.
+        if self.state.stage() == Stage::Creating {
+            return self.must_exist();
+        }
+        self.drop_claim(ticket);
+        let text = format!("restore ticket {ticket} has failed: {why}");
+        // No restore has the claim of what a node was offered, or has.
+        if self.state.stage() == Stage::Idle && self.state.offered == Epoch(0) {
+            self.condemn(text);
+        } else {
+            self.note("ticket-ended", None, text);
+        }
+        Ok(())
+    }
+
+    pub(super) fn expired(&mut self, ticket: &TicketId) -> Result<(), Refusal> {
         let Some(claim) = self.claim(ticket) else {
-            return;
+            return Ok(());
         };
         let Some(lease_us) = claim.lease_us else {
-            return;
+            return Ok(());
         };
+        self.fail_restore(ticket, "its lease ran out")?;
         self.drop_claim(ticket);
         let text = format!(
             "{} ticket {ticket} of {} on node {} has ended: not renewed within {:?}",
@@ -292,6 +333,7 @@ impl Turn {
             Duration::from_micros(lease_us)
         );
         self.note("lease-expired", Some(&claim.ticket.node), text);
+        Ok(())
     }
 
     pub(super) fn node_lost(&mut self, node: &NodeId) {
@@ -381,10 +423,6 @@ fn workload_ticket(epoch: Epoch) -> TicketId {
     format!("workload-{epoch}")
         .parse()
         .expect("a word, a hyphen and a number are a ticket id")
-}
-
-fn as_micros(lease: Duration) -> u64 {
-    u64::try_from(lease.as_micros()).unwrap_or(u64::MAX)
 }
 
 /// A ticket's kind in words and metrics.

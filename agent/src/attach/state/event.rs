@@ -44,6 +44,13 @@ pub enum Event {
         /// Why, for the journal.
         why: String,
     },
+    /// A restore has failed: the volume that was made for it holds nothing.
+    FailRestore {
+        /// The restore's claim.
+        ticket: TicketId,
+        /// Why, for the journal.
+        why: String,
+    },
     /// A claim's lease ran out (on the runner's monotonic clock).
     Expired(TicketId),
     /// A node was declared lost.

@@ -1,6 +1,6 @@
 //! What follows from the result of an intent.
 
-use super::{Outcome, Phase, Then, Turn};
+use super::{Outcome, Phase, Then, Turn, kind_name};
 use crate::attach::ports::{Exported, HomeError};
 use crate::attach::proof::{Cleared, Receipt};
 use crate::ids::{Bytes, Epoch};
@@ -10,7 +10,15 @@ impl Turn {
     pub(super) fn result(&mut self, outcome: Outcome) {
         match (self.state.phase.clone(), outcome) {
             (Phase::Creating, Outcome::Created) => {
-                let text = format!("made on {}, {}", self.state.spec.home, self.state.spec.size);
+                let mut text =
+                    format!("made on {}, {}", self.state.spec.home, self.state.spec.size);
+                if let Some(claim) = self.state.claims.first() {
+                    text += &format!(
+                        ", for {} ticket {}",
+                        kind_name(claim.ticket.kind),
+                        claim.ticket.id
+                    );
+                }
                 self.enter(Phase::Idle);
                 self.note("created", None, text);
             }
