@@ -90,7 +90,7 @@ impl Bench {
         let backups = json!({ "backups": [backup] });
         fs::write(at("backups"), format!("{backups}\n")).unwrap();
 
-        let store = Arc::new(EmbeddedStore::open(&at("state")).unwrap());
+        let store = Arc::new(EmbeddedStore::open(at("state")).unwrap());
         let agents = Arc::new(Directory::default());
         let arbiter = Arbiter::start(store, agents.clone()).await.unwrap();
         let service = ControllerService::new(Arc::clone(&arbiter), agents);
@@ -108,7 +108,7 @@ impl Bench {
             poll: Duration::ZERO,
             held: Vec::new(),
         };
-        let config = HomeConfig::at(address.into(), address.into());
+        let config = HomeConfig::at(address, address);
         let exports = Exports::new(Reactors::start(reactors).unwrap());
         let home = Home::new(open(&at("pool")).unwrap(), exports, plain(), config);
         let streams = Streams::new(worker);
