@@ -43,7 +43,7 @@
 //! | receipt | – | – | Idle | Exporting | – | – | Deleting | – | – |
 //! | exported | – | – | – | – | Attached | – | – | – | – |
 //! | deleted | – | – | – | – | – | – | – | Gone | – |
-//! | refused: stale epoch | – | – | Closing at the home's epoch | Handing, likewise | Handing, likewise | – | Ending, likewise | Ending, likewise | – |
+//! | refused: stale epoch | – | – | Closing at the home's epoch | Handing, likewise | Handing, likewise | – | Ending, likewise; a failed restore's: Closing | Ending, likewise | – |
 //! | refused: cannot be made | Deleting | – | – | – | – | – | – | – | – |
 //! | refused: no such volume | same | – | same | same | same | – | Deleting | same | – |
 //! | refused: record behind | same | – | same | same | same | – | Deleting | same | – |
@@ -71,6 +71,8 @@
 //! * A restore that fails ends with its volume in one step, and only while its
 //!   own ticket stands on a volume that no node was ever offered: whoever tells
 //!   of a failure again, or late, meets somebody's good volume, and changes nothing.
+//!   Where the home knows of an epoch all the same, the claim is of an old copy of
+//!   the store, and the volume lives.
 //! * An epoch that was decided and then not needed (unpublish while handing) is
 //!   not used again; `offered` says up to where exports can exist.
 
@@ -144,6 +146,9 @@ pub enum Then {
     Export(Holder),
     /// The deletion.
     Delete,
+    /// The deletion of what was made for a restore, unless its home knows of an
+    /// epoch: then an old copy of the store has put the restore's claim back.
+    Discard,
 }
 
 /// Where a volume stands.
@@ -232,7 +237,7 @@ impl Stage {
                     | (Handing, Closing | Exporting)
                     | (Exporting, Attached | Handing | Closing)
                     | (Attached, Handing | Closing)
-                    | (Ending, Deleting)
+                    | (Ending, Deleting | Closing)
                     | (Deleting, Ending | Gone)
             )
     }
@@ -338,7 +343,7 @@ impl VolumeState {
             Phase::Fencing { then, .. } => match then {
                 Then::Rest => Stage::Closing,
                 Then::Export(_) => Stage::Handing,
-                Then::Delete => Stage::Ending,
+                Then::Delete | Then::Discard => Stage::Ending,
             },
             Phase::Exporting { .. } => Stage::Exporting,
             Phase::Attached { .. } => Stage::Attached,

@@ -485,7 +485,8 @@ fn every_legal_move_happens_and_no_other() {
     let mut seen = BTreeSet::new();
     for (_, event, _) in TABLE {
         let starts = Stage::ALL.into_iter().map(at);
-        for state in starts.chain([go(&fresh(), done(&fresh()))]) {
+        let discarded = go(&go(&for_restore(), done(&for_restore())), fail_restore("r"));
+        for state in starts.chain([go(&fresh(), done(&fresh())), discarded]) {
             if let Ok((next, _)) = state.step(event(&state), NOW)
                 && next.stage() != state.stage()
             {
@@ -651,6 +652,13 @@ fn a_failed_restore_takes_its_own_volume_with_it_and_no_other() {
         assert_eq!((ending.stage(), ending.claims.len()), (Stage::Ending, 0));
         assert_eq!(go(&ending, event), ending, "told twice");
     }
+
+    // An old copy of the store has the claim, and the home the epochs since.
+    let ending = go(&made, expired());
+    let stale = HomeError::StaleEpoch { home: Epoch(2) };
+    let lives = go(&ending, refused(&ending, stale));
+    assert_eq!((lives.stage(), lives.epoch), (Stage::Closing, Epoch(2)));
+    assert_eq!(go(&lives, done(&lives)).stage(), Stage::Idle);
 
     // It was whole: its ticket has ended, and somebody uses the volume.
     let end = Event::End {

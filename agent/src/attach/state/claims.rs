@@ -123,7 +123,7 @@ impl Turn {
     pub(super) fn all_before(&self, then: &Then) -> Epoch {
         match then {
             Then::Export(_) => Epoch(self.state.epoch.0.saturating_sub(1)),
-            Then::Rest | Then::Delete => self.state.offered,
+            Then::Rest | Then::Delete | Then::Discard => self.state.offered,
         }
     }
 
@@ -171,18 +171,18 @@ impl Turn {
         }) {
             return Err(Refusal::InUse(in_the_way(&self.state.spec.id, claim)));
         }
-        self.condemn("its deletion was asked for".to_owned());
+        self.condemn(Then::Delete, "its deletion was asked for".to_owned());
         Ok(())
     }
 
     /// Ends every claim, and then the volume.
-    fn condemn(&mut self, why: String) {
+    fn condemn(&mut self, then: Then, why: String) {
         self.interrupt(|ticket| !ticket.home_side);
         self.state.claims.clear();
         self.note("deleting", None, why);
         match self.state.stage() {
-            Stage::Closing => self.follow_with(Then::Delete),
-            _ => self.fence(Then::Delete),
+            Stage::Closing => self.follow_with(then),
+            _ => self.fence(then),
         }
     }
 
@@ -309,7 +309,7 @@ impl Turn {
         let text = format!("restore ticket {ticket} has failed: {why}");
         // No restore has the claim of what a node was offered, or has.
         if self.state.stage() == Stage::Idle && self.state.offered == Epoch(0) {
-            self.condemn(text);
+            self.condemn(Then::Discard, text);
         } else {
             self.note("ticket-ended", None, text);
         }

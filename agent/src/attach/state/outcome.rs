@@ -47,7 +47,7 @@ impl Turn {
         self.state.last_receipt = Some(receipt.id().to_owned());
         match then {
             Then::Rest => self.enter(Phase::Idle),
-            Then::Delete => self.enter(Phase::Deleting { unmade: None }),
+            Then::Delete | Then::Discard => self.enter(Phase::Deleting { unmade: None }),
             // The fence was under way when the epoch was decided, and more than
             // one is between them.
             Then::Export(_) if receipt.closed() < self.all_before(&then) => {
@@ -99,6 +99,13 @@ impl Turn {
                     then: Then::Delete, ..
                 },
                 HomeError::NoVolume(_) | HomeError::RecordBehind { .. },
+            )
+            | (
+                Phase::Fencing {
+                    then: Then::Discard,
+                    ..
+                },
+                HomeError::NoVolume(_),
             ) => self.enter(Phase::Deleting { unmade: None }),
             (
                 Phase::Fencing {
@@ -109,6 +116,11 @@ impl Turn {
                 HomeError::StaleEpoch { home },
             ) if home > closing => {
                 self.learn(home, matches!(then, Then::Export(_)));
+                let then = match then {
+                    // Nodes had it after the restore was whole.
+                    Then::Discard => Then::Rest,
+                    then => then,
+                };
                 self.enter(Phase::Fencing {
                     closing: self.all_before(&then),
                     holder,
