@@ -101,7 +101,7 @@ async fn main() -> anyhow::Result<()> {
                 let request = FenceRequest {
                     volume: volume.clone(),
                     epoch: Epoch(epoch.parse()?),
-                    granted: true,
+                    recorded: Epoch(0),
                 };
                 let begin = Instant::now();
                 let settlement = home.fence(&request).await?;

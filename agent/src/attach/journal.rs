@@ -243,7 +243,7 @@ mod tests {
         let asked = FenceRequest {
             volume: "v".parse().unwrap(),
             epoch: Epoch(3),
-            granted: true,
+            recorded: Epoch(0),
         };
         let settlement = Settlement {
             volume: asked.volume.clone(),

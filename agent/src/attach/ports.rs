@@ -61,9 +61,9 @@ pub struct FenceRequest {
     pub volume: VolumeId,
     /// This epoch and all before it end.
     pub epoch: Epoch,
-    /// Whether the arbiter knows that `epoch` was granted. A home whose record
-    /// is behind a granted epoch has lost its record, and says so.
-    pub granted: bool,
+    /// The epoch that the home is known to have recorded. A home whose record
+    /// is behind it has lost its record, and says so.
+    pub recorded: Epoch,
 }
 
 /// How the commands that were inside a gate when it closed came to their end.
@@ -119,15 +119,15 @@ pub enum HomeError {
         /// The highest epoch in the home's record.
         home: Epoch,
     },
-    /// The home's record is behind an epoch that was granted: it was put back from an old copy.
+    /// The home's record is behind an epoch it had recorded: it was put back from an old copy.
     #[error(
-        "the home's record is at epoch {home}, behind the granted {granted}: its pool is an old copy and serves nothing"
+        "the home's record is at epoch {home}, behind the recorded {recorded}: its pool is an old copy and serves nothing"
     )]
     RecordBehind {
         /// The highest epoch in the home's record.
         home: Epoch,
-        /// The epoch the arbiter granted.
-        granted: Epoch,
+        /// The epoch that it is known to have recorded.
+        recorded: Epoch,
     },
     /// Commands are still inside the closed gate; ask again.
     #[error("{inside} commands are still inside the closed gate")]

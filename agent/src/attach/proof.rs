@@ -279,7 +279,7 @@ mod tests {
         FenceRequest {
             volume: "v".parse().unwrap(),
             epoch: Epoch(epoch),
-            granted: true,
+            recorded: Epoch(0),
         }
     }
 

@@ -206,10 +206,10 @@ impl Home for Door {
                     home: Epoch(*highest),
                 });
             }
-            if request.granted && *highest < request.epoch.0 {
+            if *highest < request.recorded.0 {
                 return Err(HomeError::RecordBehind {
                     home: Epoch(*highest),
-                    granted: request.epoch,
+                    recorded: request.recorded,
                 });
             }
             *highest = request.epoch.0;

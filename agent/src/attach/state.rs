@@ -395,7 +395,7 @@ impl VolumeState {
                 request: FenceRequest {
                     volume: volume(),
                     epoch: *closing,
-                    granted: closing.0 > 0 && self.recorded >= *closing,
+                    recorded: self.recorded,
                 },
                 holder: holder.clone(),
             },

@@ -74,7 +74,7 @@ mod tests {
         let asked = FenceRequest {
             volume: "pvc-1".parse().unwrap(),
             epoch: Epoch(7),
-            granted: true,
+            recorded: Epoch(0),
         };
         let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000);
         let settlement = Settlement {

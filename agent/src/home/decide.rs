@@ -1,14 +1,17 @@
 //! What a home's record allows: pure decisions, acted on elsewhere.
 //!
-//! | Record | Export of a lower epoch | of the same | of a higher |
-//! |---|---|---|---|
-//! | closed | stale | stale | open it |
-//! | closed, restoring | stale | stale | refused |
-//! | open | stale | repeat for the same holder, else stale | refused: fence first |
-//! | closing | stale | stale | refused: fence first |
-//! | behind | record behind | record behind | record behind |
+//! | Record | Export of a lower epoch | of the same | of the next | of one beyond |
+//! |---|---|---|---|---|
+//! | closed | stale | stale | open it | behind |
+//! | closed, restoring | stale | stale | refused | behind |
+//! | open | stale | repeat for the same holder, else stale | refused: fence first | behind |
+//! | closing | stale | stale | refused: fence first | behind |
+//! | behind | behind | behind | behind | behind |
 //!
-//! | Record | Fence of a lower epoch | of the same | of a higher, not granted | of a higher, granted |
+//! An export is asked for with the receipt of the epoch before it, so a record
+//! that has not reached that one has lost it.
+//!
+//! | Record | Fence of a lower epoch | of the same | of a higher | that knows of a higher recorded |
 //! |---|---|---|---|---|
 //! | closed | stale | the same answer again | moves there, nothing open | behind |
 //! | open, closing | stale | close | close, moves there | behind |
@@ -28,6 +31,11 @@ pub enum ExportMove {
     Open,
     /// It is open already under this identity.
     Repeat(Box<OpenExport>),
+    /// The record has lost an epoch: mark it, serve nothing, refuse.
+    Behind {
+        /// The epoch that it had recorded.
+        recorded: Epoch,
+    },
     /// Refuse.
     Refuse(HomeError),
 }
@@ -51,10 +59,10 @@ pub enum FenceMove {
     },
     /// It is closed already; this came of it.
     Repeat(Settlement),
-    /// The record has lost a granted epoch: mark it, serve nothing, refuse.
+    /// The record has lost an epoch: mark it, serve nothing, refuse.
     Behind {
-        /// The epoch that was granted.
-        granted: Epoch,
+        /// The epoch that it had recorded.
+        recorded: Epoch,
     },
     /// Refuse.
     Refuse(HomeError),
@@ -62,14 +70,19 @@ pub enum FenceMove {
 
 /// What to do with an Export when fences so far have named epochs up to `floor`.
 pub fn export(record: &Record, floor: Epoch, request: &ExportRequest) -> ExportMove {
-    if let Some(error) = behind(record) {
-        return ExportMove::Refuse(error);
+    let cleared = Epoch(request.epoch.0.saturating_sub(1));
+    if let Some(recorded) = record.behind {
+        let recorded = recorded.max(cleared);
+        return ExportMove::Behind { recorded };
     }
     let stale = HomeError::StaleEpoch {
         home: record.highest.max(floor),
     };
     if request.epoch <= floor || request.epoch < record.highest {
         return ExportMove::Refuse(stale);
+    }
+    if cleared > record.highest {
+        return ExportMove::Behind { recorded: cleared };
     }
     match &record.export {
         ExportState::Closed | ExportState::Closing { .. } if request.epoch == record.highest => {
@@ -103,25 +116,18 @@ pub fn export(record: &Record, floor: Epoch, request: &ExportRequest) -> ExportM
 
 /// What to do with a Fence.
 pub fn fence(record: &Record, request: &FenceRequest) -> FenceMove {
-    if let Some(granted) = record.behind {
-        let more = if request.granted {
-            request.epoch
-        } else {
-            granted
-        };
-        return FenceMove::Behind {
-            granted: granted.max(more),
-        };
+    if let Some(recorded) = record.behind {
+        let recorded = recorded.max(request.recorded);
+        return FenceMove::Behind { recorded };
     }
     if request.epoch < record.highest {
         return FenceMove::Refuse(HomeError::StaleEpoch {
             home: record.highest,
         });
     }
-    if request.granted && request.epoch > record.highest {
-        return FenceMove::Behind {
-            granted: request.epoch,
-        };
+    if request.recorded > record.highest {
+        let recorded = request.recorded;
+        return FenceMove::Behind { recorded };
     }
     let highest = request.epoch;
     match &record.export {
@@ -144,9 +150,9 @@ pub fn fence(record: &Record, request: &FenceRequest) -> FenceMove {
 
 /// The refusal of a record that is an old copy.
 pub fn behind(record: &Record) -> Option<HomeError> {
-    record.behind.map(|granted| HomeError::RecordBehind {
+    record.behind.map(|recorded| HomeError::RecordBehind {
         home: record.highest,
-        granted,
+        recorded,
     })
 }
 

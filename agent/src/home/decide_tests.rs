@@ -73,11 +73,11 @@ fn ask(epoch: u64) -> ExportRequest {
     }
 }
 
-fn end(epoch: u64, granted: bool) -> FenceRequest {
+fn end(epoch: u64, recorded: u64) -> FenceRequest {
     FenceRequest {
         volume: "vol-1".parse().unwrap(),
         epoch: Epoch(epoch),
-        granted,
+        recorded: Epoch(recorded),
     }
 }
 
@@ -100,19 +100,23 @@ fn every_export() {
         ExportMove::Repeat(Box::new(open_at(5)))
     );
     assert_eq!(export(&closed, none, &ask(6)), ExportMove::Open);
-    assert_eq!(export(&closed, none, &ask(60)), ExportMove::Open);
     for record in [&open, &closing] {
         let ExportMove::Refuse(HomeError::Failed(why)) = export(record, none, &ask(6)) else {
             panic!("an export while another has not ended");
         };
         assert!(why.contains("fence it"), "{why}");
     }
-    for epoch in [4, 5, 6, 10] {
-        let behind = HomeError::RecordBehind {
-            home: Epoch(5),
-            granted: Epoch(9),
-        };
-        assert_eq!(export(&old_copy, none, &ask(epoch)), refuse(behind));
+    for record in [&closed, &open, &closing] {
+        for epoch in [7, 60] {
+            let recorded = Epoch(epoch - 1);
+            let moved = export(record, none, &ask(epoch));
+            assert_eq!(moved, ExportMove::Behind { recorded });
+        }
+    }
+    for (epoch, known) in [(4, 9), (5, 9), (6, 9), (10, 9), (12, 11)] {
+        let recorded = Epoch(known);
+        let moved = export(&old_copy, none, &ask(epoch));
+        assert_eq!(moved, ExportMove::Behind { recorded });
     }
 }
 
@@ -124,10 +128,7 @@ fn what_a_restore_writes_or_has_written_half_is_not_opened() {
         panic!("opened beside a restore");
     };
     assert!(why.contains("half restored"), "{why}");
-    assert_eq!(
-        fence(&closed, &end(5, true)),
-        FenceMove::Repeat(settlement())
-    );
+    assert_eq!(fence(&closed, &end(5, 5)), FenceMove::Repeat(settlement()));
 }
 
 #[test]
@@ -151,7 +152,6 @@ fn an_epoch_that_a_fence_has_named_is_not_opened() {
     let refuse = ExportMove::Refuse;
     assert_eq!(export(&closed, Epoch(7), &ask(6)), refuse(stale(7)));
     assert_eq!(export(&closed, Epoch(7), &ask(7)), refuse(stale(7)));
-    assert_eq!(export(&closed, Epoch(7), &ask(8)), ExportMove::Open);
     assert_eq!(export(&open, Epoch(5), &ask(5)), refuse(stale(5)));
 }
 
@@ -159,28 +159,34 @@ fn an_epoch_that_a_fence_has_named_is_not_opened() {
 fn every_fence() {
     let [closed, open, closing, old_copy] = records();
     for record in [&closed, &open, &closing] {
-        for granted in [false, true] {
-            assert_eq!(fence(record, &end(4, granted)), FenceMove::Refuse(stale(5)));
+        for recorded in [0, 4] {
+            let moved = fence(record, &end(4, recorded));
+            assert_eq!(moved, FenceMove::Refuse(stale(5)));
         }
-        assert_eq!(
-            fence(record, &end(6, true)),
-            FenceMove::Behind { granted: Epoch(6) }
-        );
+        for epoch in [6, 9] {
+            let recorded = Epoch(6);
+            assert_eq!(
+                fence(record, &end(epoch, 6)),
+                FenceMove::Behind { recorded }
+            );
+        }
     }
-    for granted in [false, true] {
+    for recorded in [0, 5] {
         assert_eq!(
-            fence(&closed, &end(5, granted)),
+            fence(&closed, &end(5, recorded)),
             FenceMove::Repeat(settlement())
         );
     }
-    assert_eq!(
-        fence(&closed, &end(6, false)),
-        FenceMove::Note { highest: Epoch(6) }
-    );
+    for recorded in [0, 5] {
+        assert_eq!(
+            fence(&closed, &end(6, recorded)),
+            FenceMove::Note { highest: Epoch(6) }
+        );
+    }
     for (record, inside) in [(&open, 0), (&closing, 4)] {
-        for (epoch, granted) in [(5, true), (5, false), (6, false)] {
+        for (epoch, recorded) in [(5, 5), (5, 0), (6, 5), (6, 0)] {
             assert_eq!(
-                fence(record, &end(epoch, granted)),
+                fence(record, &end(epoch, recorded)),
                 FenceMove::Close {
                     export: open_at(5),
                     inside,
@@ -189,11 +195,11 @@ fn every_fence() {
             );
         }
     }
-    for (epoch, granted, known) in [(4, true, 9), (5, false, 9), (12, false, 9), (12, true, 12)] {
+    for (epoch, recorded, known) in [(4, 4, 9), (5, 0, 9), (12, 8, 9), (12, 11, 11)] {
         assert_eq!(
-            fence(&old_copy, &end(epoch, granted)),
+            fence(&old_copy, &end(epoch, recorded)),
             FenceMove::Behind {
-                granted: Epoch(known)
+                recorded: Epoch(known)
             }
         );
     }
@@ -203,7 +209,7 @@ fn every_fence() {
 fn a_volume_that_was_never_exported_is_fenced_with_nothing_open() {
     let fresh = Record::new("vol-1".parse().unwrap(), false);
     assert_eq!(
-        fence(&fresh, &end(0, true)),
+        fence(&fresh, &end(0, 0)),
         FenceMove::Note { highest: Epoch(0) }
     );
 }

@@ -55,25 +55,37 @@ impl Inner {
                 inside,
                 highest,
             } => self.close(&volume, &site, export, inside, highest).await,
-            FenceMove::Behind { granted } => {
-                self.change(&volume, move |record| record.behind = Some(granted))
-                    .await?;
-                tracing::error!(
-                    volume = %volume.id(), home = %record.highest, %granted,
-                    "the record is behind a granted epoch: the pool is an old copy; the volume is not served"
-                );
-                self.end_behind(&volume, &site, record.clone()).await;
-                Err(HomeError::RecordBehind {
-                    home: record.highest,
-                    granted,
-                })
+            FenceMove::Behind { recorded } => {
+                Err(self.found_behind(&volume, &site, record, recorded).await)
             }
         }
+    }
+
+    /// Marks an old copy, on disk, and ends what it had open; the refusal.
+    pub(super) async fn found_behind(
+        self: &Arc<Self>,
+        volume: &Arc<Volume>,
+        site: &Arc<Site>,
+        record: Record,
+        recorded: Epoch,
+    ) -> HomeError {
+        let home = record.highest;
+        let marked = self.change(volume, move |record| record.behind = Some(recorded));
+        if let Err(error) = marked.await {
+            return error;
+        }
+        tracing::error!(
+            volume = %volume.id(), %home, %recorded,
+            "the record is behind an epoch it had recorded: the pool is an old copy; the volume is not served"
+        );
+        self.end_behind(volume, site, record).await;
+        HomeError::RecordBehind { home, recorded }
     }
 
     /// Ends what an old copy had open. The mark in the record keeps it from
     /// opening again, whatever comes of this.
     async fn end_behind(self: &Arc<Self>, volume: &Arc<Volume>, site: &Arc<Site>, record: Record) {
+        site.close(record.highest, self.frontend.as_ref());
         let (export, inside) = match record.export {
             ExportState::Closed => return,
             ExportState::Open { export } => (export, 0),
@@ -220,7 +232,7 @@ impl Inner {
     pub(super) async fn accept(self: &Arc<Self>, volume: &VolumeId) -> Result<Epoch, HomeError> {
         let (volume, site) = self.both(volume)?;
         let record = volume.record().get();
-        let Some(granted) = record.behind else {
+        let Some(recorded) = record.behind else {
             return Ok(record.highest);
         };
         self.end_behind(&volume, &site, record).await;
@@ -230,14 +242,14 @@ impl Inner {
                 volume.id()
             )));
         }
-        let settlement = nothing_open(volume.id(), granted);
+        let settlement = nothing_open(volume.id(), recorded);
         self.change(&volume, move |record| {
             record.behind = None;
-            record.highest = granted;
+            record.highest = recorded;
             record.settlement = Some(settlement);
         })
         .await?;
-        Ok(granted)
+        Ok(recorded)
     }
 
     /// Changes a volume's record; on disk when this returns.

@@ -184,15 +184,41 @@ impl Bench {
         }
     }
 
+    /// A copy of the volume's files.
+    fn copied(&self) -> tempfile::TempDir {
+        let copy = tempfile::tempdir().unwrap();
+        copy_files(&self.folder.path().join("volumes/vol-1"), copy.path());
+        copy
+    }
+
+    /// The agent is stopped, the copy put back, and the agent started.
+    async fn put_back(self, copy: &tempfile::TempDir) -> Self {
+        let Self {
+            folder,
+            home,
+            target,
+        } = self;
+        drop((home, target));
+        copy_files(copy.path(), &folder.path().join("volumes/vol-1"));
+        let target = Arc::new(Target::default());
+        let home = home_over(open_pool(folder.path()).unwrap(), &target);
+        home.restore().await;
+        Self {
+            folder,
+            target,
+            home,
+        }
+    }
+
     async fn export(&self, node: &str, epoch: u64) -> Result<Exported, HomeError> {
         self.home.export(&request(node, epoch)).await
     }
 
-    async fn fence(&self, epoch: u64, granted: bool) -> Result<Settlement, HomeError> {
+    async fn fence(&self, epoch: u64, recorded: u64) -> Result<Settlement, HomeError> {
         let request = FenceRequest {
             volume: vol("vol-1"),
             epoch: Epoch(epoch),
-            granted,
+            recorded: Epoch(recorded),
         };
         self.home.fence(&request).await
     }
@@ -200,6 +226,12 @@ impl Bench {
     fn record(&self) -> crate::pool::record::Record {
         let volume = self.home.pool().volume(&vol("vol-1")).unwrap();
         volume.record().get()
+    }
+}
+
+fn copy_files(from: &std::path::Path, to: &std::path::Path) {
+    for file in ["data", "record", "meta"] {
+        std::fs::copy(from.join(file), to.join(file)).unwrap();
     }
 }
 
@@ -237,7 +269,7 @@ async fn a_volume_moves_by_fence_and_export() {
 
     let refused = bench.export("b", 2).await.unwrap_err();
     assert!(refused.to_string().contains("fence it"), "{refused}");
-    let settled = bench.fence(1, true).await.unwrap();
+    let settled = bench.fence(1, 1).await.unwrap();
     assert_eq!(settled.node, Some("a".parse().unwrap()));
     assert_eq!(settled.settled_by, SettledBy::Drained);
     assert_eq!((settled.sessions_ended, settled.inside_at_close), (3, 0));
@@ -254,7 +286,7 @@ async fn a_volume_moves_by_fence_and_export() {
     assert_ne!(second.target.name, first.target.name);
     assert_ne!(second.target.unit, first.target.unit);
     assert_eq!(
-        bench.fence(1, true).await.unwrap_err(),
+        bench.fence(1, 1).await.unwrap_err(),
         stale(2),
         "a late fence"
     );
@@ -265,16 +297,16 @@ async fn a_volume_moves_by_fence_and_export() {
 async fn a_repeated_fence_has_the_same_answer_but_for_late_commands() {
     let bench = Bench::with_volume().await;
     bench.export("a", 1).await.unwrap();
-    let settled = bench.fence(1, true).await.unwrap();
+    let settled = bench.fence(1, 1).await.unwrap();
     *bench.target.late.lock().unwrap() = 17;
-    let mut again = bench.fence(1, true).await.unwrap();
+    let mut again = bench.fence(1, 1).await.unwrap();
     assert_eq!(again.late_refused, 17);
     again.late_refused = settled.late_refused;
     assert_eq!(again, settled);
     // And after a restart, from the record.
     let bench = bench.restart();
     bench.home.restore().await;
-    assert_eq!(bench.fence(1, true).await.unwrap(), settled);
+    assert_eq!(bench.fence(1, 1).await.unwrap(), settled);
 }
 
 #[tokio::test]
@@ -283,7 +315,7 @@ async fn no_settlement_while_a_command_is_inside() {
     let exported = bench.export("a", 1).await.unwrap();
     let inside = bench.target.inside("vol-1", 2);
     let unsettled = HomeError::Unsettled { inside: 2 };
-    assert_eq!(bench.fence(1, true).await.unwrap_err(), unsettled);
+    assert_eq!(bench.fence(1, 1).await.unwrap_err(), unsettled);
     assert!(bench.target.live().is_empty(), "the gate is closed at once");
     assert!(matches!(
         bench.record().export,
@@ -295,9 +327,9 @@ async fn no_settlement_while_a_command_is_inside() {
     assert!(bench.home.delete(&vol("vol-1")).await.is_err());
     inside.send_replace(1);
     let unsettled = HomeError::Unsettled { inside: 1 };
-    assert_eq!(bench.fence(1, true).await.unwrap_err(), unsettled);
+    assert_eq!(bench.fence(1, 1).await.unwrap_err(), unsettled);
     inside.send_replace(0);
-    let settled = bench.fence(1, true).await.unwrap();
+    let settled = bench.fence(1, 1).await.unwrap();
     assert_eq!(
         settled.inside_at_close, 2,
         "the number at the closing stays"
@@ -309,16 +341,16 @@ async fn no_settlement_while_a_command_is_inside() {
 #[tokio::test]
 async fn a_fence_of_an_epoch_never_opened_keeps_it_closed() {
     let bench = Bench::with_volume().await;
-    let settled = bench.fence(4, false).await.unwrap();
+    let settled = bench.fence(4, 0).await.unwrap();
     assert_eq!(settled.settled_by, SettledBy::NothingOpen);
     assert_eq!((settled.epoch, settled.node.clone()), (Epoch(4), None));
     assert_eq!(bench.export("a", 4).await.unwrap_err(), stale(4));
-    assert_eq!(bench.fence(4, false).await.unwrap(), settled);
+    assert_eq!(bench.fence(4, 0).await.unwrap(), settled);
     let bench = bench.restart();
     assert_eq!(bench.export("a", 4).await.unwrap_err(), stale(4));
     bench.export("a", 5).await.unwrap();
     // A higher fence ends what is open below it, and moves the record there.
-    let settled = bench.fence(8, false).await.unwrap();
+    let settled = bench.fence(8, 0).await.unwrap();
     assert_eq!(
         (settled.epoch, settled.node),
         (Epoch(8), Some("a".parse().unwrap()))
@@ -328,21 +360,21 @@ async fn a_fence_of_an_epoch_never_opened_keeps_it_closed() {
 }
 
 #[tokio::test]
-async fn a_record_behind_a_granted_epoch_serves_nothing_until_accepted() {
+async fn a_record_behind_what_it_had_recorded_serves_nothing_until_accepted() {
     let bench = Bench::with_volume().await;
     bench.export("a", 1).await.unwrap();
     let behind = HomeError::RecordBehind {
         home: Epoch(1),
-        granted: Epoch(5),
+        recorded: Epoch(5),
     };
-    assert_eq!(bench.fence(5, true).await.unwrap_err(), behind);
+    assert_eq!(bench.fence(5, 5).await.unwrap_err(), behind);
     assert!(bench.target.live().is_empty());
     let bench = bench.restart();
     let restored = bench.home.restore().await;
     assert_eq!(restored.failed, [(vol("vol-1"), behind.clone())]);
     assert!(bench.target.live().is_empty());
     assert_eq!(bench.export("a", 6).await.unwrap_err(), behind);
-    assert_eq!(bench.fence(5, true).await.unwrap_err(), behind);
+    assert_eq!(bench.fence(5, 5).await.unwrap_err(), behind);
     assert_eq!(
         bench
             .home
@@ -367,8 +399,95 @@ async fn a_record_behind_a_granted_epoch_serves_nothing_until_accepted() {
         Epoch(5)
     );
     assert_eq!(bench.export("a", 5).await.unwrap_err(), stale(5));
-    assert_eq!(bench.fence(5, true).await.unwrap().epoch, Epoch(5));
+    assert_eq!(bench.fence(5, 5).await.unwrap().epoch, Epoch(5));
     bench.export("a", 6).await.unwrap();
+}
+
+/// With epochs 1 to 5 recorded, 5 of them closed, and a copy made at 3.
+async fn with_an_old_copy() -> (Bench, tempfile::TempDir) {
+    let bench = Bench::with_volume().await;
+    for epoch in 1..=3 {
+        bench.export("a", epoch).await.unwrap();
+        bench.fence(epoch, epoch).await.unwrap();
+    }
+    let copy = bench.copied();
+    for epoch in 4..=5 {
+        bench.export("a", epoch).await.unwrap();
+        bench.fence(epoch, epoch).await.unwrap();
+    }
+    (bench, copy)
+}
+
+/// Serves nobody until it is accepted, and then from the next epoch on.
+async fn stays_behind_until_accepted(bench: &Bench, next: u64) {
+    let behind = HomeError::RecordBehind {
+        home: Epoch(3),
+        recorded: Epoch(5),
+    };
+    assert_eq!(bench.record().behind, Some(Epoch(5)));
+    assert_eq!(bench.export("b", 4).await.unwrap_err(), behind);
+    assert!(bench.target.live().is_empty());
+    let accepted = bench.home.accept_old_copy(&vol("vol-1")).await;
+    assert_eq!(accepted.unwrap(), Epoch(5));
+    assert_eq!(bench.fence(4, 4).await.unwrap_err(), stale(5));
+    bench.fence(next - 1, 5).await.unwrap();
+    let opened = bench.export("b", next).await.unwrap();
+    assert_eq!(bench.target.live(), [opened.target.name]);
+}
+
+#[tokio::test]
+async fn an_old_copy_is_found_when_an_epoch_was_decided_and_not_needed() {
+    // Published at 6, unpublished before the receipt, put back, published at 7.
+    let (bench, copy) = with_an_old_copy().await;
+    let bench = bench.put_back(&copy).await;
+    let refused = bench.fence(6, 5).await.unwrap_err();
+    assert!(
+        matches!(refused, HomeError::RecordBehind { .. }),
+        "{refused}"
+    );
+    stays_behind_until_accepted(&bench, 7).await;
+}
+
+#[tokio::test]
+async fn an_old_copy_is_found_by_the_export_that_has_its_receipt() {
+    let (bench, copy) = with_an_old_copy().await;
+    bench.export("b", 6).await.unwrap();
+    let bench = bench.put_back(&copy).await;
+    let refused = bench.export("b", 6).await.unwrap_err();
+    assert!(
+        matches!(refused, HomeError::RecordBehind { .. }),
+        "{refused}"
+    );
+    stays_behind_until_accepted(&bench, 6).await;
+}
+
+#[tokio::test]
+async fn an_old_copy_is_found_by_a_controller_that_starts_in_an_export() {
+    let (bench, copy) = with_an_old_copy().await;
+    bench.export("b", 6).await.unwrap();
+    let bench = bench.put_back(&copy).await;
+    // Its record says 6, exporting, and 5 as recorded: it fences 6 for 7.
+    let refused = bench.fence(6, 5).await.unwrap_err();
+    assert!(
+        matches!(refused, HomeError::RecordBehind { .. }),
+        "{refused}"
+    );
+    stays_behind_until_accepted(&bench, 7).await;
+}
+
+#[tokio::test]
+async fn an_export_that_finds_an_old_copy_ends_what_that_had_open() {
+    let bench = Bench::with_volume().await;
+    bench.export("a", 1).await.unwrap();
+    let copy = bench.copied();
+    bench.fence(1, 1).await.unwrap();
+    bench.fence(2, 1).await.unwrap();
+    let bench = bench.put_back(&copy).await;
+    assert_eq!(bench.target.live().len(), 1, "as its record says");
+    bench.export("b", 3).await.unwrap_err();
+    assert!(bench.target.live().is_empty());
+    assert_eq!(bench.record().export, ExportState::Closed);
+    assert_eq!(bench.record().behind, Some(Epoch(2)));
 }
 
 #[tokio::test]
@@ -376,14 +495,14 @@ async fn a_volume_behind_can_be_deleted() {
     let bench = Bench::with_volume().await;
     bench.export("a", 1).await.unwrap();
     let inside = bench.target.inside("vol-1", 1);
-    bench.fence(5, true).await.unwrap_err();
+    bench.fence(5, 5).await.unwrap_err();
     assert!(
         bench.home.accept_old_copy(&vol("vol-1")).await.is_err(),
         "a command is inside"
     );
     assert!(bench.home.delete(&vol("vol-1")).await.is_err());
     inside.send_replace(0);
-    bench.fence(5, true).await.unwrap_err();
+    bench.fence(5, 5).await.unwrap_err();
     bench.home.delete(&vol("vol-1")).await.unwrap();
 }
 
@@ -391,7 +510,7 @@ async fn a_volume_behind_can_be_deleted() {
 async fn after_a_crash_exports_are_as_the_record_says() {
     let bench = Bench::with_volume().await;
     let first = bench.export("a", 1).await.unwrap();
-    bench.fence(1, true).await.unwrap();
+    bench.fence(1, 1).await.unwrap();
     let second = bench.export("b", 2).await.unwrap();
 
     let bench = bench.restart();
@@ -407,13 +526,13 @@ async fn after_a_crash_exports_are_as_the_record_says() {
 
     // Killed while closing: never opened again, and settled by the lock.
     bench.target.inside("vol-1", 4);
-    bench.fence(2, true).await.unwrap_err();
+    bench.fence(2, 2).await.unwrap_err();
     let bench = bench.restart();
     let restored = bench.home.restore().await;
     assert_eq!((restored.open, restored.closed), (0, 2));
     assert!(bench.target.live().is_empty());
     assert!(bench.export("b", 3).await.is_err(), "no receipt yet");
-    let settled = bench.fence(2, true).await.unwrap();
+    let settled = bench.fence(2, 2).await.unwrap();
     assert_eq!(settled.settled_by, SettledBy::ExitBarrier);
     assert_eq!(
         (settled.inside_at_close, settled.node),
@@ -427,7 +546,7 @@ async fn a_fence_before_the_restore_settles_by_the_dead_owners_end() {
     let bench = Bench::with_volume().await;
     let exported = bench.export("a", 1).await.unwrap();
     let bench = bench.restart();
-    let settled = bench.fence(1, true).await.unwrap();
+    let settled = bench.fence(1, 1).await.unwrap();
     assert_eq!(settled.settled_by, SettledBy::ExitBarrier);
     assert!(bench.target.is_closed(&exported.target.name));
     assert_eq!(bench.home.restore().await.open, 0);
@@ -442,7 +561,7 @@ async fn an_epochs_fence_and_export_at_once_never_leave_it_open() {
             tokio::spawn(async move { bench.export("a", 1).await })
         };
         tokio::task::yield_now().await;
-        let settled = bench.fence(1, false).await.unwrap();
+        let settled = bench.fence(1, 0).await.unwrap();
         assert_eq!(settled.epoch, Epoch(1));
         let opened = opening.await.unwrap();
         assert!(opened.is_ok() || opened == Err(stale(1)), "{opened:?}");
@@ -457,11 +576,11 @@ async fn a_call_goes_on_when_its_caller_has_gone() {
     let bench = Bench::with_volume().await;
     bench.export("a", 1).await.unwrap();
     let inside = bench.target.inside("vol-1", 1);
-    let gone = tokio::time::timeout(Duration::ZERO, bench.fence(1, true)).await;
+    let gone = tokio::time::timeout(Duration::ZERO, bench.fence(1, 1)).await;
     assert!(gone.is_err());
     assert!(bench.target.live().is_empty(), "closed before any wait");
     inside.send_replace(0);
-    assert_eq!(bench.fence(1, true).await.unwrap().inside_at_close, 1);
+    assert_eq!(bench.fence(1, 1).await.unwrap().inside_at_close, 1);
 }
 
 #[tokio::test]
@@ -470,12 +589,12 @@ async fn a_fence_waits_for_no_snapshot_and_closes_before_it_waits() {
     bench.export("a", 1).await.unwrap();
     let site = bench.home.inner.known(&vol("vol-1")).unwrap();
     let snapshot_under_way = site.data.clone().lock_owned().await;
-    bench.fence(1, true).await.unwrap();
+    bench.fence(1, 1).await.unwrap();
     drop(snapshot_under_way);
 
     bench.export("a", 2).await.unwrap();
     let stuck = site.epochs.clone().lock_owned().await;
-    let gone = tokio::time::timeout(Duration::from_millis(1), bench.fence(2, true)).await;
+    let gone = tokio::time::timeout(Duration::from_millis(1), bench.fence(2, 2)).await;
     assert!(gone.is_err());
     assert!(bench.target.live().is_empty(), "the gate closes first");
     drop(stuck);
@@ -511,7 +630,7 @@ async fn a_restore_has_the_file_to_itself() {
         let error = refused.unwrap_err().to_string();
         assert!(error.contains("being restored"), "{error}");
     }
-    bench.fence(0, false).await.unwrap();
+    bench.fence(0, 0).await.unwrap();
     claim.finish();
     assert!(!bench.record().restoring);
     assert!(bench.export("a", 1).await.unwrap().ever_written);
@@ -528,7 +647,7 @@ async fn nothing_is_restored_over_a_used_volume() {
     let device = bench.target.device("vol-1");
     device.write(Lba(0), &[1; BLOCK as usize], true).unwrap();
     drop(device);
-    bench.fence(1, true).await.unwrap();
+    bench.fence(1, 1).await.unwrap();
     used(bench.home.restore_target(&vol("vol-1")).await);
 
     // Nor over another restore.
@@ -584,12 +703,12 @@ async fn what_is_open_is_not_deleted_and_what_is_gone_is_no_error() {
     bench.export("a", 1).await.unwrap();
     let error = bench.home.delete(&vol("vol-1")).await.unwrap_err();
     assert!(error.to_string().contains("node a"), "{error}");
-    bench.fence(1, true).await.unwrap();
+    bench.fence(1, 1).await.unwrap();
     bench.home.delete(&vol("vol-1")).await.unwrap();
     bench.home.delete(&vol("vol-1")).await.unwrap();
     let none = HomeError::NoVolume(vol("vol-1"));
     assert_eq!(bench.export("a", 2).await.unwrap_err(), none);
-    assert_eq!(bench.fence(1, true).await.unwrap_err(), none);
+    assert_eq!(bench.fence(1, 1).await.unwrap_err(), none);
     assert_eq!(
         bench
             .home
@@ -652,8 +771,8 @@ async fn metrics_tell_the_pool_and_the_fences() {
     let mut registry = Registry::default();
     bench.home.register_metrics(&mut registry);
     bench.export("a", 1).await.unwrap();
-    bench.fence(1, true).await.unwrap();
-    bench.fence(0, true).await.unwrap_err();
+    bench.fence(1, 1).await.unwrap();
+    bench.fence(0, 0).await.unwrap_err();
     let mut text = String::new();
     prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
     for line in [
@@ -688,7 +807,7 @@ async fn a_full_pool_keeps_no_gate_open_needs_root() {
     let fence = FenceRequest {
         volume: id.clone(),
         epoch: Epoch(1),
-        granted: true,
+        recorded: Epoch(1),
     };
     let settled = home.fence(&fence).await.unwrap();
     assert_eq!(settled.settled_by, SettledBy::Drained);
@@ -716,7 +835,7 @@ async fn a_record_that_cannot_be_written_gives_no_settlement_needs_root() {
     let fence = FenceRequest {
         volume: id.clone(),
         epoch: Epoch(1),
-        granted: true,
+        recorded: Epoch(1),
     };
     for _ in 0..2 {
         let error = home.fence(&fence).await.unwrap_err();
@@ -784,7 +903,7 @@ async fn an_iscsi_export_has_its_own_secrets_and_keeps_them_over_a_restart() {
     assert_eq!(again, first, "a repeat");
     assert_eq!(secrets(&bench.home, 1).await.unwrap(), chap);
     assert_eq!(bench.export("a", 1).await, Err(stale(1)), "one holder");
-    bench.fence(1, true).await.unwrap();
+    bench.fence(1, 1).await.unwrap();
     assert_eq!(secrets(&bench.home, 1).await, Err(stale(1)), "ended");
     bench.home.export(&ask(2)).await.unwrap();
     let fresh = secrets(&bench.home, 2).await.unwrap();
@@ -821,7 +940,7 @@ async fn reservations_go_on_over_a_restart_and_end_with_their_epoch() {
     assert!(error.contains("volumes/vol-1/reservations"), "{error}");
     let again = bench.export("a", 1).await.unwrap_err().to_string();
     assert!(again.contains("volumes/vol-1/reservations"), "{again}");
-    let settled = bench.fence(1, true).await.unwrap();
+    let settled = bench.fence(1, 1).await.unwrap();
     assert_eq!(settled.settled_by, SettledBy::ExitBarrier);
     bench.export("b", 2).await.unwrap();
     let keep = |keeper: &dyn Keeper| keeper.keep(Some(b"new")).unwrap();
@@ -849,7 +968,7 @@ async fn an_nvme_export_has_secrets_where_the_hosts_kernel_can_prove_itself() {
     };
     wrote.unwrap();
     assert!(disclosed(&bench, 1).await.ever_written, "by now");
-    bench.fence(1, true).await.unwrap();
+    bench.fence(1, 1).await.unwrap();
 
     let mut ask = request("a", 2);
     ask.host.proves = true;

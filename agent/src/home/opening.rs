@@ -52,8 +52,12 @@ impl Inner {
                 request.volume, request.node
             )));
         }
-        let export = match decide::export(&volume.record().get(), floor, request) {
+        let record = volume.record().get();
+        let export = match decide::export(&record, floor, request) {
             ExportMove::Refuse(error) => return Err(error),
+            ExportMove::Behind { recorded } => {
+                return Err(self.found_behind(&volume, &site, record, recorded).await);
+            }
             ExportMove::Repeat(export) => {
                 self.serve(&volume, &site, &export).await?;
                 *export

@@ -93,7 +93,7 @@ pub struct Record {
     /// What the closing of `highest` came to; kept so that a repeated fence
     /// gets the same answer. None while open and before the first fence.
     pub settlement: Option<Settlement>,
-    /// A granted epoch that this record was found to be behind of: the pool is
+    /// An epoch that this record was found to have lost: the pool is
     /// an old copy, and the volume serves nothing until an operator accepts it.
     pub behind: Option<Epoch>,
     /// Names of exports (subsystem NQNs, target IQNs) that were closed for good, the newest last,

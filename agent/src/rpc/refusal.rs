@@ -21,10 +21,10 @@ pub fn home_status(error: &HomeError) -> Status {
             Code::FailedPrecondition,
             Reason::StaleEpoch(Stale { home_epoch: home.0 }),
         ),
-        HomeError::RecordBehind { home, granted } => {
+        HomeError::RecordBehind { home, recorded } => {
             let behind = Behind {
                 home_epoch: home.0,
-                granted_epoch: granted.0,
+                recorded_epoch: recorded.0,
             };
             (Code::DataLoss, Reason::RecordBehind(behind))
         }
@@ -73,7 +73,7 @@ pub fn home_error(node: &NodeId, status: &Status) -> HomeError {
         },
         Reason::RecordBehind(behind) => HomeError::RecordBehind {
             home: Epoch(behind.home_epoch),
-            granted: Epoch(behind.granted_epoch),
+            recorded: Epoch(behind.recorded_epoch),
         },
         Reason::Unsettled(unsettled) => HomeError::Unsettled {
             inside: unsettled.inside,
@@ -162,7 +162,7 @@ mod tests {
             HomeError::StaleEpoch { home: Epoch(7) },
             HomeError::RecordBehind {
                 home: Epoch(3),
-                granted: Epoch(9),
+                recorded: Epoch(9),
             },
             HomeError::Unsettled { inside: 32 },
             HomeError::NoVolume("vol-1".parse().unwrap()),

@@ -36,10 +36,13 @@ impl Protocol {
             }
             Move::Close { of, closed, .. } => match state.serving {
                 Serving::Closing(_) => {
-                    let Request::Fence { epoch, granted } = request else {
+                    let Request::Fence { epoch, recorded } = request else {
                         return;
                     };
-                    state.call = Call::Closing { to: epoch, granted };
+                    state.call = Call::Closing {
+                        to: epoch,
+                        recorded,
+                    };
                 }
                 // A dead process served it, and its lock came free after its
                 // last command; or its end is known, and is recorded now.
@@ -49,11 +52,14 @@ impl Protocol {
                     self.fenced(state, request);
                 }
                 Serving::Open(_) if self.planted(Planted::GateClosesLast) => {
-                    let Request::Fence { epoch, granted } = request else {
+                    let Request::Fence { epoch, recorded } = request else {
                         return;
                     };
                     debug_assert!(of <= epoch);
-                    state.call = Call::Closing { to: epoch, granted };
+                    state.call = Call::Closing {
+                        to: epoch,
+                        recorded,
+                    };
                 }
                 Serving::Open(_) => state.faults.add(Fault::GateLost),
             },
@@ -139,10 +145,13 @@ impl Protocol {
     }
 
     fn closing(&self, state: &State) -> Option<(Request, Move)> {
-        let Call::Closing { to, granted } = state.call else {
+        let Call::Closing { to, recorded } = state.call else {
             return None;
         };
-        let request = Request::Fence { epoch: to, granted };
+        let request = Request::Fence {
+            epoch: to,
+            recorded,
+        };
         Some((
             request,
             self.product.decide(state.disk, state.floor, request),

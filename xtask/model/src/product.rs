@@ -173,8 +173,8 @@ impl Product {
         self.moves.get((disk, floor, request), || {
             let record = &self.disks.get(disk).value;
             match request {
-                Request::Fence { epoch, granted } => {
-                    let asked = fence_request(epoch, granted);
+                Request::Fence { epoch, recorded } => {
+                    let asked = fence_request(epoch, recorded);
                     match decide::fence(record, &asked) {
                         FenceMove::Refuse(error) => Move::Answer(Reply::of(&error)),
                         FenceMove::Repeat(_) => Move::FencedBefore,
@@ -204,6 +204,7 @@ impl Product {
                     match decide::export(record, Epoch(floor.into()), &asked) {
                         ExportMove::Refuse(error) => Move::Answer(Reply::of(&error)),
                         ExportMove::Repeat(_) => Move::Serve,
+                        ExportMove::Behind { .. } => Move::Answer(Reply::Behind),
                         ExportMove::Open => {
                             let mut opened = record.clone();
                             opened.highest = asked.epoch;

@@ -82,7 +82,7 @@ pub fn facts(state: &VolumeState) -> Facts {
     let request = state.intent().map(|intent| match intent.task {
         Task::Fence { request, .. } => Request::Fence {
             epoch: number(request.epoch),
-            granted: request.granted,
+            recorded: number(request.recorded),
         },
         Task::Export(grant) => Request::Export {
             epoch: number(grant.request().epoch),
@@ -195,7 +195,7 @@ pub fn event_of(state: &VolumeState, reply: Reply) -> Option<Event> {
         Reply::Failed => Outcome::Refused(HomeError::Failed("a call failed".to_owned())),
         Reply::Behind => Outcome::Refused(HomeError::RecordBehind {
             home: Epoch(0),
-            granted: Epoch(0),
+            recorded: Epoch(0),
         }),
         Reply::Stale(home) => Outcome::Refused(HomeError::StaleEpoch {
             home: Epoch(home.into()),
@@ -239,11 +239,11 @@ fn exported(epoch: Epoch) -> Exported {
 }
 
 /// A fence, as the home is asked.
-pub fn fence_request(epoch: Number, granted: bool) -> FenceRequest {
+pub fn fence_request(epoch: Number, recorded: Number) -> FenceRequest {
     FenceRequest {
         volume: volume(),
         epoch: Epoch(epoch.into()),
-        granted,
+        recorded: Epoch(recorded.into()),
     }
 }
 

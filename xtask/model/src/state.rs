@@ -32,7 +32,7 @@ pub enum Call {
         /// The epoch it was asked to end.
         to: Number,
         /// As the request said.
-        granted: bool,
+        recorded: Number,
     },
 }
 
@@ -239,6 +239,13 @@ impl State {
                     epoch > highest || open == OnDisk::Open(epoch, node)
                 }
                 Request::Restore => true,
+            });
+            // What the home has recorded it knows itself.
+            self.late.map(|request| match request {
+                Request::Fence { epoch, recorded } if recorded <= highest => {
+                    Request::Fence { epoch, recorded: 0 }
+                }
+                other => other,
             });
         }
         self.least(product)

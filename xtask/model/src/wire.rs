@@ -14,6 +14,8 @@ pub const NODES: [&str; 3] = ["node-a", "node-b", "node-c"];
 pub const TICKET: &str = "ticket";
 /// No epoch comes up above this one; the search's bound is well below it.
 const HIGHEST: Number = 11;
+/// How many fences can be told apart.
+const FENCES: u32 = (HIGHEST as u32 + 1) * (HIGHEST as u32 + 2) / 2;
 
 /// What a home is asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -22,8 +24,8 @@ pub enum Request {
     Fence {
         /// The epoch.
         epoch: Number,
-        /// Whether the arbiter knows that it was recorded.
-        granted: bool,
+        /// What the home is known to have recorded; at most the epoch.
+        recorded: Number,
     },
     /// Open an export.
     Export {
@@ -39,20 +41,21 @@ pub enum Request {
 impl Request {
     fn bit(self) -> u32 {
         match self {
-            Self::Fence { epoch, granted } => u32::from(epoch) * 2 + u32::from(granted),
-            Self::Export { epoch, node } => {
-                2 * (u32::from(HIGHEST) + 1) + u32::from(epoch) * 3 + u32::from(node)
+            Self::Fence { epoch, recorded } => {
+                debug_assert!(recorded <= epoch);
+                u32::from(epoch) * (u32::from(epoch) + 1) / 2 + u32::from(recorded)
             }
-            Self::Restore => 5 * (u32::from(HIGHEST) + 1),
+            Self::Export { epoch, node } => FENCES + u32::from(epoch) * 3 + u32::from(node),
+            Self::Restore => FENCES + 3 * (HIGHEST as u32 + 1),
         }
     }
 
     fn every() -> impl Iterator<Item = Self> {
         (0..=HIGHEST)
             .flat_map(|epoch| {
-                let fences = [false, true].map(|granted| Self::Fence { epoch, granted });
+                let fences = (0..=epoch).map(move |recorded| Self::Fence { epoch, recorded });
                 let exports = [0, 1, 2].map(|node| Self::Export { epoch, node });
-                fences.into_iter().chain(exports)
+                fences.chain(exports)
             })
             .chain([Self::Restore])
     }
@@ -60,12 +63,17 @@ impl Request {
 
 /// Requests under way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, PartialOrd, Ord)]
-pub struct Requests(u64);
+pub struct Requests(u128);
 
 impl Requests {
     /// Those for which `keep` holds.
     pub fn keep(&mut self, keep: impl Fn(Request) -> bool) {
         *self = self.iter().filter(|request| keep(*request)).collect();
+    }
+
+    /// Each as `to` makes it.
+    pub fn map(&mut self, to: impl Fn(Request) -> Request) {
+        *self = self.iter().map(to).collect();
     }
 
     /// One after another.
@@ -113,7 +121,7 @@ pub enum Reply {
     Done,
     /// A call failed, or something is in the way.
     Failed,
-    /// Its record is behind an epoch that was granted.
+    /// Its record is behind an epoch it had recorded.
     Behind,
     /// The epoch is stale; the home is at this one.
     Stale(Number),

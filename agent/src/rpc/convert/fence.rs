@@ -12,7 +12,7 @@ impl From<&FenceRequest> for pb::FenceRequest {
         Self {
             volume: request.volume.to_string(),
             epoch: request.epoch.0,
-            granted: request.granted,
+            recorded_epoch: request.recorded.0,
         }
     }
 }
@@ -23,7 +23,7 @@ impl TryFrom<pb::FenceRequest> for FenceRequest {
         Ok(Self {
             volume: text("volume", &request.volume)?,
             epoch: Epoch(request.epoch),
-            granted: request.granted,
+            recorded: Epoch(request.recorded_epoch),
         })
     }
 }
