@@ -926,6 +926,7 @@ impl ModelHome {
                                 unit: Uuid::nil(),
                                 chap: None,
                                 read_only: request.read_only,
+                                failed_flush: None,
                             },
                         };
                         Outcome::Exported(exported(request.epoch))
