@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::ports::{Content, FenceRequest, Note};
 use super::proof::Grant;
-use crate::ids::{ActionId, Bytes, Epoch, NodeId, TicketId, VolumeId};
+use crate::ids::{ActionId, Bytes, Epoch, NodeId, TicketId};
 
 /// How long a stream that must stop is given to do so by itself.
 pub const GRACE: Duration = Duration::from_secs(1);
@@ -62,7 +62,10 @@ pub enum Task {
     /// Open an export.
     Export(Grant),
     /// Delete the volume, whose exports have all ended.
-    Delete(VolumeId),
+    Delete {
+        /// Only if it was never exported nor written.
+        unused: bool,
+    },
 }
 
 impl Task {
@@ -72,7 +75,7 @@ impl Task {
             Self::Create { .. } => "create",
             Self::Fence { .. } => "fence",
             Self::Export(_) => "export",
-            Self::Delete(_) => "delete",
+            Self::Delete { .. } => "delete",
         }
     }
 }

@@ -135,6 +135,9 @@ pub enum HomeError {
         /// How many.
         inside: u32,
     },
+    /// It is under way and goes on; ask again.
+    #[error("{0}")]
+    NotYet(String),
     /// The home has no such volume.
     #[error("the home has no volume {0}")]
     NoVolume(VolumeId),
@@ -198,6 +201,9 @@ pub struct Capacity {
     pub total: Bytes,
 }
 
+/// A home's call that clones or syncs a whole volume is answered within this.
+pub const COPY: Duration = Duration::from_secs(60);
+
 /// The home's side of a volume: its bytes, its record, its exports.
 ///
 /// Every method can be repeated: the same request again has the same outcome.
@@ -210,8 +216,10 @@ pub trait Home: Send + Sync {
         size: Bytes,
         content: &Content,
     ) -> Result<(), HomeError>;
-    /// Deletes a volume whose exports are all closed, with its record. No such volume: success.
-    async fn delete(&self, volume: &VolumeId) -> Result<(), HomeError>;
+    /// Deletes a volume whose exports are all closed, with its record; `unused`:
+    /// only if it was never exported nor written (a clone counts as written).
+    /// What it must leave is stale. No such volume: success.
+    async fn delete(&self, volume: &VolumeId, unused: bool) -> Result<(), HomeError>;
     /// Grows a volume to at least `size`, tells connected hosts, and returns the new size.
     async fn expand(&self, volume: &VolumeId, size: Bytes) -> Result<Bytes, HomeError>;
     /// Clones a volume as it is now.

@@ -111,7 +111,7 @@ impl Home for Door {
         })
         .await
     }
-    async fn delete(&self, volume: &VolumeId) -> Result<(), HomeError> {
+    async fn delete(&self, volume: &VolumeId, _unused: bool) -> Result<(), HomeError> {
         self.call(|world| {
             let gone = world.volumes.lock().unwrap().remove(volume);
             assert!(!matches!(gone, Some((_, Some(_)))), "deleted while open");

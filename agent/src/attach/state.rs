@@ -43,7 +43,7 @@
 //! | receipt | – | – | Idle | Exporting | – | – | Deleting | – | – |
 //! | exported | – | – | – | – | Attached | – | – | – | – |
 //! | deleted | – | – | – | – | – | – | – | Gone | – |
-//! | refused: stale epoch | – | – | Closing at the home's epoch | Handing, likewise | Handing, likewise | – | Ending, likewise; a failed restore's: Closing | Ending, likewise | – |
+//! | refused: stale epoch | – | – | Closing at the home's epoch | Handing, likewise | Handing, likewise | – | Ending, likewise; a failed restore's: Closing | Ending, likewise; Closing where it could not be made | – |
 //! | refused: cannot be made | Deleting | – | – | – | – | – | – | – | – |
 //! | refused: no such volume | same | – | same | same | same | – | Deleting | same | – |
 //! | refused: record behind | same | – | same | same | same | – | Deleting | same | – |
@@ -75,6 +75,8 @@
 //!   the store, and the volume lives.
 //! * An epoch that was decided and then not needed (unpublish while handing) is
 //!   not used again; `offered` says up to where exports can exist.
+//! * What could not be made is deleted only if nobody ever used it: a store put
+//!   back from an old copy may ask to make what was made and written long ago.
 
 use std::time::{Duration, SystemTime};
 
@@ -238,7 +240,7 @@ impl Stage {
                     | (Exporting, Attached | Handing | Closing)
                     | (Attached, Handing | Closing)
                     | (Ending, Deleting | Closing)
-                    | (Deleting, Ending | Gone)
+                    | (Deleting, Ending | Closing | Gone)
             )
     }
 
@@ -410,7 +412,9 @@ impl VolumeState {
                 };
                 Task::Export(Grant::new(cleared, request).ok()?)
             }
-            Phase::Deleting { .. } => Task::Delete(volume()),
+            Phase::Deleting { unmade } => Task::Delete {
+                unused: unmade.is_some(),
+            },
             Phase::Idle | Phase::Attached { .. } | Phase::Gone { .. } => return None,
         };
         Some(Intent {

@@ -99,7 +99,7 @@ fn done(state: &VolumeState) -> Event {
             Task::Create { .. } => Outcome::Created,
             Task::Fence { request, .. } => Outcome::Fenced(receipt(request.epoch)),
             Task::Export(grant) => Outcome::Exported(exported(grant.request().epoch)),
-            Task::Delete(_) => Outcome::Deleted,
+            Task::Delete { .. } => Outcome::Deleted,
         },
     )
 }
@@ -446,6 +446,11 @@ const TABLE: &[Row] = &[
         ["."; 9],
     ),
     (
+        "refused: not yet",
+        |state| refused(state, HomeError::NotYet("being made".to_owned())),
+        ["."; 9],
+    ),
+    (
         "refused: unreachable",
         |state| {
             refused(
@@ -488,7 +493,7 @@ fn every_legal_move_happens_and_no_other() {
     for (_, event, _) in TABLE {
         let starts = Stage::ALL.into_iter().map(at);
         let discarded = go(&go(&for_restore(), done(&for_restore())), fail_restore("r"));
-        for state in starts.chain([go(&fresh(), done(&fresh())), discarded]) {
+        for state in starts.chain([go(&fresh(), done(&fresh())), discarded, unmade()]) {
             if let Ok((next, _)) = state.step(event(&state), NOW)
                 && next.stage() != state.stage()
             {
@@ -563,6 +568,43 @@ fn a_fence_says_what_the_home_must_have_recorded() {
     assert_eq!(asked(&go(&rested, publish("c"))), (2, 1));
     let exporting = go(&handing, done(&handing));
     assert_eq!(asked(&go(&exporting, Event::Resume)), (2, 1));
+}
+
+/// One that could not be made.
+fn unmade() -> VolumeState {
+    let error = HomeError::NoVolume("source".parse().unwrap());
+    let unmade = go(&fresh(), refused(&fresh(), error));
+    assert_eq!(unmade.stage(), Stage::Deleting);
+    unmade
+}
+
+/// A store put back from an old copy asks again for what was made long ago.
+#[test]
+fn what_could_not_be_made_and_was_used_is_kept() {
+    let unmade = unmade();
+    let task = unmade.intent().unwrap().task;
+    assert_eq!(task, Task::Delete { unused: true });
+    for home in [Epoch(0), Epoch(4)] {
+        let closing = go(&unmade, refused(&unmade, HomeError::StaleEpoch { home }));
+        assert_eq!(closing.stage(), Stage::Closing);
+        assert_eq!(closing.intent().unwrap().epoch, home);
+        let rested = go(&closing, done(&closing));
+        assert_eq!((rested.stage(), rested.epoch), (Stage::Idle, home));
+        check(&rested);
+    }
+    let deleting = at(Stage::Deleting).intent().unwrap().task;
+    assert_eq!(deleting, Task::Delete { unused: false });
+}
+
+#[test]
+fn what_is_being_made_is_waited_for() {
+    let mut state = fresh();
+    for _ in 0..2 {
+        let late = HomeError::NotYet("volume v is being made; ask again".to_owned());
+        state = go(&state, refused(&state, late));
+        assert_eq!(state, fresh());
+    }
+    assert_eq!(go(&state, done(&state)).stage(), Stage::Idle);
 }
 
 #[test]
@@ -887,10 +929,10 @@ impl ModelHome {
     fn perform(&mut self, task: &Task, known: Epoch) -> Outcome {
         match task {
             Task::Create { .. } => Outcome::Created,
-            Task::Delete(_) if self.open().is_some() => {
+            Task::Delete { .. } if self.open().is_some() => {
                 Outcome::Refused(HomeError::Failed("an export is open".to_owned()))
             }
-            Task::Delete(_) => Outcome::Deleted,
+            Task::Delete { .. } => Outcome::Deleted,
             Task::Fence { request, .. } => match decide::fence(&self.record, request) {
                 FenceMove::Refuse(error) => Outcome::Refused(error),
                 FenceMove::Behind { recorded } => self.behind(recorded),

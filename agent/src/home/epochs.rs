@@ -84,7 +84,12 @@ impl Inner {
 
     /// Ends what an old copy had open. The mark in the record keeps it from
     /// opening again, whatever comes of this.
-    async fn end_behind(self: &Arc<Self>, volume: &Arc<Volume>, site: &Arc<Site>, record: Record) {
+    pub(super) async fn end_behind(
+        self: &Arc<Self>,
+        volume: &Arc<Volume>,
+        site: &Arc<Site>,
+        record: Record,
+    ) {
         site.close(record.highest, self.frontend.as_ref());
         let (export, inside) = match record.export {
             ExportState::Closed => return,

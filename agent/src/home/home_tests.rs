@@ -324,7 +324,7 @@ async fn no_settlement_while_a_command_is_inside() {
     assert!(bench.record().settlement.is_none());
     assert!(bench.export("b", 2).await.is_err());
     assert_eq!(bench.export("a", 1).await.unwrap_err(), stale(1));
-    assert!(bench.home.delete(&vol("vol-1")).await.is_err());
+    assert!(bench.home.delete(&vol("vol-1"), false).await.is_err());
     inside.send_replace(1);
     let unsettled = HomeError::Unsettled { inside: 1 };
     assert_eq!(bench.fence(1, 1).await.unwrap_err(), unsettled);
@@ -500,10 +500,10 @@ async fn a_volume_behind_can_be_deleted() {
         bench.home.accept_old_copy(&vol("vol-1")).await.is_err(),
         "a command is inside"
     );
-    assert!(bench.home.delete(&vol("vol-1")).await.is_err());
+    assert!(bench.home.delete(&vol("vol-1"), false).await.is_err());
     inside.send_replace(0);
     bench.fence(5, 5).await.unwrap_err();
-    bench.home.delete(&vol("vol-1")).await.unwrap();
+    bench.home.delete(&vol("vol-1"), false).await.unwrap();
 }
 
 #[tokio::test]
@@ -610,7 +610,7 @@ async fn a_restore_has_the_file_to_itself() {
     let busy = [
         bench.export("a", 1).await.map(drop),
         bench.home.restore_target(&vol("vol-1")).await.map(drop),
-        bench.home.delete(&vol("vol-1")).await,
+        bench.home.delete(&vol("vol-1"), false).await,
         bench
             .home
             .expand(&vol("vol-1"), Bytes(2 * MIB))
@@ -679,7 +679,7 @@ async fn a_restore_that_its_agents_end_cut_short_is_never_exported() {
         let error = refused.unwrap_err().to_string();
         assert!(error.contains("half restored"), "{error}");
     }
-    bench.home.delete(&vol("vol-1")).await.unwrap();
+    bench.home.delete(&vol("vol-1"), false).await.unwrap();
 }
 
 #[tokio::test]
@@ -701,11 +701,11 @@ async fn a_live_volume_grows_and_its_hosts_are_told() {
 async fn what_is_open_is_not_deleted_and_what_is_gone_is_no_error() {
     let bench = Bench::with_volume().await;
     bench.export("a", 1).await.unwrap();
-    let error = bench.home.delete(&vol("vol-1")).await.unwrap_err();
-    assert!(error.to_string().contains("node a"), "{error}");
+    let open = bench.home.delete(&vol("vol-1"), false).await;
+    assert_eq!(open.unwrap_err(), stale(1));
     bench.fence(1, 1).await.unwrap();
-    bench.home.delete(&vol("vol-1")).await.unwrap();
-    bench.home.delete(&vol("vol-1")).await.unwrap();
+    bench.home.delete(&vol("vol-1"), false).await.unwrap();
+    bench.home.delete(&vol("vol-1"), false).await.unwrap();
     let none = HomeError::NoVolume(vol("vol-1"));
     assert_eq!(bench.export("a", 2).await.unwrap_err(), none);
     assert_eq!(bench.fence(1, 1).await.unwrap_err(), none);
@@ -726,6 +726,77 @@ async fn what_is_open_is_not_deleted_and_what_is_gone_is_no_error() {
             .unwrap_err(),
         none
     );
+}
+
+/// A store put back from an old copy, in which the clone was being made, asks again.
+#[tokio::test]
+async fn a_clone_is_known_again_when_its_source_is_gone_needs_root() {
+    let fs = Mounted::xfs();
+    let target = Arc::new(Target::default());
+    let home = home_over(open_pool(&fs.pool()).unwrap(), &target);
+    let (source, clone) = (vol("source"), vol("vol-1"));
+    let content = Content::Volume(source.clone());
+    let create = || home.create(&clone, Bytes(MIB), &content);
+    home.create(&source, Bytes(MIB), &Content::Empty)
+        .await
+        .unwrap();
+    create().await.unwrap();
+    home.export(&request("a", 1)).await.unwrap();
+    let device = target.device("vol-1");
+    device.write(Lba(0), &[7; BLOCK as usize], true).unwrap();
+    assert_eq!(home.delete(&clone, true).await, Err(stale(1)), "open");
+    let fence = FenceRequest {
+        volume: clone.clone(),
+        epoch: Epoch(1),
+        recorded: Epoch(1),
+    };
+    home.fence(&fence).await.unwrap();
+    home.delete(&source, false).await.unwrap();
+
+    create().await.unwrap();
+    assert_eq!(home.delete(&clone, true).await, Err(stale(1)), "used");
+    let path = home.pool().volume_path(&clone).unwrap();
+    assert_eq!(std::fs::read(path).unwrap()[0], 7);
+    let other = home.create(&vol("vol-2"), Bytes(MIB), &content).await;
+    assert_eq!(other, Err(HomeError::NoVolume(source)));
+    assert!(home.inner.site(&vol("vol-2")).is_none());
+}
+
+#[tokio::test]
+async fn what_was_never_used_is_deleted_and_what_was_written_is_kept() {
+    let bench = Bench::with_volume().await;
+    let id = vol("vol-1");
+    drop(bench.home.restore_target(&id).await.unwrap());
+    assert_eq!(bench.home.delete(&id, true).await, Err(stale(0)));
+    bench.home.delete(&id, false).await.unwrap();
+    let made = bench.home.create(&id, Bytes(MIB), &Content::Empty).await;
+    made.unwrap();
+    bench.home.delete(&id, true).await.unwrap();
+    assert!(bench.home.pool().volumes().is_empty());
+    bench.home.delete(&id, true).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_making_that_takes_long_is_joined() {
+    let mut bench = Bench::new();
+    let inner = Arc::get_mut(&mut bench.home.inner).unwrap();
+    inner.config.data_deadline = Duration::from_millis(20);
+    let id = vol("vol-1");
+    let create = || bench.home.create(&id, Bytes(MIB), &Content::Empty);
+    let site = bench.home.inner.site_of(&id);
+    let building = site.data.clone().lock_owned().await;
+    for _ in 0..2 {
+        let late = create().await.unwrap_err();
+        assert!(matches!(late, HomeError::NotYet(_)), "{late:?}");
+    }
+    drop(building);
+    // A disk may take longer than this deadline for it.
+    let end = Instant::now() + Duration::from_secs(20);
+    while let Err(late) = create().await {
+        assert!(matches!(late, HomeError::NotYet(_)), "{late:?}");
+        assert!(Instant::now() < end);
+    }
+    create().await.unwrap();
 }
 
 #[tokio::test]

@@ -66,6 +66,7 @@ impl Metrics {
             Err(
                 HomeError::Unreachable { .. }
                 | HomeError::Used(_)
+                | HomeError::NotYet(_)
                 | HomeError::NoSnapshot(_)
                 | HomeError::NoSpace { .. }
                 | HomeError::Unsupported(_)

@@ -241,7 +241,7 @@ async fn exclusively<T: Send + 'static>(
 ) -> Result<T, HomeError> {
     let begun = Instant::now();
     let late = |_| {
-        HomeError::Failed(format!(
+        HomeError::NotYet(format!(
             "{what}: not done within {deadline:?}, it goes on; ask again"
         ))
     };
@@ -264,9 +264,19 @@ impl Inner {
     /// A volume's state in memory, if the pool has the volume.
     fn known(&self, volume: &VolumeId) -> Result<Arc<Site>, HomeError> {
         self.pool.volume(volume)?;
+        Ok(self.site_of(volume))
+    }
+
+    /// A volume's state in memory, also of one that is yet to be made.
+    fn site_of(&self, volume: &VolumeId) -> Arc<Site> {
         let mut sites = self.sites.lock().unwrap_or_else(PoisonError::into_inner);
-        let site = sites.entry(volume.clone()).or_insert_with(Site::new);
-        Ok(Arc::clone(site))
+        Arc::clone(sites.entry(volume.clone()).or_insert_with(Site::new))
+    }
+
+    /// Forgets the state of a volume that is not there.
+    fn forget(&self, volume: &VolumeId) {
+        let mut sites = self.sites.lock().unwrap_or_else(PoisonError::into_inner);
+        sites.remove(volume);
     }
 
     /// A volume's state in memory, if there is any.
@@ -307,6 +317,7 @@ impl From<PoolError> for HomeError {
                 needed,
                 available,
             },
+            PoolError::NotYet(why) => Self::NotYet(why),
             PoolError::NoReflink { .. } => Self::Unsupported(error.to_string()),
             PoolError::Call { .. }
             | PoolError::Unsuitable { .. }
@@ -330,29 +341,17 @@ impl crate::attach::ports::Home for Home {
         size: Bytes,
         content: &Content,
     ) -> Result<(), HomeError> {
-        let (inner, id, of) = (Arc::clone(&self.inner), volume.clone(), content.clone());
-        let create = async move { inner.create(id, size, of).await };
-        match content {
-            Content::Volume(source) => self.data(source, "clone", create).await,
-            Content::Empty | Content::Snapshot(_) => {
-                let what = format!("create volume {volume}");
-                exclusively(
-                    Arc::default(),
-                    what,
-                    self.inner.config.data_deadline,
-                    create,
-                )
-                .await
-            }
-        }
+        let (home, id, of) = (self.clone(), volume.clone(), content.clone());
+        let lock = Arc::clone(&self.inner.site_of(volume).data);
+        let create = async move { home.make(id, size, of).await };
+        let what = format!("create volume {volume}");
+        exclusively(lock, what, self.inner.config.data_deadline, create).await
     }
 
-    async fn delete(&self, volume: &VolumeId) -> Result<(), HomeError> {
+    async fn delete(&self, volume: &VolumeId, unused: bool) -> Result<(), HomeError> {
         let (inner, id) = (Arc::clone(&self.inner), volume.clone());
-        let deleted = self
-            .data(volume, "delete", async move { inner.delete(&id).await })
-            .await;
-        match deleted {
+        let delete = async move { inner.delete(&id, unused).await };
+        match self.data(volume, "delete", delete).await {
             Err(HomeError::NoVolume(_)) => Ok(()),
             other => other,
         }

@@ -5,13 +5,13 @@ use std::sync::Arc;
 
 use super::epochs::being_restored;
 use super::site::{Serving, Site};
-use super::{Inner, decide, exclusively};
+use super::{Home, Inner, decide, exclusively};
 use crate::attach::ports::{Content, HomeError, SnapshotInfo};
 use crate::block::BlockDevice;
 use crate::ids::{Bytes, Epoch, SnapshotId, VolumeId};
-use crate::pool::Volume;
 use crate::pool::lock::PoolLock;
 use crate::pool::record::ExportState;
+use crate::pool::{PoolError, Volume};
 
 /// A claim on a volume's file. A restore that is whole says so with
 /// [`finish`](Self::finish), when its last write has ended. One that is dropped
@@ -56,16 +56,44 @@ impl Drop for RestoreTarget {
     }
 }
 
+impl Home {
+    /// Makes a volume, under its `data` lock. One that is there answers by what
+    /// it was made as, and needs no source: that may be gone by now.
+    pub(super) async fn make(
+        self,
+        id: VolumeId,
+        size: Bytes,
+        content: Content,
+    ) -> Result<(), HomeError> {
+        let there = !matches!(self.inner.pool.volume(&id), Err(PoolError::NoVolume(_)));
+        let (inner, new) = (Arc::clone(&self.inner), id.clone());
+        let made = match &content {
+            Content::Volume(source) if !there => {
+                let (of, content) = (source.clone(), content.clone());
+                let clone = async move {
+                    inner.must_be_whole(&of)?;
+                    inner.create(new, size, content).await
+                };
+                self.data(source, "clone", clone).await
+            }
+            Content::Empty | Content::Snapshot(_) | Content::Volume(_) => {
+                inner.create(new, size, content).await
+            }
+        };
+        if made.is_err() && !there {
+            self.inner.forget(&id);
+        }
+        made
+    }
+}
+
 impl Inner {
-    pub(super) async fn create(
+    async fn create(
         self: &Arc<Self>,
         id: VolumeId,
         size: Bytes,
         content: Content,
     ) -> Result<(), HomeError> {
-        if let Content::Volume(source) = &content {
-            self.must_be_whole(source)?;
-        }
         self.blocking(move |inner| inner.pool.create(&id, size, &content))
             .await
     }
@@ -119,27 +147,37 @@ impl Inner {
         Ok(size)
     }
 
-    pub(super) async fn delete(self: &Arc<Self>, volume: &VolumeId) -> Result<(), HomeError> {
+    pub(super) async fn delete(
+        self: &Arc<Self>,
+        volume: &VolumeId,
+        unused: bool,
+    ) -> Result<(), HomeError> {
         let site = self.known(volume)?;
         let inner = Arc::clone(self);
         let id = volume.clone();
         let lock = Arc::clone(&site.epochs);
         let what = format!("delete volume {volume}");
         exclusively(lock, what, self.config.data_deadline, async move {
-            inner.delete_closed(&id).await
+            inner.delete_closed(&id, unused).await
         })
         .await
     }
 
-    async fn delete_closed(self: &Arc<Self>, id: &VolumeId) -> Result<(), HomeError> {
+    async fn delete_closed(self: &Arc<Self>, id: &VolumeId, unused: bool) -> Result<(), HomeError> {
         let (volume, site) = self.both(id)?;
-        let record = volume.record().get();
+        let mut record = volume.record().get();
+        if record.behind.is_some() {
+            // Whoever asks knows that nobody counts on it, and fences it no more.
+            self.end_behind(&volume, &site, record).await;
+            record = volume.record().get();
+        }
+        let stale = HomeError::StaleEpoch {
+            home: record.highest,
+        };
         let refusal = match &record.export {
-            ExportState::Open { export } | ExportState::Closing { export, .. } => {
-                Some(HomeError::Failed(format!(
-                    "volume {id}: epoch {} of node {} has not ended; fence it before the volume is deleted",
-                    export.epoch, export.node
-                )))
+            ExportState::Open { .. } | ExportState::Closing { .. } => Some(stale),
+            ExportState::Closed if unused && (record.highest > Epoch(0) || record.ever_written) => {
+                Some(stale)
             }
             ExportState::Closed => {
                 let now = site.now();
@@ -159,10 +197,7 @@ impl Inner {
         }
         let gone = id.clone();
         self.blocking(move |inner| inner.pool.delete(&gone)).await?;
-        self.sites
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
-            .remove(id);
+        self.forget(id);
         Ok(())
     }
 

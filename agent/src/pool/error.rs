@@ -114,9 +114,12 @@ pub enum PoolError {
     /// No such snapshot.
     #[error("the pool has no snapshot {0}")]
     NoSnapshot(SnapshotId),
-    /// The same id again with other properties, or while it is being made.
+    /// The same id again with other properties.
     #[error("{0}")]
     Conflict(String),
+    /// It is being made; ask again.
+    #[error("{0}")]
+    NotYet(String),
     /// A size that no volume can have.
     #[error("a size of {size} is not possible: {rule}")]
     BadSize {

@@ -210,5 +210,5 @@ impl Pool {
 }
 
 fn being_taken(id: &SnapshotId) -> PoolError {
-    PoolError::Conflict(format!("snapshot {id} is being taken; ask again"))
+    PoolError::NotYet(format!("snapshot {id} is being taken; ask again"))
 }

@@ -342,7 +342,7 @@ impl Pool {
 }
 
 fn being_made(id: &VolumeId) -> PoolError {
-    PoolError::Conflict(format!("volume {id} is being made; ask again"))
+    PoolError::NotYet(format!("volume {id} is being made; ask again"))
 }
 
 /// What a new file is cloned from.

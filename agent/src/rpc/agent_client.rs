@@ -20,8 +20,8 @@ use super::pb::home_client::HomeClient;
 use super::pb::node_client::NodeClient;
 use super::{pb, refusal};
 use crate::attach::ports::{
-    Capacity, Content, Disclosure, ExportRequest, Exported, FenceRequest, Home, HomeError, Node,
-    NodeAnswer, Ports, Settlement, SnapshotInfo,
+    COPY, Capacity, Content, Disclosure, ExportRequest, Exported, FenceRequest, Home, HomeError,
+    Node, NodeAnswer, Ports, Settlement, SnapshotInfo,
 };
 use crate::ids::{Bytes, Epoch, HostPort, NodeId, SnapshotId, TicketId, VolumeId};
 
@@ -35,8 +35,6 @@ const LIVELINESS: Duration = Duration::from_secs(10);
 const ALIVE: Duration = Duration::from_secs(5);
 /// A call about one record or gate has to be answered within this.
 const CALL: Duration = Duration::from_secs(5);
-/// A call that clones or syncs a whole volume has to be answered within this.
-const COPY: Duration = Duration::from_secs(60);
 
 /// A connection to `address` that is made when it is first used, and again when it broke.
 pub fn channel(address: &HostPort) -> Channel {
@@ -135,9 +133,10 @@ impl Home for AgentClient {
         answer.map(drop).map_err(|status| self.refused(&status))
     }
 
-    async fn delete(&self, volume: &VolumeId) -> Result<(), HomeError> {
-        let request = pb::VolumeName {
+    async fn delete(&self, volume: &VolumeId, unused: bool) -> Result<(), HomeError> {
+        let request = pb::DeleteRequest {
             volume: volume.to_string(),
+            unused,
         };
         let answer = self.home().delete(within(COPY, request)).await;
         answer.map(drop).map_err(|status| self.refused(&status))

@@ -84,10 +84,11 @@ impl pb::home_server::Home for HomeService {
         Ok(Response::new(pb::Nothing {}))
     }
 
-    async fn delete(&self, request: Request<pb::VolumeName>) -> Answer<pb::Nothing> {
-        let volume = text("volume", &request.into_inner().volume)?;
+    async fn delete(&self, request: Request<pb::DeleteRequest>) -> Answer<pb::Nothing> {
+        let request = request.into_inner();
+        let volume = text("volume", &request.volume)?;
         self.home()?
-            .delete(&volume)
+            .delete(&volume, request.unused)
             .await
             .map_err(|e| home_status(&e))?;
         Ok(Response::new(pb::Nothing {}))

@@ -32,6 +32,7 @@ pub fn home_status(error: &HomeError) -> Status {
             Code::Unavailable,
             Reason::Unsettled(Unsettled { inside: *inside }),
         ),
+        HomeError::NotYet(why) => (Code::Unavailable, Reason::NotYet(why.clone())),
         HomeError::NoVolume(volume) => (Code::NotFound, Reason::NoVolume(volume.to_string())),
         HomeError::NoSnapshot(id) => (Code::NotFound, Reason::NoSnapshot(id.to_string())),
         HomeError::Used(volume) => (
@@ -78,6 +79,7 @@ pub fn home_error(node: &NodeId, status: &Status) -> HomeError {
         Reason::Unsettled(unsettled) => HomeError::Unsettled {
             inside: unsettled.inside,
         },
+        Reason::NotYet(why) => HomeError::NotYet(why),
         Reason::NoVolume(id) => id
             .parse()
             .map_or_else(|_| unreachable(), HomeError::NoVolume),
@@ -165,6 +167,7 @@ mod tests {
                 recorded: Epoch(9),
             },
             HomeError::Unsettled { inside: 32 },
+            HomeError::NotYet("volume vol-1 is being made".into()),
             HomeError::NoVolume("vol-1".parse().unwrap()),
             HomeError::NoSnapshot("snap-1".parse().unwrap()),
             HomeError::Used("vol-1".parse().unwrap()),

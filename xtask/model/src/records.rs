@@ -88,7 +88,7 @@ pub fn facts(state: &VolumeState) -> Facts {
             epoch: number(grant.request().epoch),
             node: index(&grant.request().node),
         },
-        Task::Create { .. } | Task::Delete(_) => unreachable!("not in this model"),
+        Task::Create { .. } | Task::Delete { .. } => unreachable!("not in this model"),
     });
     let beside = |claim: &&drover::attach::state::Claim| claim.ticket.kind != TicketKind::Workload;
     let ticket = state.claims.iter().find(beside).map(|claim| {
@@ -190,7 +190,7 @@ pub fn event_of(state: &VolumeState, reply: Reply) -> Option<Event> {
             }
             Task::Export(grant) => Outcome::Exported(exported(grant.request().epoch)),
             Task::Create { .. } => Outcome::Created,
-            Task::Delete(_) => Outcome::Deleted,
+            Task::Delete { .. } => Outcome::Deleted,
         },
         Reply::Failed => Outcome::Refused(HomeError::Failed("a call failed".to_owned())),
         Reply::Behind => Outcome::Refused(HomeError::RecordBehind {

@@ -9,7 +9,7 @@ use tokio::time::{Instant, timeout};
 use super::slot::{PAUSE, Slot};
 use super::{ArbiterError, Inner};
 use crate::attach::action::{Intent, Task};
-use crate::attach::ports::{Disclosure, FenceRequest, HomeError, NodeAnswer};
+use crate::attach::ports::{COPY, Disclosure, FenceRequest, HomeError, NodeAnswer};
 use crate::attach::proof::Receipt;
 use crate::attach::state::{Event, Outcome, VolumeState};
 use crate::ids::{Epoch, NodeId, TicketId, VolumeId};
@@ -93,14 +93,14 @@ impl Inner {
         let name = intent.task.name();
         let result = match &intent.task {
             Task::Create { size, content } => {
-                within(node, name, HOME, home.create(slot.id(), *size, content))
+                within(node, name, COPY, home.create(slot.id(), *size, content))
                     .await
                     .map(|()| Outcome::Created)
             }
             Task::Export(grant) => within(node, name, HOME, home.export(grant.request()))
                 .await
                 .map(Outcome::Exported),
-            Task::Delete(volume) => within(node, name, HOME, home.delete(volume))
+            Task::Delete { unused } => within(node, name, HOME, home.delete(slot.id(), *unused))
                 .await
                 .map(|()| Outcome::Deleted),
             Task::Fence { request, holder } => {

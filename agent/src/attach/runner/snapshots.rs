@@ -190,7 +190,7 @@ async fn finish(inner: &Arc<Inner>, id: &SnapshotId) -> Result<SnapshotRecord, A
             "home {node} was asked for snapshot {id} of {volume} and answered {} of {}",
             info.id, info.volume
         ))),
-        Err(error @ HomeError::Unreachable { .. }) => Err(error.into()),
+        Err(error @ (HomeError::Unreachable { .. } | HomeError::NotYet(_))) => Err(error.into()),
         Err(error) => {
             within(&node, "delete_snapshot", HOME, home.delete_snapshot(id)).await?;
             inner.store.delete(&key(id), version).await?;

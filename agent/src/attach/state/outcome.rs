@@ -140,6 +140,15 @@ impl Turn {
                     then,
                 });
             }
+            // It was made, and used since: an old copy of the store asked again.
+            (Phase::Deleting { unmade: Some(_) }, HomeError::StaleEpoch { home }) => {
+                self.learn(home, false);
+                self.enter(Phase::Fencing {
+                    closing: self.all_before(&Then::Rest),
+                    holder: None,
+                    then: Then::Rest,
+                });
+            }
             (Phase::Deleting { .. }, HomeError::StaleEpoch { home })
                 if home > self.state.recorded =>
             {
