@@ -190,6 +190,8 @@ async fn ready(State(served): State<Arc<Served>>) -> Response {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
     use prometheus_client::collector::Collector;
     use prometheus_client::encoding::DescriptorEncoder;
 
@@ -206,32 +208,33 @@ mod tests {
         assert_eq!(prometheus_text(open), expected);
     }
 
-    /// Encodes itself when it is told to.
+    /// Does not encode itself as long as it hangs.
     #[derive(Debug)]
-    struct Hangs(Arc<Mutex<()>>);
+    struct Hangs(Arc<AtomicBool>);
 
     impl Collector for Hangs {
         fn encode(&self, _: DescriptorEncoder<'_>) -> std::fmt::Result {
-            drop(self.0.lock().unwrap());
+            while self.0.load(Ordering::SeqCst) {
+                std::thread::sleep(Duration::from_millis(1));
+            }
             Ok(())
         }
     }
 
     #[tokio::test]
     async fn a_collector_that_hangs_holds_one_thread_and_no_scrape() {
-        let told = Arc::new(Mutex::new(()));
+        let hangs = Arc::new(AtomicBool::new(true));
         let mut registry = registry();
-        registry.register_collector(Box::new(Hangs(Arc::clone(&told))));
+        registry.register_collector(Box::new(Hangs(Arc::clone(&hangs))));
         let served = Served::new(registry, Arc::default());
         let scrape = |within| Arc::clone(&served).scrape(within);
-        let hold = told.lock().unwrap();
         for _ in 0..3 {
             let (code, why) = scrape(Duration::from_millis(50)).await.unwrap_err();
             assert_eq!(code, StatusCode::SERVICE_UNAVAILABLE, "{why}");
         }
         // The scrapes and their one thread.
         assert_eq!(Arc::strong_count(&served), 2);
-        drop(hold);
+        hangs.store(false, Ordering::SeqCst);
         let text = scrape(Duration::from_secs(60)).await.unwrap();
         assert!(text.contains("drover_build_info"), "{text}");
     }
