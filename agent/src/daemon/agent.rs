@@ -225,6 +225,19 @@ async fn home(process: &mut Process) -> anyhow::Result<Option<Home>> {
         failed = restored.failed.len(),
         "exports restored"
     );
+    let (rest, mut stop) = (home.clone(), process.stop.clone());
+    process.tasks.spawn(async move {
+        let served = async {
+            rest.restore_rest(restored).await;
+            // A part of drover that ends would end it all.
+            std::future::pending().await
+        };
+        tokio::select! {
+            () = served => {}
+            _ = stop.wait_for(|stop| *stop) => {}
+        }
+        Ok(())
+    });
     home.register_metrics(&mut process.registry);
     exports.register_metrics(&mut process.registry);
     serve(process, &exports).await?;

@@ -15,6 +15,8 @@ use crate::ids::{Lba, NodeId};
 use crate::pool::record::ExportState;
 use crate::pool::testing::{MIB, Mounted, open as open_pool, plain};
 
+#[path = "again_tests.rs"]
+mod again;
 #[path = "flush_tests.rs"]
 mod flush;
 

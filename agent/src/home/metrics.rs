@@ -8,7 +8,7 @@ use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
-use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
 
@@ -24,6 +24,7 @@ struct FenceLabels {
 pub struct Metrics {
     fences: Family<FenceLabels, Counter>,
     settle: Histogram,
+    unserved: Gauge,
 }
 
 impl Default for Metrics {
@@ -32,6 +33,7 @@ impl Default for Metrics {
             fences: Family::default(),
             // 10 us to 5 s.
             settle: Histogram::new(exponential_buckets(1e-5, 2.0, 20)),
+            unserved: Gauge::default(),
         }
     }
 }
@@ -49,6 +51,11 @@ impl Metrics {
             "Time from the closing of a gate until no command was inside",
             Unit::Seconds,
             self.settle.clone(),
+        );
+        registry.register(
+            "drover_home_exports_unserved",
+            "Exports that the records hold open and that could not be opened again; they are tried again",
+            self.unserved.clone(),
         );
         registry.register_collector(Box::new(PoolCollector {
             pool: Arc::clone(pool),
@@ -74,6 +81,11 @@ impl Metrics {
             ) => "failed",
         };
         self.fences.get_or_create(&FenceLabels { result }).inc();
+    }
+
+    /// How many exports wait to be opened again.
+    pub fn unserved(&self, count: usize) {
+        self.unserved.set(i64::try_from(count).unwrap_or(i64::MAX));
     }
 
     /// Notes how long the commands inside a gate took to end.

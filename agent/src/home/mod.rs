@@ -25,6 +25,7 @@
 //! copy (until [`Home::accept_old_copy`], or the volume is deleted), and to
 //! delete or restore what is open.
 
+mod again;
 pub mod decide;
 mod epochs;
 mod frontend;
@@ -155,14 +156,7 @@ impl Home {
     pub async fn restore(&self) -> Restored {
         let mut restored = Restored::default();
         for volume in self.inner.pool.volumes() {
-            let inner = Arc::clone(&self.inner);
-            let id = volume.clone();
-            let taken_up = self
-                .epochs(&volume, "restore the export of", async move {
-                    inner.take_up(&id).await
-                })
-                .await;
-            match taken_up {
+            match self.restore_one(&volume).await {
                 Ok((open, closed)) => {
                     restored.open += u32::from(open);
                     restored.closed += closed;

@@ -153,13 +153,14 @@ impl Inner {
         // Before the record says open: a volume that cannot be served is not granted.
         let device = self.device(volume).await?;
         let noted = export.clone();
+        // Before it as well: those of the export before this one may be damaged.
+        let reservations = self.reservations(volume, &export, true).await?;
         self.change(volume, move |record| {
             record.highest = noted.epoch;
             record.settlement = None;
             record.export = ExportState::Open { export: noted };
         })
         .await?;
-        let reservations = self.reservations(volume, &export, true).await?;
         self.let_in(volume, site, &export, device, reservations)?;
         Ok(export)
     }
