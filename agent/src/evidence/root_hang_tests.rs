@@ -60,7 +60,7 @@ fn a_walk_that_hangs_keeps_nobody_waiting() {
         .env("HANG_FILE", &file);
     let frozen = Frozen::new(&mount);
     let mut stuck = Child::spawn(&mut stuck);
-    bench::until(|| (in_d_state(stuck.pid()) == 2).then_some(()));
+    until_stuck(stuck.pid(), 2);
 
     let begin = Instant::now();
     for _ in 0..2 {
@@ -81,6 +81,20 @@ fn a_walk_that_hangs_keeps_nobody_waiting() {
     assert!(stuck.wait().success());
     bench.settles(&disk, &[], Verdict::BackupStale);
     mount.unmount();
+}
+
+/// Waits until so many of a process's threads have been in D state for a while:
+/// each is in it for a moment when a page of its program is read from a disk.
+fn until_stuck(pid: u32, threads: usize) {
+    let mut looks = 0;
+    bench::until(|| {
+        looks = if in_d_state(pid) == threads {
+            looks + 1
+        } else {
+            0
+        };
+        (looks == 40).then_some(())
+    });
 }
 
 fn in_d_state(pid: u32) -> usize {
@@ -105,7 +119,7 @@ fn stuck() {
             // fault; the store that follows it is into this anonymous page.
             unsafe { (at as *mut u8).write_volatile(1) };
         });
-        bench::until(|| (in_d_state(std::process::id()) == 1).then_some(()));
+        until_stuck(std::process::id(), 1);
         mapping.replace();
         storing.join().unwrap();
     });
