@@ -1,6 +1,5 @@
 #!/bin/bash
 # Agents and controllers killed at bad moments, and what is mistyped.
-# asked: 6.12
 # timeout: 900
 set -u
 scratch=/dev/shm/rig-faults
