@@ -56,6 +56,8 @@ extern "C" fn descriptors(ctx: *const TaskFile) -> i32 {
         )
     };
     if !task.is_null() && !file.is_null() {
+        // None: it leads elsewhere. One that cannot be read is in the kernel's
+        // count of openers, which the agent compares.
         let _ = list(meta, Typed(task), Object(file));
     }
     0
@@ -75,6 +77,7 @@ extern "C" fn mappings(ctx: *const TaskVma) -> i32 {
     };
     if !task.is_null() && !vma.is_null() {
         if let Some(file) = Object(vma).follow(at!(vma_file)) {
+            // As above.
             let _ = list(meta, Typed(task), file);
         }
     }

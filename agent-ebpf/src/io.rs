@@ -72,6 +72,7 @@ fn direction_of(flags: u32) -> Option<u32> {
 /// NVMe multipath passes on to a path).
 #[btf_tracepoint(function = "block_bio_queue")]
 fn bio_queue(ctx: BtfTracePointContext) -> i32 {
+    // None: no I/O of a disk (a driver's own command), or counted as lost.
     let _ = count(Typed(ctx.arg(0)));
     0
 }
@@ -130,6 +131,7 @@ fn count(bio: Typed) -> Option<()> {
 /// Called whenever bytes of a request are done.
 #[btf_tracepoint(function = "block_rq_complete")]
 fn rq_complete(ctx: BtfTracePointContext) -> i32 {
+    // None: a part of a request, no I/O of a disk, or counted as lost.
     let _ = time(Typed(ctx.arg(0)), ctx.arg(1), ctx.arg(2));
     0
 }

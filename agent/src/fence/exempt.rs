@@ -29,6 +29,7 @@ impl Pass {
             let entries: Vec<_> = map.iter().flatten().collect();
             for (pid, entry) in entries {
                 if !lives(pid, entry.0) {
+                    // Whether there is room then, the insert below says.
                     let _ = map.remove(&pid);
                 }
             }
