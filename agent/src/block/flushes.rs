@@ -80,7 +80,6 @@ impl Flushes {
 mod tests {
     use std::sync::OnceLock;
     use std::sync::atomic::{AtomicU32, Ordering};
-    use std::time::Duration;
 
     use super::*;
 
@@ -90,16 +89,17 @@ mod tests {
         let (flushes, made) = (Flushes::default(), AtomicU32::new(0));
         let (asked, failed) = (AtomicU32::new(0), OnceLock::new());
         let broken = || DeviceError::FlushFailed("broken".to_owned());
-        let usable = || failed.get().map_or(Ok(()), |()| Err(broken()));
-        let ask = || {
+        // Who calls this has asked: it knows which flush it waits for.
+        let usable = || {
             asked.fetch_add(1, Ordering::SeqCst);
+            failed.get().map_or(Ok(()), |()| Err(broken()))
+        };
+        let ask = || {
             let flush = || {
                 let number = made.fetch_add(1, Ordering::SeqCst) + 1;
                 while asked.load(Ordering::SeqCst) < 101 {
                     std::thread::yield_now();
                 }
-                // The last of them is about to wait.
-                std::thread::sleep(Duration::from_millis(50));
                 if number == bad {
                     failed.get_or_init(|| ());
                     return Err(broken());
