@@ -129,7 +129,10 @@ impl Workload {
                 let _turn = turn;
                 evidence.readers()
             });
-            told.await.unwrap_or_default()
+            told.await.unwrap_or_else(|error| {
+                tracing::error!(%error, "the look at registered readers failed");
+                Vec::new()
+            })
         };
         match tokio::time::timeout(READERS, asked).await {
             Ok(readers) => readers,
