@@ -493,12 +493,17 @@ impl Arbiter {
         ticket: &TicketId,
         why: &str,
     ) -> Result<(), ArbiterError> {
-        let Some(slot) = self.inner.slot(volume) else {
-            return Ok(());
-        };
         let event = Event::End {
             ticket: ticket.clone(),
             why: why.to_owned(),
+        };
+        self.end(volume, event).await
+    }
+
+    /// Ends something of a volume that may have gone itself.
+    async fn end(&self, volume: &VolumeId, event: Event) -> Result<(), ArbiterError> {
+        let Some(slot) = self.inner.slot(volume) else {
+            return Ok(());
         };
         match self.inner.apply(&slot, event).await {
             Ok(_) | Err(ArbiterError::NoVolume(_)) => Ok(()),

@@ -38,6 +38,7 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use serde_json::json;
 
+use super::child::ChildError;
 use super::child_ops::{Node, Op};
 use super::fabric::{Attached, Device, ExportName};
 use super::gate::shown;
@@ -346,33 +347,42 @@ impl Initiator {
         let op = Op::EndWrites {
             device: Node::from(&device.disk),
         };
-        let mut busy = 0;
+        // Busy for a reader, too, for the moment in which a file's time is noted.
+        match self.unless_busy(&op, "read-only", steps).await {
+            Ok(()) => Claim::ReadOnly,
+            Err(error) if error.errno() == Some(Errno::EBUSY) => Claim::Held(format!(
+                "a file on {} that is open for writing",
+                device.disk.name
+            )),
+            Err(error) => Claim::Held(error.to_string()),
+        }
+    }
+
+    /// Has a child do something with the disk, and again while it is busy, up to
+    /// [`TRIES`] times.
+    async fn unless_busy(
+        &self,
+        op: &Op,
+        step: &'static str,
+        steps: &mut Steps,
+    ) -> Result<(), ChildError> {
+        let mut tries = 1;
         loop {
-            let error = match self
+            match self
                 .devices
                 .children
-                .run(&op, self.settings.device.sync)
+                .run(op, self.settings.device.sync)
                 .await
             {
                 Ok((_, took)) => {
-                    steps.kernel("read-only", took);
-                    return Claim::ReadOnly;
+                    steps.kernel(step, took);
+                    return Ok(());
                 }
-                Err(error) => error,
-            };
-            match error.errno() {
-                // A reader's too, for the moment in which a file's time is noted.
-                Some(Errno::EBUSY) if busy + 1 < TRIES => {
-                    busy += 1;
+                Err(error) if error.errno() == Some(Errno::EBUSY) && tries < TRIES => {
+                    tries += 1;
                     tokio::time::sleep(PAUSE).await;
                 }
-                Some(Errno::EBUSY) => {
-                    return Claim::Held(format!(
-                        "a file on {} that is open for writing",
-                        device.disk.name
-                    ));
-                }
-                _ => return Claim::Held(error.to_string()),
+                Err(error) => return Err(error),
             }
         }
     }
@@ -382,35 +392,22 @@ impl Initiator {
         let op = Op::SyncDevice {
             device: Node::from(&device.disk),
         };
-        let mut busy = 0;
-        let deadline = self.settings.device.sync;
-        loop {
-            let error = match self.devices.children.run(&op, deadline).await {
-                Ok((_, took)) => {
-                    steps.kernel("sync", took);
-                    return Claim::Free;
-                }
-                Err(error) => error,
-            };
-            match error.errno() {
-                Some(Errno::EBUSY) if busy + 1 < TRIES => {
-                    busy += 1;
-                    tokio::time::sleep(PAUSE).await;
-                }
-                Some(Errno::EBUSY) => {
-                    return Claim::Held(format!(
-                        "a file system or tool that has claimed {}",
-                        device.disk.name
-                    ));
-                }
-                // The disk has gone or fails for good, as after a fence:
-                // there is nothing left that could be written back.
-                Some(errno) => {
-                    tracing::warn!(disk = device.disk.name, %errno, %error, "the disk took no sync");
-                    return Claim::Free;
-                }
-                None => return Claim::Held(error.to_string()),
+        let error = match self.unless_busy(&op, "sync", steps).await {
+            Ok(()) => return Claim::Free,
+            Err(error) => error,
+        };
+        match error.errno() {
+            Some(Errno::EBUSY) => Claim::Held(format!(
+                "a file system or tool that has claimed {}",
+                device.disk.name
+            )),
+            // The disk has gone or fails for good, as after a fence:
+            // there is nothing left that could be written back.
+            Some(errno) => {
+                tracing::warn!(disk = device.disk.name, %errno, %error, "the disk took no sync");
+                Claim::Free
             }
+            None => Claim::Held(error.to_string()),
         }
     }
 

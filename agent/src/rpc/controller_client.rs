@@ -146,12 +146,8 @@ impl ControllerClient {
         ticket: &TicketId,
         why: &str,
     ) -> Result<(), ControlError> {
-        let request = pb::EndTicketRequest {
-            volume: volume.to_string(),
-            ticket: ticket.to_string(),
-            why: why.into(),
-        };
-        let answer = self.service().end_ticket(within(CALL, request)).await;
+        let request = within(CALL, end_request(volume, ticket, why));
+        let answer = self.service().end_ticket(request).await;
         answer
             .map(drop)
             .map_err(|status| refusal::control_error(&status))
@@ -168,15 +164,19 @@ impl ControllerClient {
         ticket: &TicketId,
         why: &str,
     ) -> Result<(), ControlError> {
-        let request = pb::EndTicketRequest {
-            volume: volume.to_string(),
-            ticket: ticket.to_string(),
-            why: why.into(),
-        };
-        let answer = self.service().fail_restore(within(CALL, request)).await;
+        let request = within(CALL, end_request(volume, ticket, why));
+        let answer = self.service().fail_restore(request).await;
         answer
             .map(drop)
             .map_err(|status| refusal::control_error(&status))
+    }
+}
+
+fn end_request(volume: &VolumeId, ticket: &TicketId, why: &str) -> pb::EndTicketRequest {
+    pb::EndTicketRequest {
+        volume: volume.to_string(),
+        ticket: ticket.to_string(),
+        why: why.into(),
     }
 }
 

@@ -43,16 +43,10 @@ impl Arbiter {
         ticket: &TicketId,
         why: &str,
     ) -> Result<(), ArbiterError> {
-        let Some(slot) = self.inner.slot(volume) else {
-            return Ok(());
-        };
         let event = Event::FailRestore {
             ticket: ticket.clone(),
             why: why.to_owned(),
         };
-        match self.inner.apply(&slot, event).await {
-            Ok(_) | Err(ArbiterError::NoVolume(_)) => Ok(()),
-            Err(error) => Err(error),
-        }
+        self.end(volume, event).await
     }
 }
