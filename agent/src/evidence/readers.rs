@@ -1,8 +1,9 @@
 //! Registered readers: backup tools that read a disk themselves.
 //!
 //! A registration says who may read. It never makes less of a holder that
-//! could write. A process is known by its id and start time, so that its id
-//! used again is nobody; a cgroup by its id, its descendants by their paths.
+//! could write. A process is known by its id and start time (in hundredths of a
+//! second), so that its id used again is nobody; a cgroup by its id, its
+//! descendants by their paths.
 
 use std::collections::{HashMap, HashSet};
 use std::io;
