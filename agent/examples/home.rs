@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use anyhow::bail;
 use clap::Parser;
 use drover::attach::ports::{
-    Content, ExportRequest, FenceRequest, Home as _, HostIdentity, Protocol,
+    Content, ExportRequest, FenceRequest, Home as _, HostIdentity, Protocol, Recorded,
 };
 use drover::block::file::FileDevice;
 use drover::export::Exports;
@@ -101,7 +101,7 @@ async fn main() -> anyhow::Result<()> {
                 let request = FenceRequest {
                     volume: volume.clone(),
                     epoch: Epoch(epoch.parse()?),
-                    recorded: Epoch(0),
+                    recorded: Recorded::default(),
                 };
                 let begin = Instant::now();
                 let settlement = home.fence(&request).await?;

@@ -224,7 +224,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::attach::ports::{FenceRequest, SettledBy, Settlement};
+    use crate::attach::ports::{FenceRequest, Recorded, SettledBy, Settlement};
     use crate::ids::Epoch;
     use crate::store::EmbeddedStore;
 
@@ -243,7 +243,7 @@ mod tests {
         let asked = FenceRequest {
             volume: "v".parse().unwrap(),
             epoch: Epoch(3),
-            recorded: Epoch(0),
+            recorded: Recorded::default(),
         };
         let settlement = Settlement {
             volume: asked.volume.clone(),

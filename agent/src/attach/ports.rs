@@ -61,9 +61,36 @@ pub struct FenceRequest {
     pub volume: VolumeId,
     /// This epoch and all before it end.
     pub epoch: Epoch,
-    /// The epoch that the home is known to have recorded. A home whose record
-    /// is behind it has lost its record, and says so.
-    pub recorded: Epoch,
+    /// How far the home's record is known to have come. A home whose record is
+    /// behind it has lost its record, and says so.
+    pub recorded: Recorded,
+}
+
+/// How far a home's record of a volume has come. It only goes forward: an
+/// epoch opens, then it closes, then a later one opens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
+pub struct Recorded {
+    /// The highest epoch in it.
+    #[serde(rename = "recorded")]
+    pub epoch: Epoch,
+    /// Whether that epoch's end is in it too.
+    #[serde(rename = "recorded_end", default)]
+    pub ended: bool,
+}
+
+impl Recorded {
+    /// An epoch is in it, and as far as is known not its end.
+    pub fn begin_of(epoch: Epoch) -> Self {
+        Self {
+            epoch,
+            ended: false,
+        }
+    }
+
+    /// The end of an epoch is in it, and of all before.
+    pub fn end_of(epoch: Epoch) -> Self {
+        Self { epoch, ended: true }
+    }
 }
 
 /// How the commands that were inside a gate when it closed came to their end.
@@ -119,14 +146,14 @@ pub enum HomeError {
         /// The highest epoch in the home's record.
         home: Epoch,
     },
-    /// The home's record is behind an epoch it had recorded: it was put back from an old copy.
+    /// The home's record is behind what it had recorded: it was put back from an old copy.
     #[error(
-        "the home's record is at epoch {home}, behind the recorded {recorded}: its pool is an old copy and serves nothing"
+        "the home's record, at epoch {home}, has lost what it had recorded of epoch {recorded}: its pool is an old copy and serves nothing"
     )]
     RecordBehind {
         /// The highest epoch in the home's record.
         home: Epoch,
-        /// The epoch that it is known to have recorded.
+        /// The epoch that it, or whose end it, is known to have recorded.
         recorded: Epoch,
     },
     /// Commands are still inside the closed gate; ask again.

@@ -272,14 +272,16 @@ impl Grant {
 mod tests {
     use uuid::Uuid;
 
-    use super::super::ports::{GateLayer, GateReport, HostIdentity, Judgement, Protocol, Verdict};
+    use super::super::ports::{
+        GateLayer, GateReport, HostIdentity, Judgement, Protocol, Recorded, Verdict,
+    };
     use super::*;
 
     fn asked(epoch: u64) -> FenceRequest {
         FenceRequest {
             volume: "v".parse().unwrap(),
             epoch: Epoch(epoch),
-            recorded: Epoch(0),
+            recorded: Recorded::default(),
         }
     }
 

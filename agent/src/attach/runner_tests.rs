@@ -206,10 +206,10 @@ impl Home for Door {
                     home: Epoch(*highest),
                 });
             }
-            if *highest < request.recorded.0 {
+            if *highest < request.recorded.epoch.0 {
                 return Err(HomeError::RecordBehind {
                     home: Epoch(*highest),
-                    recorded: request.recorded,
+                    recorded: request.recorded.epoch,
                 });
             }
             *highest = request.epoch.0;

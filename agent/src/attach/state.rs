@@ -83,7 +83,9 @@ use std::time::{Duration, SystemTime};
 use serde::{Deserialize, Serialize};
 
 use super::action::{Action, Intent, Task};
-use super::ports::{ExportRequest, Exported, FenceRequest, HomeError, HostIdentity, Note};
+use super::ports::{
+    ExportRequest, Exported, FenceRequest, HomeError, HostIdentity, Note, Recorded,
+};
 use super::proof::{Cleared, Grant};
 use super::record::{AccessMode, Ticket, TicketKind, VolumeSpec};
 use crate::ids::{ActionId, Epoch, NodeId, TicketId, VolumeId};
@@ -104,8 +106,9 @@ pub struct VolumeState {
     pub epoch: Epoch,
     /// The highest epoch for which an export may ever have been asked for.
     pub offered: Epoch,
-    /// The home's record is known to have reached this epoch.
-    pub recorded: Epoch,
+    /// How far the home's record is known to have come.
+    #[serde(flatten)]
+    pub recorded: Recorded,
     /// Every claim.
     pub claims: Vec<Claim>,
     /// Where the volume stands.
@@ -270,7 +273,7 @@ impl VolumeState {
             spec,
             epoch: Epoch(0),
             offered: Epoch(0),
-            recorded: Epoch(0),
+            recorded: Recorded::default(),
             claims: Vec::new(),
             phase: Phase::Creating,
             next_action: ActionId(2),

@@ -59,7 +59,7 @@ fn receipt(closing: Epoch) -> Receipt {
     let asked = FenceRequest {
         volume: "v".parse().unwrap(),
         epoch: closing,
-        recorded: Epoch(0),
+        recorded: Recorded::default(),
     };
     let settlement = Settlement {
         volume: asked.volume.clone(),
@@ -550,24 +550,30 @@ fn the_epoch_is_decided_before_the_fence_and_the_fence_goes_on() {
 #[test]
 fn a_fence_says_what_the_home_must_have_recorded() {
     let asked = |state: &VolumeState| match state.intent().unwrap().task {
-        Task::Fence { request, .. } => (request.epoch.0, request.recorded.0),
+        Task::Fence { request, .. } => {
+            let Recorded { epoch, ended } = request.recorded;
+            (request.epoch.0, epoch.0, ended)
+        }
         other => panic!("{other:?}"),
     };
-    assert_eq!(asked(&at(Stage::Closing)), (1, 1));
+    assert_eq!(asked(&at(Stage::Closing)), (1, 1, false));
     let handing = at(Stage::Handing);
-    assert_eq!(asked(&handing), (1, 1));
+    assert_eq!(asked(&handing), (1, 1, true));
     let unknown = go(&at(Stage::Exporting), Event::Unpublish(None));
-    assert_eq!(asked(&unknown), (1, 0));
+    assert_eq!(asked(&unknown), (1, 0, false));
     let never = go(&go(&fresh(), done(&fresh())), Event::Delete);
-    assert_eq!(asked(&never), (0, 0));
+    assert_eq!(asked(&never), (0, 0, false));
     // Ahead of what was recorded: an epoch decided and not needed, and a
     // controller that started in the middle of an export.
     let rested = go(&handing, Event::Unpublish(None));
     let rested = go(&rested, done(&rested));
-    assert_eq!((rested.epoch, rested.recorded), (Epoch(2), Epoch(1)));
-    assert_eq!(asked(&go(&rested, publish("c"))), (2, 1));
+    assert_eq!(
+        (rested.epoch, rested.recorded),
+        (Epoch(2), Recorded::end_of(Epoch(1)))
+    );
+    assert_eq!(asked(&go(&rested, publish("c"))), (2, 1, true));
     let exporting = go(&handing, done(&handing));
-    assert_eq!(asked(&go(&exporting, Event::Resume)), (2, 1));
+    assert_eq!(asked(&go(&exporting, Event::Resume)), (2, 1, true));
 }
 
 /// One that could not be made.
@@ -866,7 +872,10 @@ fn an_epoch_that_another_got_is_passed() {
     let Task::Fence { request, .. } = passed.intent().unwrap().task else {
         panic!("not fenced");
     };
-    assert_eq!((request.epoch, request.recorded), (Epoch(2), Epoch(2)));
+    assert_eq!(
+        (request.epoch, request.recorded),
+        (Epoch(2), Recorded::begin_of(Epoch(2)))
+    );
 }
 
 #[test]
@@ -875,6 +884,11 @@ fn the_record_reads_back_as_it_was() {
         let state = go_with_tickets(at(stage));
         let text = serde_json::to_string(&state).unwrap();
         assert_eq!(serde_json::from_str::<VolumeState>(&text).unwrap(), state);
+        // Stores that were written before ends were noted.
+        let mut older: serde_json::Value = serde_json::from_str(&text).unwrap();
+        older.as_object_mut().unwrap().remove("recorded_end");
+        let read: VolumeState = serde_json::from_value(older).unwrap();
+        assert_eq!(read.recorded, Recorded::begin_of(state.recorded.epoch));
     }
 }
 
@@ -926,7 +940,7 @@ impl ModelHome {
     }
 
     /// `known`: what the arbiter knows to be recorded when it is asked.
-    fn perform(&mut self, task: &Task, known: Epoch) -> Outcome {
+    fn perform(&mut self, task: &Task, known: Recorded) -> Outcome {
         match task {
             Task::Create { .. } => Outcome::Created,
             Task::Delete { .. } if self.open().is_some() => {
@@ -946,17 +960,12 @@ impl ModelHome {
             Task::Export(grant) => {
                 let request = grant.request();
                 match decide::export(&self.record, Epoch(0), request) {
-                    ExportMove::Refuse(error) => {
-                        // P1: the arbiter never asks for a second open epoch. (A copy
-                        // made before the last one was fenced has it open still.)
-                        let second = matches!(error, HomeError::Failed(_));
-                        assert!(!second || self.put_back, "{error}");
-                        Outcome::Refused(error)
-                    }
+                    ExportMove::Refuse(error) => Outcome::Refused(error),
                     ExportMove::Behind { recorded } => self.behind(recorded),
                     ExportMove::Repeat(_) => Outcome::Exported(exported(request.epoch)),
                     ExportMove::Open => {
-                        assert!(known <= self.record.highest, "an old copy is served");
+                        let reached = Recorded::end_of(self.record.highest);
+                        assert!(known <= reached, "an old copy is served");
                         self.record.highest = request.epoch;
                         self.record.export = ExportState::Open {
                             export: OpenExport {
@@ -1027,7 +1036,7 @@ fn check(state: &VolumeState) {
         .iter()
         .filter(|claim| claim.ticket.kind == TicketKind::Workload);
     assert!(workloads.count() <= 1);
-    assert!(state.offered <= state.epoch && state.recorded <= state.offered);
+    assert!(state.offered <= state.epoch && state.recorded.epoch <= state.offered);
     assert_eq!(state.pending.is_some(), state.intent().is_some());
 }
 

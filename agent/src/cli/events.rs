@@ -62,8 +62,8 @@ mod tests {
 
     use super::*;
     use crate::attach::ports::{
-        FenceRequest, GateLayer, GateReport, Holder, Judgement, NodeAnswer, Pod, SettledBy,
-        Settlement, Verdict,
+        FenceRequest, GateLayer, GateReport, Holder, Judgement, NodeAnswer, Pod, Recorded,
+        SettledBy, Settlement, Verdict,
     };
     use crate::attach::proof::Receipt;
     use crate::ids::Epoch;
@@ -74,7 +74,7 @@ mod tests {
         let asked = FenceRequest {
             volume: "pvc-1".parse().unwrap(),
             epoch: Epoch(7),
-            recorded: Epoch(0),
+            recorded: Recorded::default(),
         };
         let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000);
         let settlement = Settlement {

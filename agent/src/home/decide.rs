@@ -4,14 +4,14 @@
 //! |---|---|---|---|---|
 //! | closed | stale | stale | open it | behind |
 //! | closed, restoring | stale | stale | refused | behind |
-//! | open | stale | repeat for the same holder, else stale | refused: fence first | behind |
-//! | closing | stale | stale | refused: fence first | behind |
+//! | open | stale | repeat for the same holder, else stale | behind | behind |
+//! | closing | stale | stale | behind | behind |
 //! | behind | behind | behind | behind | behind |
 //!
 //! An export is asked for with the receipt of the epoch before it, so a record
-//! that has not reached that one has lost it.
+//! without the end of that one has lost it.
 //!
-//! | Record | Fence of a lower epoch | of the same | of a higher | that knows of a higher recorded |
+//! | Record | Fence of a lower epoch | of the same | of a higher | that knows of more recorded |
 //! |---|---|---|---|---|
 //! | closed | stale | the same answer again | moves there, nothing open | behind |
 //! | open, closing | stale | close | close, moves there | behind |
@@ -20,7 +20,7 @@
 //! An epoch that a fence named and whose closing is not on disk yet counts as
 //! closed for exports: that is the floor.
 
-use crate::attach::ports::{ExportRequest, FenceRequest, HomeError, Settlement};
+use crate::attach::ports::{ExportRequest, FenceRequest, HomeError, Recorded, Settlement};
 use crate::ids::Epoch;
 use crate::pool::record::{ExportState, OpenExport, Record};
 
@@ -31,7 +31,7 @@ pub enum ExportMove {
     Open,
     /// It is open already under this identity.
     Repeat(Box<OpenExport>),
-    /// The record has lost an epoch: mark it, serve nothing, refuse.
+    /// The record has lost an epoch, or its end: mark it, serve nothing, refuse.
     Behind {
         /// The epoch that it had recorded.
         recorded: Epoch,
@@ -59,7 +59,7 @@ pub enum FenceMove {
     },
     /// It is closed already; this came of it.
     Repeat(Settlement),
-    /// The record has lost an epoch: mark it, serve nothing, refuse.
+    /// The record has lost an epoch, or its end: mark it, serve nothing, refuse.
     Behind {
         /// The epoch that it had recorded.
         recorded: Epoch,
@@ -81,35 +81,34 @@ pub fn export(record: &Record, floor: Epoch, request: &ExportRequest) -> ExportM
     if request.epoch <= floor || request.epoch < record.highest {
         return ExportMove::Refuse(stale);
     }
-    if cleared > record.highest {
+    if Recorded::end_of(cleared) > reached(record) {
         return ExportMove::Behind { recorded: cleared };
     }
     match &record.export {
-        ExportState::Closed | ExportState::Closing { .. } if request.epoch == record.highest => {
-            ExportMove::Refuse(stale)
-        }
-        ExportState::Closed => match restoring(record) {
+        ExportState::Closed if request.epoch > record.highest => match restoring(record) {
             Some(error) => ExportMove::Refuse(error),
             None => ExportMove::Open,
         },
-        ExportState::Open { export } if request.epoch == record.highest => {
-            let same = export.node == request.node
+        ExportState::Open { export }
+            if export.node == request.node
                 && export.host == request.host
                 && export.protocol == request.protocol
-                && export.read_only == request.read_only;
-            if same {
-                ExportMove::Repeat(Box::new(export.clone()))
-            } else {
-                // An epoch has one holder, and this one is another's: whoever
-                // asks believes an old copy of the store, and must go beyond it.
-                ExportMove::Refuse(stale)
-            }
+                && export.read_only == request.read_only =>
+        {
+            ExportMove::Repeat(Box::new(export.clone()))
         }
-        ExportState::Open { export } | ExportState::Closing { export, .. } => {
-            ExportMove::Refuse(HomeError::Failed(format!(
-                "volume {}: epoch {} of node {} has not ended; fence it before epoch {} is opened",
-                request.volume, export.epoch, export.node, request.epoch
-            )))
+        // An epoch has one holder. Whoever asks for another's believes an old
+        // copy of the store, and must go beyond it.
+        _ => ExportMove::Refuse(stale),
+    }
+}
+
+/// How far a record has come.
+fn reached(record: &Record) -> Recorded {
+    match record.export {
+        ExportState::Closed => Recorded::end_of(record.highest),
+        ExportState::Open { .. } | ExportState::Closing { .. } => {
+            Recorded::begin_of(record.highest)
         }
     }
 }
@@ -117,7 +116,7 @@ pub fn export(record: &Record, floor: Epoch, request: &ExportRequest) -> ExportM
 /// What to do with a Fence.
 pub fn fence(record: &Record, request: &FenceRequest) -> FenceMove {
     if let Some(recorded) = record.behind {
-        let recorded = recorded.max(request.recorded);
+        let recorded = recorded.max(request.recorded.epoch);
         return FenceMove::Behind { recorded };
     }
     if request.epoch < record.highest {
@@ -125,8 +124,8 @@ pub fn fence(record: &Record, request: &FenceRequest) -> FenceMove {
             home: record.highest,
         });
     }
-    if request.recorded > record.highest {
-        let recorded = request.recorded;
+    if request.recorded > reached(record) {
+        let recorded = request.recorded.epoch;
         return FenceMove::Behind { recorded };
     }
     let highest = request.epoch;

@@ -92,7 +92,7 @@ async fn fence(home: &Home, epoch: u64) {
     let request = FenceRequest {
         volume: vol("vol-1"),
         epoch: Epoch(epoch),
-        recorded: Epoch(epoch),
+        recorded: Recorded::begin_of(Epoch(epoch)),
     };
     home.fence(&request).await.unwrap();
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use drover::attach::action::Task;
 use drover::attach::ports::{
-    ExportRequest, Exported, FenceRequest, HomeError, HostIdentity, Protocol, SettledBy,
+    ExportRequest, Exported, FenceRequest, HomeError, HostIdentity, Protocol, Recorded, SettledBy,
     Settlement, Target,
 };
 use drover::attach::proof::Receipt;
@@ -16,7 +16,7 @@ use drover::ids::{ActionId, Epoch, NodeId, VolumeId};
 use drover::pool::record::{ExportState, Record};
 use uuid::Uuid;
 
-use crate::wire::{Input, NODES, Node, Number, Reply, Request, TICKET};
+use crate::wire::{self, Input, NODES, Node, Number, Reply, Request, TICKET};
 
 /// The one moment there is: no decision reads a clock.
 pub const NOW: SystemTime = SystemTime::UNIX_EPOCH;
@@ -82,7 +82,10 @@ pub fn facts(state: &VolumeState) -> Facts {
     let request = state.intent().map(|intent| match intent.task {
         Task::Fence { request, .. } => Request::Fence {
             epoch: number(request.epoch),
-            recorded: number(request.recorded),
+            recorded: wire::Recorded {
+                epoch: number(request.recorded.epoch),
+                ended: request.recorded.ended,
+            },
         },
         Task::Export(grant) => Request::Export {
             epoch: number(grant.request().epoch),
@@ -119,7 +122,7 @@ pub fn sound(state: &VolumeState) -> bool {
         && state.workload().map(|claim| &claim.ticket.node)
             == state.holder().map(|holder| &holder.node)
         && state.offered <= state.epoch
-        && state.recorded <= state.offered
+        && state.recorded.epoch <= state.offered
         && state.pending.is_some() == state.intent().is_some()
 }
 
@@ -239,11 +242,14 @@ fn exported(epoch: Epoch) -> Exported {
 }
 
 /// A fence, as the home is asked.
-pub fn fence_request(epoch: Number, recorded: Number) -> FenceRequest {
+pub fn fence_request(epoch: Number, recorded: wire::Recorded) -> FenceRequest {
     FenceRequest {
         volume: volume(),
         epoch: Epoch(epoch.into()),
-        recorded: Epoch(recorded.into()),
+        recorded: Recorded {
+            epoch: Epoch(recorded.epoch.into()),
+            ended: recorded.ended,
+        },
     }
 }
 

@@ -4,7 +4,7 @@ use std::fmt;
 
 use crate::product::{DiskId, Product, RecordId};
 use crate::records::OnDisk;
-use crate::wire::{Node, Number, Replies, Reply, Request, Requests};
+use crate::wire::{Node, Number, Recorded, Replies, Reply, Request, Requests};
 
 /// What the home's process serves, as [`Serving`](drover::home) of the product.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -32,7 +32,7 @@ pub enum Call {
         /// The epoch it was asked to end.
         to: Number,
         /// As the request said.
-        recorded: Number,
+        recorded: Recorded,
     },
 }
 
@@ -241,10 +241,15 @@ impl State {
                 Request::Restore => true,
             });
             // What the home has recorded it knows itself.
+            let reached = Recorded {
+                epoch: highest,
+                ended: open == OnDisk::Closed,
+            };
             self.late.map(|request| match request {
-                Request::Fence { epoch, recorded } if recorded <= highest => {
-                    Request::Fence { epoch, recorded: 0 }
-                }
+                Request::Fence { epoch, recorded } if recorded <= reached => Request::Fence {
+                    epoch,
+                    recorded: Recorded::default(),
+                },
                 other => other,
             });
         }

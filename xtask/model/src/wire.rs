@@ -13,9 +13,19 @@ pub const NODES: [&str; 3] = ["node-a", "node-b", "node-c"];
 /// The one ticket beside the workload's.
 pub const TICKET: &str = "ticket";
 /// No epoch comes up above this one; the search's bound is well below it.
-const HIGHEST: Number = 11;
+const HIGHEST: Number = 8;
 /// How many fences can be told apart.
-const FENCES: u32 = (HIGHEST as u32 + 1) * (HIGHEST as u32 + 2) / 2;
+const FENCES: u32 = (HIGHEST as u32 + 1) * (HIGHEST as u32 + 2);
+
+/// How far the home's record is known to have come, as
+/// [`Recorded`](drover::attach::ports::Recorded) of the product.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
+pub struct Recorded {
+    /// The highest epoch in it.
+    pub epoch: Number,
+    /// Whether that epoch's end is in it too.
+    pub ended: bool,
+}
 
 /// What a home is asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -24,8 +34,8 @@ pub enum Request {
     Fence {
         /// The epoch.
         epoch: Number,
-        /// What the home is known to have recorded; at most the epoch.
-        recorded: Number,
+        /// What the home is known to have recorded; at most the epoch's end.
+        recorded: Recorded,
     },
     /// Open an export.
     Export {
@@ -42,8 +52,9 @@ impl Request {
     fn bit(self) -> u32 {
         match self {
             Self::Fence { epoch, recorded } => {
-                debug_assert!(recorded <= epoch);
-                u32::from(epoch) * (u32::from(epoch) + 1) / 2 + u32::from(recorded)
+                debug_assert!(recorded.epoch <= epoch);
+                let recorded = u32::from(recorded.epoch) * 2 + u32::from(recorded.ended);
+                u32::from(epoch) * (u32::from(epoch) + 1) + recorded
             }
             Self::Export { epoch, node } => FENCES + u32::from(epoch) * 3 + u32::from(node),
             Self::Restore => FENCES + 3 * (HIGHEST as u32 + 1),
@@ -53,7 +64,9 @@ impl Request {
     fn every() -> impl Iterator<Item = Self> {
         (0..=HIGHEST)
             .flat_map(|epoch| {
-                let fences = (0..=epoch).map(move |recorded| Self::Fence { epoch, recorded });
+                let recorded = (0..=epoch)
+                    .flat_map(|epoch| [false, true].map(|ended| Recorded { epoch, ended }));
+                let fences = recorded.map(move |recorded| Self::Fence { epoch, recorded });
                 let exports = [0, 1, 2].map(|node| Self::Export { epoch, node });
                 fences.chain(exports)
             })

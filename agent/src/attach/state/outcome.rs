@@ -1,7 +1,7 @@
 //! What follows from the result of an intent.
 
 use super::{Outcome, Phase, Then, Turn, kind_name};
-use crate::attach::ports::{Exported, HomeError};
+use crate::attach::ports::{Exported, HomeError, Recorded};
 use crate::attach::proof::{Cleared, Receipt};
 use crate::ids::{Bytes, Epoch};
 
@@ -43,7 +43,7 @@ impl Turn {
     }
 
     fn fenced(&mut self, receipt: Receipt, then: Then) {
-        self.recorded(receipt.closed());
+        self.recorded(Recorded::end_of(receipt.closed()));
         self.state.last_receipt = Some(receipt.id().to_owned());
         match then {
             Then::Rest => self.enter(Phase::Idle),
@@ -69,7 +69,7 @@ impl Turn {
 
     fn exported(&mut self, holder: super::Holder, exported: Exported) {
         let node = holder.node.clone();
-        self.recorded(exported.epoch);
+        self.recorded(Recorded::begin_of(exported.epoch));
         self.enter(Phase::Attached { holder, exported });
         let text = format!("node {node} may use it from epoch {}", self.state.epoch);
         self.note("published", Some(&node), text);
@@ -150,7 +150,7 @@ impl Turn {
                 });
             }
             (Phase::Deleting { .. }, HomeError::StaleEpoch { home })
-                if home > self.state.recorded =>
+                if home > self.state.recorded.epoch =>
             {
                 self.learn(home, false);
                 self.enter(Phase::Fencing {
@@ -167,7 +167,7 @@ impl Turn {
     /// The home is further than the store thought: go on from there.
     fn learn(&mut self, home: Epoch, wanted: bool) {
         let was = self.state.epoch;
-        self.recorded(home);
+        self.recorded(Recorded::begin_of(home));
         let least = if wanted { home.next() } else { home };
         self.state.epoch = was.max(least);
         let text =
@@ -175,9 +175,9 @@ impl Turn {
         self.note("epoch-learned", None, text);
     }
 
-    fn recorded(&mut self, epoch: Epoch) {
-        self.state.recorded = self.state.recorded.max(epoch);
-        self.state.offered = self.state.offered.max(epoch);
+    fn recorded(&mut self, recorded: Recorded) {
+        self.state.recorded = self.state.recorded.max(recorded);
+        self.state.offered = self.state.offered.max(recorded.epoch);
     }
 
     pub(super) fn resized(&mut self, size: Bytes) {

@@ -2,7 +2,7 @@
 
 use super::{Malformed, judgement_message, moment, optional, span, span_message, text};
 use crate::attach::ports::{
-    FenceRequest, GateLayer, GateReport, NodeAnswer, SettledBy, Settlement,
+    FenceRequest, GateLayer, GateReport, NodeAnswer, Recorded, SettledBy, Settlement,
 };
 use crate::ids::Epoch;
 use crate::rpc::pb;
@@ -12,7 +12,8 @@ impl From<&FenceRequest> for pb::FenceRequest {
         Self {
             volume: request.volume.to_string(),
             epoch: request.epoch.0,
-            recorded_epoch: request.recorded.0,
+            recorded_epoch: request.recorded.epoch.0,
+            recorded_end: request.recorded.ended,
         }
     }
 }
@@ -23,7 +24,10 @@ impl TryFrom<pb::FenceRequest> for FenceRequest {
         Ok(Self {
             volume: text("volume", &request.volume)?,
             epoch: Epoch(request.epoch),
-            recorded: Epoch(request.recorded_epoch),
+            recorded: Recorded {
+                epoch: Epoch(request.recorded_epoch),
+                ended: request.recorded_end,
+            },
         })
     }
 }
