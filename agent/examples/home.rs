@@ -1,9 +1,11 @@
-//! A home with one volume, for `cargo xtask bench fence`.
+//! A home with one volume, for `cargo xtask bench fence` and the VM's scripts.
 //!
 //! Lines on standard input drive it: `export EPOCH` grants the volume over
 //! NVMe/TCP and prints the subsystem and the namespace; `fence EPOCH` fences it
 //! and prints how long that took, from the call to its settlement, in
-//! microseconds, and how many commands were inside.
+//! microseconds, how many commands were inside, how they ended, and how many
+//! had not; `accept EPOCH COUNT` is the operator's word on so many. A fence or
+//! a word that is refused prints `refused` with the reason. `stop` ends it.
 
 #[path = "said/mod.rs"]
 mod said;
@@ -16,7 +18,8 @@ use std::time::{Duration, Instant};
 use anyhow::bail;
 use clap::Parser;
 use drover::attach::ports::{
-    Content, ExportRequest, FenceRequest, Home as _, HostIdentity, Protocol, Recorded,
+    Content, ExportRequest, FenceRequest, Home as _, HomeError, HostIdentity, Protocol, Recorded,
+    Settlement,
 };
 use drover::block::file::FileDevice;
 use drover::export::Exports;
@@ -104,14 +107,31 @@ async fn main() -> anyhow::Result<()> {
                     recorded: Recorded::default(),
                 };
                 let begin = Instant::now();
-                let settlement = home.fence(&request).await?;
-                let took = begin.elapsed().as_micros();
-                println!("fenced {took} {}", settlement.inside_at_close);
+                let fenced = home.fence(&request).await;
+                tell("fenced", begin, fenced);
             }
+            ["accept", epoch, count] => {
+                let (epoch, count) = (Epoch(epoch.parse()?), count.parse()?);
+                let begin = Instant::now();
+                let accepted = home.accept_unsettled(&volume, epoch, count).await;
+                tell("accepted", begin, accepted);
+            }
+            ["stop"] => break,
             _ => bail!("no such command: {line}"),
         }
     }
     stop.send_replace(true);
     serving.await?;
     Ok(())
+}
+
+fn tell(what: &str, begin: Instant, ended: Result<Settlement, HomeError>) {
+    let took = begin.elapsed().as_micros();
+    match ended {
+        Ok(settlement) => println!(
+            "{what} {took} {} {:?} {}",
+            settlement.inside_at_close, settlement.settled_by, settlement.unsettled
+        ),
+        Err(error) => println!("refused {error}"),
+    }
 }

@@ -154,10 +154,14 @@ impl Figures {
             SettledBy::NothingOpen => "nothing-open",
             SettledBy::Drained => "drained",
             SettledBy::ExitBarrier => "exit-barrier",
+            SettledBy::Operator => "operator",
         };
         self.fences.get_or_create(&ByResult { result }).inc();
         self.receipt_seconds.observe(receipt.took().as_secs_f64());
-        if receipt.settled_by() != SettledBy::NothingOpen {
+        if matches!(
+            receipt.settled_by(),
+            SettledBy::Drained | SettledBy::ExitBarrier
+        ) {
             self.settle_seconds
                 .observe(receipt.settle_time().as_secs_f64());
         }

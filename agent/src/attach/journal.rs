@@ -252,6 +252,7 @@ mod tests {
             sessions_ended: 1,
             inside_at_close: 0,
             settled_by: SettledBy::Drained,
+            unsettled: 0,
             settle_time: Duration::ZERO,
             late_refused: 0,
             last_write: None,

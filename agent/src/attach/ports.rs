@@ -103,6 +103,9 @@ pub enum SettledBy {
     Drained,
     /// Their process had died; its lock on the pool came free only after them.
     ExitBarrier,
+    /// Some have not ended, and an operator said not to wait for them: they may
+    /// still land over what the next holder writes.
+    Operator,
 }
 
 /// What a home found and did when it fenced. The arbiter makes a receipt of it.
@@ -120,7 +123,11 @@ pub struct Settlement {
     pub inside_at_close: u32,
     /// How those came to their end.
     pub settled_by: SettledBy,
-    /// From the closing of the gate until the last of them had ended.
+    /// How many of them had not, by the operator's word.
+    #[serde(default)]
+    pub unsettled: u32,
+    /// From the closing of the gate until the last of them had ended; zero
+    /// where that was not seen.
     #[serde(with = "micros")]
     pub settle_time: Duration,
     /// Commands refused since the gate closed (so far).

@@ -56,6 +56,8 @@ pub struct Receipt {
     sessions_ended: u32,
     inside_at_close: u32,
     settled_by: SettledBy,
+    #[serde(default)]
+    unsettled: u32,
     #[serde(with = "micros")]
     settle_time: Duration,
     late_refused: u64,
@@ -101,6 +103,7 @@ impl Receipt {
             sessions_ended: settlement.sessions_ended,
             inside_at_close: settlement.inside_at_close,
             settled_by: settlement.settled_by,
+            unsettled: settlement.unsettled,
             settle_time: settlement.settle_time,
             late_refused: settlement.late_refused,
             last_write: settlement.last_write,
@@ -166,6 +169,14 @@ impl Receipt {
             SettledBy::ExitBarrier => (
                 "fenced",
                 self.settling("their process had died, and the pool's lock came free after them"),
+            ),
+            SettledBy::Operator => (
+                "fenced",
+                format!(
+                    "{} sessions ended, {} commands inside when the gate closed, and by the \
+                     operator's word {} were not waited for: they may still land",
+                    self.sessions_ended, self.inside_at_close, self.unsettled
+                ),
             ),
         };
         let answer = match &self.answer {
@@ -293,6 +304,7 @@ mod tests {
             sessions_ended: 3,
             inside_at_close: 2,
             settled_by: SettledBy::Drained,
+            unsettled: 0,
             settle_time: Duration::from_millis(4),
             late_refused: 1,
             last_write: None,

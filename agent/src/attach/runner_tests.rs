@@ -221,6 +221,7 @@ impl Home for Door {
                     Some(_) => SettledBy::Drained,
                     None => SettledBy::NothingOpen,
                 },
+                unsettled: 0,
                 node,
                 sessions_ended: 2,
                 inside_at_close: 1,

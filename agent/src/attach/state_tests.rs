@@ -68,6 +68,7 @@ fn receipt(closing: Epoch) -> Receipt {
         sessions_ended: 0,
         inside_at_close: 0,
         settled_by: SettledBy::Drained,
+        unsettled: 0,
         settle_time: Duration::ZERO,
         late_refused: 0,
         last_write: None,

@@ -261,6 +261,20 @@ pub enum Volume {
         #[command(flatten)]
         controller: Controller,
     },
+    /// Let a fence wait no more for commands that never end: they may still land over newer data
+    AcceptUnsettled {
+        /// The volume
+        volume: VolumeId,
+        /// The epoch whose fence waits, as its refusal says
+        #[arg(long)]
+        epoch: u64,
+        /// How many commands may be inside still, as the refusal says
+        #[arg(long)]
+        inside: u32,
+        /// Which controller to ask.
+        #[command(flatten)]
+        controller: Controller,
+    },
     /// Delete a volume that is published nowhere
     Delete {
         /// The volume

@@ -84,6 +84,7 @@ mod tests {
             sessions_ended: 2,
             inside_at_close: 32,
             settled_by,
+            unsettled: 0,
             settle_time: Duration::from_micros(1_500),
             late_refused: 3,
             last_write: known.then(|| now - Duration::from_millis(20)),

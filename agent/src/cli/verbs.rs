@@ -204,6 +204,27 @@ async fn volume(verb: Volume) -> anyhow::Result<()> {
                 .await;
             println!("closed up to epoch {}", controller.answer(answer)?.epoch);
         }
+        Volume::AcceptUnsettled {
+            volume,
+            epoch,
+            inside,
+            controller,
+        } => {
+            let request = pb::AcceptUnsettledRequest {
+                volume: volume.to_string(),
+                epoch,
+                inside,
+            };
+            let answer = controller
+                .service()
+                .accept_unsettled(within(LONG, request))
+                .await;
+            let ended = controller.answer(answer)?;
+            println!(
+                "epoch {} has ended; {} commands were not waited for",
+                ended.epoch, ended.unsettled
+            );
+        }
         Volume::Delete { volume, controller } => {
             let request = pb::VolumeName {
                 volume: volume.to_string(),

@@ -38,6 +38,7 @@ fn settlement() -> Settlement {
         sessions_ended: 3,
         inside_at_close: 2,
         settled_by: SettledBy::Drained,
+        unsettled: 0,
         settle_time: Duration::from_millis(3),
         late_refused: 1,
         last_write: None,

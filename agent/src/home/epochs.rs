@@ -9,7 +9,6 @@ use super::decide::{self, FenceMove};
 use super::frontend::ClosedGate;
 use super::site::{InHand, Serving, Site};
 use crate::attach::ports::{FenceRequest, HomeError, SettledBy, Settlement};
-use crate::export::Ended;
 use crate::ids::{Epoch, VolumeId};
 use crate::pool::Volume;
 use crate::pool::record::{ExportState, OpenExport, Record};
@@ -23,6 +22,7 @@ pub(super) fn nothing_open(volume: &VolumeId, epoch: Epoch) -> Settlement {
         sessions_ended: 0,
         inside_at_close: 0,
         settled_by: SettledBy::NothingOpen,
+        unsettled: 0,
         settle_time: Duration::ZERO,
         late_refused: 0,
         last_write: None,
@@ -54,7 +54,7 @@ impl Inner {
                 export,
                 inside,
                 highest,
-            } => self.close(&volume, &site, export, inside, highest).await,
+            } => self.close(&volume, &site, export, inside, highest, 0).await,
             FenceMove::Behind { recorded } => {
                 Err(self.found_behind(&volume, &site, record, recorded).await)
             }
@@ -97,7 +97,7 @@ impl Inner {
             ExportState::Closing { export, inside } => (export, inside),
         };
         let ended = self
-            .close(volume, site, export, inside, record.highest)
+            .close(volume, site, export, inside, record.highest, 0)
             .await;
         if let Err(error) = ended {
             tracing::warn!(volume = %volume.id(), %error, "an old copy's export has not ended yet");
@@ -107,7 +107,8 @@ impl Inner {
     /// Settles a closed gate, tells the host and records the closing. The gate
     /// comes first, so that neither a full pool nor a slow log can let a
     /// command in; the settlement is answered last, when all of it is done, so
-    /// that a crash in between leaves no proof.
+    /// that a crash in between leaves no proof. So many commands as `accepted`
+    /// may be inside still, by the operator's word.
     async fn close(
         self: &Arc<Self>,
         volume: &Arc<Volume>,
@@ -115,6 +116,7 @@ impl Inner {
         export: OpenExport,
         inside_noted: u32,
         highest: Epoch,
+        accepted: u32,
     ) -> Result<Settlement, HomeError> {
         let mut settlement = nothing_open(volume.id(), highest);
         settlement.node = Some(export.node.clone());
@@ -137,15 +139,13 @@ impl Inner {
             }
             InHand::Lost => return Err(lost_gate(volume.id())),
         };
-        settlement.settled_by = SettledBy::Drained;
-        settlement.inside_at_close = gate.inside_at_close();
-        let ended = self.settle(volume, site, &export, gate, highest).await?;
-        settlement.settle_time = ended.0;
-        settlement.sessions_ended = ended.1.sessions;
-        settlement.late_refused = ended.1.late_refused;
-        settlement.last_write = ended.1.last_write;
+        let settlement = self
+            .settle(volume, site, &export, gate, settlement, accepted)
+            .await?;
         site.now().serving = Serving::Ended(settlement.clone());
-        self.metrics.settled(settlement.settle_time);
+        if settlement.settled_by == SettledBy::Drained {
+            self.metrics.settled(settlement.settle_time);
+        }
         self.record_closed(volume, site, Some(export), settlement)
             .await
     }
@@ -158,28 +158,42 @@ impl Inner {
         site: &Arc<Site>,
         export: &OpenExport,
         gate: Box<dyn ClosedGate>,
-        highest: Epoch,
-    ) -> Result<(Duration, Ended), HomeError> {
+        mut settlement: Settlement,
+        accepted: u32,
+    ) -> Result<Settlement, HomeError> {
+        settlement.inside_at_close = gate.inside_at_close();
         let closing = ExportState::Closing {
             export: export.clone(),
-            inside: gate.inside_at_close(),
+            inside: settlement.inside_at_close,
         };
+        let highest = settlement.epoch;
         let note = self.change(volume, move |record| {
             record.highest = highest;
             record.export = closing;
         });
         let (noted, settled) = tokio::join!(note, gate.settled(self.config.settle));
-        let unfinished = match (noted, settled) {
-            (Ok(_), Ok(time)) => {
+        let settled = match settled {
+            Ok(time) => Ok((SettledBy::Drained, 0, time)),
+            Err(inside) if inside <= accepted => Ok((SettledBy::Operator, inside, Duration::ZERO)),
+            Err(inside) => Err(HomeError::Unsettled { inside }),
+        };
+        match noted.and(settled) {
+            Ok((by, unsettled, time)) => {
                 let ended = gate.end().await;
                 self.frontend.remember_closed(&export.name);
-                return Ok((time, ended));
+                settlement.settled_by = by;
+                settlement.unsettled = unsettled;
+                settlement.settle_time = time;
+                settlement.sessions_ended = ended.sessions;
+                settlement.late_refused = ended.late_refused;
+                settlement.last_write = ended.last_write;
+                Ok(settlement)
             }
-            (Err(error), _) => error,
-            (Ok(_), Err(inside)) => HomeError::Unsettled { inside },
-        };
-        site.now().serving = Serving::Closing(Some(gate));
-        Err(unfinished)
+            Err(error) => {
+                site.now().serving = Serving::Closing(Some(gate));
+                Err(error)
+            }
+        }
     }
 
     /// Records that nothing is open up to the settlement's epoch. Only then is
@@ -255,6 +269,35 @@ impl Inner {
         })
         .await?;
         Ok(recorded)
+    }
+
+    /// Ends an epoch whose fence waits for commands, no more of them than
+    /// `accepted`, without their end. One that has ended: as its fence answered.
+    pub(super) async fn accept_unsettled(
+        self: &Arc<Self>,
+        volume: &VolumeId,
+        epoch: Epoch,
+        accepted: u32,
+    ) -> Result<Settlement, HomeError> {
+        let (volume, site) = self.both(volume)?;
+        let record = volume.record().get();
+        match (record.export, record.settlement) {
+            (ExportState::Closing { export, inside }, _) if record.highest == epoch => {
+                let closed = self.close(&volume, &site, export, inside, epoch, accepted);
+                let settlement = closed.await?;
+                tracing::warn!(
+                    volume = %volume.id(), %epoch, unsettled = settlement.unsettled,
+                    "ended by the operator's word, without waiting for the commands inside"
+                );
+                Ok(settlement)
+            }
+            (ExportState::Closed, Some(settlement)) if record.highest == epoch => Ok(settlement),
+            _ => Err(HomeError::Failed(format!(
+                "volume {}: no fence of epoch {epoch} waits for commands here; its home is at epoch {}",
+                volume.id(),
+                record.highest
+            ))),
+        }
     }
 
     /// Changes a volume's record; on disk when this returns.

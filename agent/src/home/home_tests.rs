@@ -29,6 +29,8 @@ struct Target {
     closed: Mutex<BTreeSet<String>>,
     resized: Mutex<Vec<VolumeId>>,
     late: Mutex<u64>,
+    /// Whether an export may end with commands inside.
+    abandons: Arc<AtomicBool>,
 }
 
 impl Target {
@@ -93,7 +95,11 @@ impl Frontend for Target {
     fn close(&self, subsystem: &str) -> Option<Box<dyn ClosedGate>> {
         let (_, _, inside, _) = self.live.lock().unwrap().remove(subsystem)?;
         let at_close = *inside.borrow();
-        Some(Box::new(Gate { at_close, inside }))
+        Some(Box::new(Gate {
+            at_close,
+            inside,
+            abandons: Arc::clone(&self.abandons),
+        }))
     }
     fn resized(&self, volume: &VolumeId) {
         self.resized.lock().unwrap().push(volume.clone());
@@ -106,6 +112,7 @@ impl Frontend for Target {
 struct Gate {
     at_close: u32,
     inside: watch::Sender<u32>,
+    abandons: Arc<AtomicBool>,
 }
 
 #[async_trait]
@@ -122,7 +129,11 @@ impl ClosedGate for Gate {
         }
     }
     async fn end(self: Box<Self>) -> Ended {
-        assert_eq!(*self.inside.borrow(), 0, "ended with commands inside");
+        let abandons = self.abandons.load(Ordering::SeqCst);
+        assert!(
+            abandons || *self.inside.borrow() == 0,
+            "ended with commands inside"
+        );
         Ended {
             sessions: 3,
             late_refused: 1,
@@ -339,6 +350,42 @@ async fn no_settlement_while_a_command_is_inside() {
         "the number at the closing stays"
     );
     assert!(bench.target.is_closed(&exported.target.name));
+    bench.export("b", 2).await.unwrap();
+}
+
+#[tokio::test]
+async fn commands_that_never_end_are_let_go_by_an_operators_word_alone() {
+    let bench = Bench::with_volume().await;
+    let volume = vol("vol-1");
+    bench.export("a", 1).await.unwrap();
+    let inside = bench.target.inside("vol-1", 3);
+    let no_fence = bench.home.accept_unsettled(&volume, Epoch(1), 3).await;
+    assert!(matches!(no_fence, Err(HomeError::Failed(_))));
+    assert_eq!(bench.target.live().len(), 1, "it was no fence");
+    let unsettled = HomeError::Unsettled { inside: 3 };
+    assert_eq!(bench.fence(1, 1).await.unwrap_err(), unsettled);
+    let fewer = bench.home.accept_unsettled(&volume, Epoch(1), 2).await;
+    assert_eq!(fewer.unwrap_err(), unsettled);
+    for other in [0, 2] {
+        let other = bench.home.accept_unsettled(&volume, Epoch(other), 3).await;
+        assert!(matches!(other, Err(HomeError::Failed(_))));
+    }
+
+    inside.send_replace(2);
+    bench.target.abandons.store(true, Ordering::SeqCst);
+    let settled = bench.home.accept_unsettled(&volume, Epoch(1), 3).await;
+    let settled = settled.unwrap();
+    assert_eq!(settled.settled_by, SettledBy::Operator);
+    assert_eq!((settled.inside_at_close, settled.unsettled), (3, 2));
+    assert!(settled.settle_time.is_zero());
+    let again = bench.home.accept_unsettled(&volume, Epoch(1), 3).await;
+    assert_eq!(again.unwrap(), settled);
+    let mut fenced = bench.fence(1, 1).await.unwrap();
+    fenced.late_refused = settled.late_refused;
+    assert_eq!(fenced, settled);
+    let bench = bench.restart();
+    bench.home.restore().await;
+    assert_eq!(bench.fence(1, 1).await.unwrap(), settled);
     bench.export("b", 2).await.unwrap();
 }
 

@@ -198,6 +198,27 @@ impl Home {
         .await
     }
 
+    /// The operator's word that the fence of an epoch, which waits for commands
+    /// inside the closed gate, is to wait no more, if they are no more than
+    /// `commands`. They may land at any time later, over what the next holder
+    /// has written.
+    ///
+    /// # Errors
+    /// `Unsettled` where more are inside, `Failed` where no fence of this epoch waits.
+    pub async fn accept_unsettled(
+        &self,
+        volume: &VolumeId,
+        epoch: Epoch,
+        commands: u32,
+    ) -> Result<Settlement, HomeError> {
+        let inner = Arc::clone(&self.inner);
+        let id = volume.clone();
+        self.epochs(volume, "accept the commands inside", async move {
+            inner.accept_unsettled(&id, epoch, commands).await
+        })
+        .await
+    }
+
     /// Runs a call about a volume's epochs, after the one before it.
     async fn epochs<T: Send + 'static>(
         &self,

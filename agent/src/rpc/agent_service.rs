@@ -163,6 +163,18 @@ impl pb::home_server::Home for HomeService {
         Ok(Response::new(pb::AcceptOldCopyAnswer { epoch }))
     }
 
+    async fn accept_unsettled(
+        &self,
+        request: Request<pb::AcceptUnsettledRequest>,
+    ) -> Answer<pb::FenceAnswer> {
+        let request = request.into_inner();
+        let volume = text("volume", &request.volume)?;
+        let (epoch, inside) = (Epoch(request.epoch), request.inside);
+        let settled = self.home()?.accept_unsettled(&volume, epoch, inside).await;
+        let settlement = settled.map_err(|e| home_status(&e))?;
+        Ok(Response::new((&settlement).into()))
+    }
+
     async fn start_backup(&self, request: Request<pb::StartBackupRequest>) -> Answer<Following> {
         let request = request.into_inner();
         let snapshot: SnapshotId = text("snapshot", &request.snapshot)?;

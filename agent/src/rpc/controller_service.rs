@@ -357,6 +357,17 @@ impl Controller for ControllerService {
         self.agent(&home)?.home().accept_old_copy(asked).await
     }
 
+    async fn accept_unsettled(
+        &self,
+        request: Request<pb::AcceptUnsettledRequest>,
+    ) -> Answer<pb::FenceAnswer> {
+        let request = request.into_inner();
+        let view = self.arbiter.volume(&text("volume", &request.volume)?).await;
+        let home = view.map_err(refuse)?.spec.home;
+        let asked = within(STOP, request);
+        self.agent(&home)?.home().accept_unsettled(asked).await
+    }
+
     async fn create_snapshot(
         &self,
         request: Request<pb::NewSnapshot>,

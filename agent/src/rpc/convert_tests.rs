@@ -15,6 +15,7 @@ fn a_settlement_comes_back_as_itself() {
         sessions_ended: 3,
         inside_at_close: 32,
         settled_by: SettledBy::Drained,
+        unsettled: 1,
         settle_time: Duration::from_micros(1234),
         late_refused: 5,
         last_write: Some(SystemTime::UNIX_EPOCH + Duration::from_secs(9)),

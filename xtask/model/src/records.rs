@@ -220,6 +220,7 @@ pub fn settlement(epoch: Epoch) -> Settlement {
         sessions_ended: 0,
         inside_at_close: 0,
         settled_by: SettledBy::Drained,
+        unsettled: 0,
         settle_time: Duration::ZERO,
         late_refused: 0,
         last_write: None,

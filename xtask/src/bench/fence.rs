@@ -165,8 +165,10 @@ impl Home {
         let fenced = self.dialogue.hear("fenced ", ANSWER);
         process::end(&mut load);
         let fenced = fenced?;
-        let numbers = fenced.split_once(' ');
-        let (took, inside) = numbers.with_context(|| format!("{fenced:?} is no answer"))?;
+        let mut words = fenced.split(' ');
+        let (Some(took), Some(inside)) = (words.next(), words.next()) else {
+            bail!("{fenced:?} is no answer");
+        };
         Ok((took.parse::<f64>()? / 1000.0, inside.parse()?))
     }
 }

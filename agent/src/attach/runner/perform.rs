@@ -33,7 +33,7 @@ impl Inner {
             let error = match attempt.await {
                 Ok(outcome) => {
                     let refusal = match &outcome {
-                        Outcome::Refused(error) => Some(refused(&intent.home, error)),
+                        Outcome::Refused(error) => Some(refused(&intent, error)),
                         _ => None,
                     };
                     let event = Event::Result {
@@ -206,13 +206,19 @@ impl Inner {
 }
 
 /// A home's refusal in the arbiter's words. Of commands still inside it says
-/// where they are, since that disk is all that can be looked after.
-fn refused(home: &NodeId, error: &HomeError) -> ArbiterError {
-    match error {
-        HomeError::Unsettled { .. } => ArbiterError::NotYet(format!(
-            "home {home}: {error}; what follows waits for them: look at that node's disk (dmesg, processes in D state)"
-        )),
-        other => other.clone().into(),
+/// where they are, since that disk is all that can be looked after, and with
+/// which word an operator ends the wait.
+fn refused(intent: &Intent, error: &HomeError) -> ArbiterError {
+    match (error, &intent.task) {
+        (HomeError::Unsettled { inside }, Task::Fence { request, .. }) => {
+            ArbiterError::NotYet(format!(
+                "home {}: {error}; what follows waits for them: look at that node's disk (dmesg, \
+                 processes in D state). If they can never end: drover volume accept-unsettled {} \
+                 --epoch {} --inside {inside}",
+                intent.home, request.volume, request.epoch
+            ))
+        }
+        (other, _) => other.clone().into(),
     }
 }
 
@@ -239,13 +245,29 @@ pub(super) async fn within<T>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::attach::ports::{FenceRequest, Recorded};
+    use crate::ids::{ActionId, Epoch};
 
     #[test]
     fn commands_still_inside_are_told_with_their_home() {
-        let error = refused(&"h".parse().unwrap(), &HomeError::Unsettled { inside: 3 });
+        let intent = Intent {
+            id: ActionId(1),
+            epoch: Epoch(4),
+            home: "h".parse().unwrap(),
+            task: Task::Fence {
+                request: FenceRequest {
+                    volume: "v".parse().unwrap(),
+                    epoch: Epoch(4),
+                    recorded: Recorded::begin_of(Epoch(4)),
+                },
+                holder: None,
+            },
+        };
+        let error = refused(&intent, &HomeError::Unsettled { inside: 3 });
         let ArbiterError::NotYet(text) = error else {
             panic!("{error}");
         };
         assert!(text.starts_with("home h: 3 commands are still inside the closed gate"));
+        assert!(text.ends_with("drover volume accept-unsettled v --epoch 4 --inside 3"));
     }
 }

@@ -89,6 +89,7 @@ impl From<&Settlement> for pb::FenceAnswer {
             SettledBy::NothingOpen => Wire::NothingOpen,
             SettledBy::Drained => Wire::Drained,
             SettledBy::ExitBarrier => Wire::ExitBarrier,
+            SettledBy::Operator => Wire::Operator,
         };
         Self {
             volume: settlement.volume.to_string(),
@@ -101,6 +102,7 @@ impl From<&Settlement> for pb::FenceAnswer {
             sessions_ended: settlement.sessions_ended,
             inside_at_close: settlement.inside_at_close,
             settled_by: settled_by.into(),
+            unsettled: settlement.unsettled,
             settle_time: Some(span_message(settlement.settle_time)),
             late_refused: settlement.late_refused,
             last_write: settlement.last_write.map(Into::into),
@@ -116,6 +118,7 @@ impl TryFrom<pb::FenceAnswer> for Settlement {
             Ok(Wire::NothingOpen) => SettledBy::NothingOpen,
             Ok(Wire::Drained) => SettledBy::Drained,
             Ok(Wire::ExitBarrier) => SettledBy::ExitBarrier,
+            Ok(Wire::Operator) => SettledBy::Operator,
             Err(unknown) => {
                 return Err(Malformed {
                     field: "settled_by",
@@ -130,6 +133,7 @@ impl TryFrom<pb::FenceAnswer> for Settlement {
             sessions_ended: answer.sessions_ended,
             inside_at_close: answer.inside_at_close,
             settled_by,
+            unsettled: answer.unsettled,
             settle_time: span("settle_time", answer.settle_time)?,
             late_refused: answer.late_refused,
             last_write: answer
