@@ -12,8 +12,8 @@
 //! behind, with growing pauses, until the intent is done or superseded.
 //!
 //! `slot` is one volume's step, `perform` its actions, `provision` the making
-//! and growing of volumes, `restores` what a restore is given and loses,
-//! `reaper` the end of leases.
+//! and growing of volumes, `tickets` the claims beside the workload's, `restores`
+//! what a restore is given and loses, `reaper` the end of leases.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -27,11 +27,9 @@ use tokio::time::{Instant, timeout};
 use super::figures::Figures;
 use super::journal::{Journal, Wanted};
 use super::ports::{Attachment, Capacity, Note, Ports};
-use super::record::{
-    AccessMode, NewVolume, NodeRecord, Registration, SnapshotRecord, Ticket, VolumeView,
-};
+use super::record::{AccessMode, NewVolume, NodeRecord, Registration, VolumeView};
 use super::state::{Event, Holder, Phase, Stage, VolumeState};
-use crate::ids::{Bytes, Epoch, NodeId, SnapshotId, TicketId, VolumeId};
+use crate::ids::{Bytes, Epoch, NodeId, SnapshotId, VolumeId};
 use crate::store::{Kind, StateStore};
 
 mod error;
@@ -42,6 +40,7 @@ mod reaper;
 mod restores;
 mod slot;
 mod snapshots;
+mod tickets;
 
 pub use error::ArbiterError;
 use slot::{Seen, Slot};
@@ -408,107 +407,12 @@ impl Arbiter {
         self.inner.expand(volume, at_least, at_most).await
     }
 
-    /// Takes a snapshot, or answers with the one that has this name.
-    ///
-    /// # Errors
-    /// `Incompatible` where the name is of another volume's snapshot, `NoVolume`,
-    /// `Unavailable`, and what the home refuses.
-    pub async fn create_snapshot(
-        &self,
-        volume: &VolumeId,
-        name: &str,
-    ) -> Result<SnapshotRecord, ArbiterError> {
-        snapshots::create(&self.inner, volume, name).await
-    }
-
-    /// Deletes a snapshot. Unknown snapshot: success.
-    ///
-    /// # Errors
-    /// `InUse` while a volume is being made from it, `Unavailable`, and what the home refuses.
-    pub async fn delete_snapshot(&self, snapshot: &SnapshotId) -> Result<(), ArbiterError> {
-        snapshots::delete(&self.inner, snapshot).await
-    }
-
-    /// All snapshots that are whole, in order of id.
-    ///
-    /// # Errors
-    /// `Unavailable`.
-    pub async fn snapshots(&self) -> Result<Vec<SnapshotRecord>, ArbiterError> {
-        snapshots::whole(&self.inner).await
-    }
-
     /// Room in the pool of `home`, or the largest room any pool has.
     ///
     /// # Errors
     /// `NoNode`, `Unavailable`.
     pub async fn capacity(&self, home: Option<&NodeId>) -> Result<Capacity, ArbiterError> {
         self.inner.capacity(home).await
-    }
-
-    /// Claims a volume for a stream or an operator; the same ticket again renews
-    /// it. Its lease is from now until `lease_ends` by the wall clock, and is
-    /// counted on a monotonic one.
-    ///
-    /// # Errors
-    /// `NoVolume`, `InUse`/`NotYet` for a restore of a volume that is not at
-    /// rest, `Incompatible` for a workload's ticket, a maintenance
-    /// or restore ticket without a lease, or another ticket of the same id.
-    pub async fn take_ticket(&self, volume: &VolumeId, ticket: Ticket) -> Result<(), ArbiterError> {
-        let (slot, _) = self.inner.existing(volume)?;
-        let lease = ticket.lease_ends.map(|ends| {
-            ends.duration_since(std::time::SystemTime::now())
-                .unwrap_or_default()
-        });
-        self.inner
-            .apply(&slot, Event::Take { ticket, lease })
-            .await?;
-        Ok(())
-    }
-
-    /// Makes a claim last `lease` from now.
-    ///
-    /// # Errors
-    /// `NoVolume`, `NoTicket` when it has ended: its holder must stop.
-    pub async fn renew_ticket(
-        &self,
-        volume: &VolumeId,
-        ticket: &TicketId,
-        lease: Duration,
-    ) -> Result<(), ArbiterError> {
-        let (slot, _) = self.inner.existing(volume)?;
-        let ticket = ticket.clone();
-        self.inner
-            .apply(&slot, Event::Renew { ticket, lease })
-            .await?;
-        Ok(())
-    }
-
-    /// Ends a claim. Unknown volume or ticket: success.
-    ///
-    /// # Errors
-    /// `Unavailable`.
-    pub async fn end_ticket(
-        &self,
-        volume: &VolumeId,
-        ticket: &TicketId,
-        why: &str,
-    ) -> Result<(), ArbiterError> {
-        let event = Event::End {
-            ticket: ticket.clone(),
-            why: why.to_owned(),
-        };
-        self.end(volume, event).await
-    }
-
-    /// Ends something of a volume that may have gone itself.
-    async fn end(&self, volume: &VolumeId, event: Event) -> Result<(), ArbiterError> {
-        let Some(slot) = self.inner.slot(volume) else {
-            return Ok(());
-        };
-        match self.inner.apply(&slot, event).await {
-            Ok(_) | Err(ArbiterError::NoVolume(_)) => Ok(()),
-            Err(error) => Err(error),
-        }
     }
 
     /// Takes an agent's word for who and where its node is. A lost node comes

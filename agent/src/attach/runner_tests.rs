@@ -16,7 +16,8 @@ use crate::attach::ports::{
     Chap, Content, Disclosure, ExportRequest, Exported, FenceRequest, Home, HomeError,
     HostIdentity, Node, NodeAnswer, Protocol, SettledBy, Settlement, SnapshotInfo, Target,
 };
-use crate::attach::record::TicketKind;
+use crate::attach::record::{Ticket, TicketKind};
+use crate::ids::TicketId;
 use crate::store::{EmbeddedStore, Key, StoreError, Stored, Version};
 
 const LONG: Duration = Duration::from_secs(20);

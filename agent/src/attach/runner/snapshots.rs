@@ -11,7 +11,7 @@ use std::time::SystemTime;
 
 use super::perform::{HOME, within};
 use super::slot::{PAUSE, Slot};
-use super::{ArbiterError, Inner};
+use super::{Arbiter, ArbiterError, Inner};
 use serde::{Deserialize, Serialize};
 
 use crate::attach::ports::{Content, HomeError, SnapshotInfo};
@@ -26,6 +26,37 @@ struct Kept {
     record: SnapshotRecord,
     /// It is being deleted.
     condemned: bool,
+}
+
+impl Arbiter {
+    /// Takes a snapshot, or answers with the one that has this name.
+    ///
+    /// # Errors
+    /// `Incompatible` where the name is of another volume's snapshot, `NoVolume`,
+    /// `Unavailable`, and what the home refuses.
+    pub async fn create_snapshot(
+        &self,
+        volume: &VolumeId,
+        name: &str,
+    ) -> Result<SnapshotRecord, ArbiterError> {
+        create(&self.inner, volume, name).await
+    }
+
+    /// Deletes a snapshot. Unknown snapshot: success.
+    ///
+    /// # Errors
+    /// `InUse` while a volume is being made from it, `Unavailable`, and what the home refuses.
+    pub async fn delete_snapshot(&self, snapshot: &SnapshotId) -> Result<(), ArbiterError> {
+        delete(&self.inner, snapshot).await
+    }
+
+    /// All snapshots that are whole, in order of id.
+    ///
+    /// # Errors
+    /// `Unavailable`.
+    pub async fn snapshots(&self) -> Result<Vec<SnapshotRecord>, ArbiterError> {
+        whole(&self.inner).await
+    }
 }
 
 fn key(snapshot: &SnapshotId) -> Key {
