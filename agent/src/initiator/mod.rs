@@ -48,6 +48,7 @@ mod nvme;
 mod open_iscsi;
 mod places;
 mod publish;
+mod refusals;
 mod staging;
 mod steps;
 mod superblock;
@@ -85,6 +86,7 @@ use device::Devices;
 use metrics::{Metrics, Operation};
 use mountinfo::Mount;
 use places::Places;
+use refusals::Refusals;
 use steps::Steps;
 
 /// How an initiator is set up.
@@ -129,7 +131,7 @@ pub struct Initiator {
     metrics: Metrics,
     places: Places,
     turns: Mutex<HashMap<VolumeId, Arc<tokio::sync::Mutex<()>>>>,
-    refused_since: Mutex<HashMap<(VolumeId, Epoch), Instant>>,
+    refusals: Refusals,
 }
 
 /// A disk of this node that is a volume.
@@ -180,7 +182,7 @@ impl Initiator {
             metrics: Metrics::new(),
             places: Places::default(),
             turns: Mutex::default(),
-            refused_since: Mutex::default(),
+            refusals: Refusals::default(),
         })
     }
 

@@ -79,7 +79,8 @@ impl Initiator {
     }
 
     /// Who holds the disks that have just been shut, for the receipt; none where
-    /// there is none. Of several disks, the worst verdict. It asks no disk.
+    /// there is none. Of several disks, the worst verdict. Of one that the kernel
+    /// was quicker to remove, what NodeUnstage saw last. It asks no disk.
     async fn judge_shut(&self, ended: &[Attached]) -> Option<Judgement> {
         let look = tokio::time::timeout(LOOK, self.worst_of(ended)).await;
         look.unwrap_or_else(|_| {
@@ -101,6 +102,9 @@ impl Initiator {
             let own = mountinfo::mounts().map(|mounts| self.places.of(volume, &mounts, device));
             let own = own.unwrap_or_default();
             let mut found = self.witness.judge(&device.disk, &own).await;
+            if !self.fabric.is_there(device.number) {
+                found = self.refusals.judge_gone(&attached.name, found);
+            }
             found.holders.truncate(HOLDERS);
             let rank = |judged: &Judgement| Verdict::ALL.iter().position(|v| *v == judged.verdict);
             if worst
@@ -154,7 +158,7 @@ impl Initiator {
         }
         shutting.closed(GateLayer::Removal, true);
         if !ended.is_empty() {
-            self.forget_refusals(volume);
+            self.refusals.forget(volume);
         }
         if !ended.is_empty() {
             let text = format!(

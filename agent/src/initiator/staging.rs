@@ -102,7 +102,7 @@ impl Initiator {
         match self.at_staging(request, &attachment, &name, &attached, &staging)? {
             Found::Staged => {
                 self.places.add(volume, &staging);
-                self.forget_refusals(volume);
+                self.refusals.forget(volume);
                 return Ok(());
             }
             Found::Leftover => self.detach(&staging, steps).await?,
@@ -132,7 +132,7 @@ impl Initiator {
             .await;
         if result.is_ok() {
             self.places.add(volume, &staging);
-            self.forget_refusals(volume);
+            self.refusals.forget(volume);
         }
         match &result {
             // A raw block volume that was connected already: a repeat.

@@ -32,7 +32,6 @@
 //! deadline and is then a holder like any other.
 
 use std::path::{Path, PathBuf};
-use std::sync::PoisonError;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -258,14 +257,7 @@ impl Initiator {
             claim = self.end_writes(device, steps).await;
         }
 
-        let key = (name.volume.clone(), name.epoch);
-        let waited = {
-            let since = self
-                .refused_since
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner);
-            since.get(&key).map_or(Duration::ZERO, Instant::elapsed)
-        };
+        let waited = self.refusals.waited(name);
         // Who is let go at once in any case need not ask the controller.
         let mut ending = decide(
             judgement.verdict,
@@ -280,15 +272,6 @@ impl Initiator {
         let who = who(&judgement, &claim);
         let cut = match ending {
             Ending::Refuse(left) => {
-                let first = {
-                    let mut since = self
-                        .refused_since
-                        .lock()
-                        .unwrap_or_else(PoisonError::into_inner);
-                    let first = !since.contains_key(&key);
-                    since.entry(key).or_insert_with(Instant::now);
-                    first
-                };
                 let why = format!(
                     "volume {} cannot be unstaged yet, {} is held by {who}; it is cut off in {:.0} s",
                     name.volume,
@@ -296,7 +279,7 @@ impl Initiator {
                     left.as_secs_f64()
                 );
                 // Kubelet asks again and again; the journal hears it once.
-                if first {
+                if self.refusals.note(name, judgement) {
                     let detail = steps.detail();
                     self.note("unstage-refused", &name.volume, why.clone(), detail);
                 }
@@ -310,18 +293,8 @@ impl Initiator {
             }
         };
         self.disconnect(name, steps).await?;
-        self.forget_refusals(&name.volume);
+        self.refusals.forget(&name.volume);
         Ok(cut)
-    }
-
-    /// The volume is used again, or gone: whoever holds it at a later
-    /// NodeUnstage has the whole time.
-    pub(super) fn forget_refusals(&self, volume: &VolumeId) {
-        let mut since = self
-            .refused_since
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        since.retain(|(refused, _), _| refused != volume);
     }
 
     /// Judges who holds the disk. A stranger who only reads gets a moment to be

@@ -134,6 +134,11 @@ async fn story(cluster: &mut Cluster) -> anyhow::Result<Value> {
         "a",
         &format!("receipt: {}", receipt["text"].as_str().unwrap_or_default()),
     );
+    let verdict = &receipt["detail"]["answer"]["shut"]["judgement"]["verdict"];
+    ensure!(
+        verdict != "quiet",
+        "the receipt says that nobody held a's disk; the rogue did"
+    );
 
     line.chapter("The home's agent is killed; the backup goes on where it was");
     let after = restart_home(cluster, &moved, &ticket, &line).await?;
