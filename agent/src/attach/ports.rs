@@ -70,7 +70,8 @@ pub enum HomeError {
     /// The request's epoch is no longer the one that counts.
     #[error("epoch is stale: the home's record is at {home}")]
     StaleEpoch {
-        /// The highest epoch in the home's record.
+        /// The highest epoch in the home's record; to an export also that of a
+        /// fence that is not in it yet.
         home: Epoch,
     },
     /// The home's record is behind what it had recorded: it was put back from an old copy.

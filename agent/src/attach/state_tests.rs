@@ -875,8 +875,13 @@ fn an_epoch_that_another_got_is_passed() {
     };
     assert_eq!(
         (request.epoch, request.recorded),
-        (Epoch(2), Recorded::begin_of(Epoch(2)))
+        (Epoch(2), Recorded::end_of(Epoch(1))),
+        "the 2 may be of a fence that the home has not recorded"
     );
+    let mut record = Record::new("v".parse().unwrap(), true);
+    record.highest = Epoch(1);
+    let moved = decide::fence(&record, &request);
+    assert_eq!(moved, FenceMove::Note { highest: Epoch(2) });
 }
 
 #[test]

@@ -115,6 +115,7 @@ impl Turn {
                 },
                 HomeError::StaleEpoch { home },
             ) if home > closing => {
+                self.recorded(Recorded::begin_of(home));
                 self.learn(home, matches!(then, Then::Export(_)));
                 let then = match then {
                     // Nodes had it after the restore was whole.
@@ -128,7 +129,8 @@ impl Turn {
                 });
             }
             // Also where the home has this very epoch open for another: an old
-            // copy of the store decided it twice.
+            // copy of the store decided it twice. What it names may be a fence
+            // that is not in its record yet.
             (Phase::Exporting { holder, .. }, HomeError::StaleEpoch { home })
                 if home >= self.state.epoch =>
             {
@@ -142,6 +144,7 @@ impl Turn {
             }
             // It was made, and used since: an old copy of the store asked again.
             (Phase::Deleting { unmade: Some(_) }, HomeError::StaleEpoch { home }) => {
+                self.recorded(Recorded::begin_of(home));
                 self.learn(home, false);
                 self.enter(Phase::Fencing {
                     closing: self.all_before(&Then::Rest),
@@ -152,6 +155,7 @@ impl Turn {
             (Phase::Deleting { .. }, HomeError::StaleEpoch { home })
                 if home > self.state.recorded.epoch =>
             {
+                self.recorded(Recorded::begin_of(home));
                 self.learn(home, false);
                 self.enter(Phase::Fencing {
                     closing: home,
@@ -167,7 +171,7 @@ impl Turn {
     /// The home is further than the store thought: go on from there.
     fn learn(&mut self, home: Epoch, wanted: bool) {
         let was = self.state.epoch;
-        self.recorded(Recorded::begin_of(home));
+        self.state.offered = self.state.offered.max(home);
         let least = if wanted { home.next() } else { home };
         self.state.epoch = was.max(least);
         let text =
