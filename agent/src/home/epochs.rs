@@ -179,6 +179,9 @@ impl Inner {
         };
         match noted.and(settled) {
             Ok((by, unsettled, time)) => {
+                if unsettled > 0 {
+                    volume.abandon();
+                }
                 let ended = gate.end().await;
                 self.frontend.remember_closed(&export.name);
                 settlement.settled_by = by;

@@ -122,6 +122,38 @@ async fn after_a_failed_flush_the_epoch_is_not_served_by_a_successor_either() {
     assert!(!is_latched(&target));
 }
 
+/// Its flush fails under the next holder, whose epoch has nothing to do with it.
+#[tokio::test]
+async fn a_command_that_was_let_go_begins_nothing_and_taints_nobody() {
+    let folder = tempfile::tempdir().unwrap();
+    let (home, target, _) = start(folder.path()).await;
+    create(&home, "vol-1", Content::Empty).await.unwrap();
+    home.export(&request("a", 1)).await.unwrap();
+    let stuck = target.device("vol-1");
+    let inside = target.inside("vol-1", 1);
+    target.abandons.store(true, Ordering::SeqCst);
+    let asked = FenceRequest {
+        volume: vol("vol-1"),
+        epoch: Epoch(1),
+        recorded: Recorded::default(),
+    };
+    home.fence(&asked).await.unwrap_err();
+    let word = home.accept_unsettled(&vol("vol-1"), Epoch(1), 1).await;
+    assert_eq!(word.unwrap().settled_by, SettledBy::Operator);
+    home.export(&request("b", 2)).await.unwrap();
+
+    let block = [7; BLOCK as usize];
+    assert!(stuck.write(Lba(0), &block, false).is_err());
+    assert!(stuck.direct(Lba(0), block.len(), true).is_none());
+    assert!(!is_latched(&target));
+    let failed = stuck.durable_write_failed(nix::errno::Errno::EIO);
+    assert!(matches!(failed, DeviceError::FlushFailed(_)), "{failed}");
+    inside.send_replace(0);
+    drop((home, target, stuck));
+    let (_home, target, _) = start(folder.path()).await;
+    assert!(!is_latched(&target), "after a restart");
+}
+
 #[tokio::test]
 async fn a_flush_that_fails_when_a_volume_grows_latches_what_is_served() {
     let folder = tempfile::tempdir().unwrap();

@@ -17,6 +17,7 @@ use nix::errno::Errno;
 
 use super::error::PoolError;
 use super::lock::PoolLock;
+use super::record::Record;
 use super::volume::Volume;
 use super::{Pool, VOLUMES};
 use crate::block::file::FileDevice;
@@ -49,6 +50,8 @@ pub struct FirstWrite {
     failed_flush: OnceLock<String>,
     /// Whether the record says so.
     failure_noted: Mutex<bool>,
+    /// Its export has ended, and commands of it have not.
+    abandoned: AtomicBool,
     _lock: PoolLock,
 }
 
@@ -75,6 +78,7 @@ impl Pool {
             written: AtomicBool::new(record.ever_written),
             failure_noted: Mutex::new(failed_flush.get().is_some()),
             failed_flush,
+            abandoned: AtomicBool::new(false),
             volume: Arc::clone(&volume),
             _lock: self.lock.clone(),
         });
@@ -87,6 +91,12 @@ impl FirstWrite {
     /// Takes note of the volume's new size.
     pub fn grow(&self, size: Bytes) {
         self.backing.grow(size);
+    }
+
+    /// Its export ends before its commands do: what the file has begun may end
+    /// at any time, and nothing more is begun, nor noted on the next export.
+    pub(super) fn abandon(&self) {
+        self.abandoned.store(true, Ordering::SeqCst);
     }
 
     /// Returns when the record says on disk that the volume was written.
@@ -115,6 +125,12 @@ impl FirstWrite {
     }
 
     fn usable(&self) -> Result<(), DeviceError> {
+        if self.abandoned.load(Ordering::SeqCst) {
+            return Err(DeviceError::Io {
+                call: format!("volume {}: the export has ended", self.volume.id()),
+                errno: Errno::ESHUTDOWN,
+            });
+        }
         match self.failed_flush.get() {
             None => Ok(()),
             Some(why) => {
@@ -145,7 +161,11 @@ impl FirstWrite {
             return;
         }
         let record = self.volume.record();
-        match record.update(|record| *noted = record.note_failed_flush(why)) {
+        // Looked at under the record's lock: the next export opens only later.
+        let note = |record: &mut Record| {
+            *noted = self.abandoned.load(Ordering::SeqCst) || record.note_failed_flush(why);
+        };
+        match record.update(note) {
             Ok(_) => {}
             Err(error) => {
                 *noted = false;
@@ -204,7 +224,8 @@ impl BlockDevice for FirstWrite {
 
     fn direct(&self, lba: Lba, length: usize, write: bool) -> Option<Direct> {
         let noted = !write || self.written.load(Ordering::Acquire);
-        let usable = noted && self.failed_flush.get().is_none();
+        let usable =
+            noted && self.failed_flush.get().is_none() && !self.abandoned.load(Ordering::Acquire);
         usable.then(|| self.backing.direct(lba, length, write))?
     }
 

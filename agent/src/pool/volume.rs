@@ -70,16 +70,24 @@ impl Volume {
         *served = Arc::downgrade(device);
     }
 
+    /// The export served last ends before its commands do ([`FirstWrite::abandon`]).
+    pub fn abandon(&self) {
+        if let Some(device) = self.served() {
+            device.abandon();
+        }
+    }
+
+    /// The lock is held for a moment only, and never over a call of the device.
+    fn served(&self) -> Option<Arc<FirstWrite>> {
+        let served = self.served.lock().unwrap_or_else(PoisonError::into_inner);
+        served.upgrade()
+    }
+
     /// Makes durable what `file`, one of its own, and its hosts wrote. Where it
     /// is served, through that device: the kernel tells of a failure once, and
     /// that must latch the device whose writes may be lost.
     pub(super) fn sync(&self, file: &File) -> Result<(), PoolError> {
-        // The lock is held for a moment only, and never over the flush.
-        let served = {
-            let served = self.served.lock().unwrap_or_else(PoisonError::into_inner);
-            served.upgrade()
-        };
-        match served {
+        match self.served() {
             Some(device) => device
                 .flush()
                 .map_err(|error| std::io::Error::other(error.to_string())),

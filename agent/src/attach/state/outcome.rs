@@ -153,7 +153,7 @@ impl Turn {
                 });
             }
             (Phase::Deleting { .. }, HomeError::StaleEpoch { home })
-                if home > self.state.recorded.epoch =>
+                if home >= self.state.recorded.epoch =>
             {
                 self.recorded(Recorded::begin_of(home));
                 self.learn(home, false);
