@@ -177,11 +177,17 @@ impl Inner {
             Err(inside) if inside <= accepted => Ok((SettledBy::Operator, inside, Duration::ZERO)),
             Err(inside) => Err(HomeError::Unsettled { inside }),
         };
-        match noted.and(settled) {
+        let mut ends = noted.and(settled);
+        if matches!(ends, Ok((SettledBy::Operator, ..))) {
+            let volume = Arc::clone(volume);
+            let abandoned = self.blocking(move |_| {
+                volume.abandon();
+                Ok(())
+            });
+            ends = abandoned.await.and(ends);
+        }
+        match ends {
             Ok((by, unsettled, time)) => {
-                if unsettled > 0 {
-                    volume.abandon();
-                }
                 let ended = gate.end().await;
                 self.frontend.remember_closed(&export.name);
                 settlement.settled_by = by;

@@ -88,13 +88,13 @@ async fn snapshot(home: &Home) -> Result<(), HomeError> {
     home.snapshot(&vol("vol-1"), &id).await.map(drop)
 }
 
-async fn fence(home: &Home, epoch: u64) {
+async fn fence(home: &Home, epoch: u64) -> Result<Settlement, HomeError> {
     let request = FenceRequest {
         volume: vol("vol-1"),
         epoch: Epoch(epoch),
         recorded: Recorded::begin_of(Epoch(epoch)),
     };
-    home.fence(&request).await.unwrap();
+    home.fence(&request).await
 }
 
 #[tokio::test]
@@ -114,7 +114,7 @@ async fn after_a_failed_flush_the_epoch_is_not_served_by_a_successor_either() {
     home.export(&request("a", 1)).await.unwrap();
     assert!(is_latched(&target), "after a repeated export");
 
-    fence(&home, 1).await;
+    fence(&home, 1).await.unwrap();
     home.export(&request("b", 2)).await.unwrap();
     assert!(!is_latched(&target), "a new epoch");
     drop((home, target));
@@ -132,12 +132,7 @@ async fn a_command_that_was_let_go_begins_nothing_and_taints_nobody() {
     let stuck = target.device("vol-1");
     let inside = target.inside("vol-1", 1);
     target.abandons.store(true, Ordering::SeqCst);
-    let asked = FenceRequest {
-        volume: vol("vol-1"),
-        epoch: Epoch(1),
-        recorded: Recorded::default(),
-    };
-    home.fence(&asked).await.unwrap_err();
+    fence(&home, 1).await.unwrap_err();
     let word = home.accept_unsettled(&vol("vol-1"), Epoch(1), 1).await;
     assert_eq!(word.unwrap().settled_by, SettledBy::Operator);
     home.export(&request("b", 2)).await.unwrap();
@@ -167,7 +162,7 @@ async fn a_flush_that_fails_when_a_volume_grows_latches_what_is_served() {
     let record = home.pool().volume(&vol("vol-1")).unwrap().record().get();
     assert_eq!(record.failed_flush(), Some("fdatasync: EIO"));
     // Nobody is served any more: the file's own descriptor does.
-    fence(&home, 1).await;
+    fence(&home, 1).await.unwrap();
     let grown = home.expand(&vol("vol-1"), Bytes(2 * MIB)).await;
     assert_eq!(grown.unwrap(), Bytes(2 * MIB));
 }
@@ -187,7 +182,7 @@ async fn a_flush_that_fails_for_a_snapshot_or_a_clone_latches_what_is_served_nee
         };
         assert!(failed.is_err());
         assert!(is_latched(&target));
-        fence(&home, epoch).await;
+        fence(&home, epoch).await.unwrap();
     }
     snapshot(&home).await.unwrap();
 }

@@ -20,10 +20,9 @@
 //! begun goes on when its caller has gone; it answers within a deadline, and a
 //! repeat takes up where it is.
 //!
-//! It refuses: an export while the epoch before it has not ended, one at an
-//! epoch that a fence has named, anything for a volume whose record is an old
-//! copy (until [`Home::accept_old_copy`], or the volume is deleted), and to
-//! delete or restore what is open.
+//! It refuses: an export at an epoch that a fence has named, anything for a
+//! volume whose record is an old copy (until [`Home::accept_old_copy`], or the
+//! volume is deleted), and to delete or restore what is open.
 
 mod again;
 pub mod decide;

@@ -17,7 +17,6 @@ use nix::errno::Errno;
 
 use super::error::PoolError;
 use super::lock::PoolLock;
-use super::record::Record;
 use super::volume::Volume;
 use super::{Pool, VOLUMES};
 use crate::block::file::FileDevice;
@@ -46,12 +45,10 @@ pub struct FirstWrite {
     backing: Arc<dyn Backing>,
     volume: Arc<Volume>,
     written: AtomicBool,
-    /// Why a flush of this export failed, if one did.
+    /// Why a flush of this export failed, if one did, or nothing more of it counts.
     failed_flush: OnceLock<String>,
-    /// Whether the record says so.
+    /// Whether the record says so, or need not.
     failure_noted: Mutex<bool>,
-    /// Its export has ended, and commands of it have not.
-    abandoned: AtomicBool,
     _lock: PoolLock,
 }
 
@@ -78,7 +75,6 @@ impl Pool {
             written: AtomicBool::new(record.ever_written),
             failure_noted: Mutex::new(failed_flush.get().is_some()),
             failed_flush,
-            abandoned: AtomicBool::new(false),
             volume: Arc::clone(&volume),
             _lock: self.lock.clone(),
         });
@@ -95,8 +91,13 @@ impl FirstWrite {
 
     /// Its export ends before its commands do: what the file has begun may end
     /// at any time, and nothing more is begun, nor noted on the next export.
+    /// Waits for a note that is just being made.
     pub(super) fn abandon(&self) {
-        self.abandoned.store(true, Ordering::SeqCst);
+        let noted = self.failure_noted.lock();
+        let mut noted = noted.unwrap_or_else(PoisonError::into_inner);
+        let why = || "the export has ended without its last commands".to_owned();
+        self.failed_flush.get_or_init(why);
+        *noted = true;
     }
 
     /// Returns when the record says on disk that the volume was written.
@@ -125,12 +126,6 @@ impl FirstWrite {
     }
 
     fn usable(&self) -> Result<(), DeviceError> {
-        if self.abandoned.load(Ordering::SeqCst) {
-            return Err(DeviceError::Io {
-                call: format!("volume {}: the export has ended", self.volume.id()),
-                errno: Errno::ESHUTDOWN,
-            });
-        }
         match self.failed_flush.get() {
             None => Ok(()),
             Some(why) => {
@@ -161,11 +156,7 @@ impl FirstWrite {
             return;
         }
         let record = self.volume.record();
-        // Looked at under the record's lock: the next export opens only later.
-        let note = |record: &mut Record| {
-            *noted = self.abandoned.load(Ordering::SeqCst) || record.note_failed_flush(why);
-        };
-        match record.update(note) {
+        match record.update(|record| *noted = record.note_failed_flush(why)) {
             Ok(_) => {}
             Err(error) => {
                 *noted = false;
@@ -224,8 +215,7 @@ impl BlockDevice for FirstWrite {
 
     fn direct(&self, lba: Lba, length: usize, write: bool) -> Option<Direct> {
         let noted = !write || self.written.load(Ordering::Acquire);
-        let usable =
-            noted && self.failed_flush.get().is_none() && !self.abandoned.load(Ordering::Acquire);
+        let usable = noted && self.failed_flush.get().is_none();
         usable.then(|| self.backing.direct(lba, length, write))?
     }
 
