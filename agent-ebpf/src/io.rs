@@ -1,24 +1,30 @@
 //! Counts at submission, and times at completion.
 
-use aya_ebpf::bindings::BPF_NOEXIST;
+use aya_ebpf::bindings::BPF_F_MMAPABLE;
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::helpers::generated::bpf_jiffies64;
 use aya_ebpf::macros::{btf_tracepoint, map};
-use aya_ebpf::maps::{PerCpuArray, PerCpuHashMap};
+use aya_ebpf::maps::{Array, PerCpuArray};
 use aya_ebpf::programs::BtfTracePointContext;
 use drover_ebpf::{
-    BUCKETS, DISCARD, FLUSH, IoCount, IoKey, LOST_IO, LOST_LATENCY, Latency, LatencyKey, Lost,
-    READ, WRITE,
+    BUCKETS, DISCARD, FLUSH, IoCount, IoKey, LATENCIES, LOST_IO, LOST_LATENCY, Latency, LatencyKey,
+    Lost, Place, READ, WRITE,
 };
 
 use crate::kernel::{Typed, at, cgroup_charged, diskseq_of, is_kernels, process_of};
+use crate::places::Places;
 
-// Preallocated: an element of a map without that may begin with another
-// element's old values on CPUs other than the inserting one.
+// The agent makes the two for IO as long as it wants, and writes that down here.
 #[map]
-static IO: PerCpuHashMap<IoKey, IoCount> = PerCpuHashMap::with_max_entries(8192, 0);
+static IO_KEYS: Array<Place<IoKey>> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 #[map]
-static LATENCY: PerCpuHashMap<LatencyKey, Latency> = PerCpuHashMap::with_max_entries(1024, 0);
+static IO: PerCpuArray<IoCount> = PerCpuArray::with_max_entries(1, 0);
+#[unsafe(no_mangle)]
+static IO_MASK: u32 = 0;
+#[map]
+static LATENCY_KEYS: Array<Place<LatencyKey>> = Array::with_max_entries(LATENCIES, BPF_F_MMAPABLE);
+#[map]
+static LATENCY: PerCpuArray<Latency> = PerCpuArray::with_max_entries(LATENCIES, 0);
 #[map]
 static LOST: PerCpuArray<Lost> = PerCpuArray::with_max_entries(2, 0);
 #[map]
@@ -30,9 +36,6 @@ struct Clock {
     jiffies: u64,
     ns: u64,
 }
-
-/// A first element is copied from here: it is too large for the stack of a program.
-static NO_LATENCY: Latency = Latency::NONE;
 
 /// When somebody last read or wrote, as far as that matters: the time in ns, not
 /// older than the kernel's tick (1 to 10 ms). To read the clock for each I/O would
@@ -96,10 +99,13 @@ fn count(bio: Typed) -> Option<()> {
         tgid: process.tgid,
         pad: 0,
     };
-    let Some(count) = IO.get_ptr_mut(key).or_else(|| {
-        let _ = IO.insert(key, IoCount::default(), u64::from(BPF_NOEXIST));
-        IO.get_ptr_mut(key)
-    }) else {
+    let places = Places {
+        keys: &IO_KEYS,
+        counts: &IO,
+        // SAFETY: an aligned u32; volatile, since the compiler believes it is 0.
+        mask: unsafe { (&raw const IO_MASK).read_volatile() },
+    };
+    let Some(count) = places.of(key) else {
         lost(LOST_IO);
         return None;
     };
@@ -148,10 +154,12 @@ fn time(request: Typed, error: u32, done: u32) -> Option<()> {
         pad: 0,
     };
     let start: u64 = request.read(at!(rq_start));
-    let Some(latency) = LATENCY.get_ptr_mut(key).or_else(|| {
-        let _ = LATENCY.insert(key, &NO_LATENCY, u64::from(BPF_NOEXIST));
-        LATENCY.get_ptr_mut(key)
-    }) else {
+    let places = Places {
+        keys: &LATENCY_KEYS,
+        counts: &LATENCY,
+        mask: LATENCIES - 1,
+    };
+    let Some(latency) = places.of(key) else {
         lost(LOST_LATENCY);
         return None;
     };

@@ -20,6 +20,55 @@ pub struct IoKey {
     pub pad: u32,
 }
 
+/// One place of an array of keys. What is counted for its key lies at the same
+/// index of an array of counts, on each CPU.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Place<K> {
+    /// Whose it is: [`FREE`], [`TAKING`], [`LEAVING`], or the [`Key::print`]
+    /// of `key`.
+    pub print: u64,
+    /// The key, as long as a print is there.
+    pub key: K,
+}
+
+/// Nobody's place, and its counts are 0. A program takes it.
+pub const FREE: u64 = 0;
+/// A program is about to write its key.
+pub const TAKING: u64 = 1;
+/// No program finds it any more, though one that has found it may still be
+/// counting. The agent frees it.
+pub const LEAVING: u64 = 2;
+
+/// What is counted for.
+pub trait Key: Copy + Eq {
+    /// A number that few keys share, and that is none of [`FREE`], [`TAKING`] and
+    /// [`LEAVING`]. Its lowest bits tell where the key's place is looked for first.
+    fn print(&self) -> u64;
+}
+
+impl Key for IoKey {
+    #[inline(always)]
+    fn print(&self) -> u64 {
+        // Multiplied by odd numbers without a pattern (of the golden ratio, and of
+        // splitmix64), so that each bit of the key has its say in the upper half.
+        let process = self.start_ns ^ (u64::from(self.tgid) << 40) ^ self.cgroup.rotate_left(20);
+        let mixed = process.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ self.diskseq;
+        let mixed = mixed.wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        (mixed ^ (mixed >> 32)).max(LEAVING + 1)
+    }
+}
+
+impl Key for LatencyKey {
+    /// The kernel counts disks up, so those that are there at a time mostly have
+    /// places of their own.
+    #[inline(always)]
+    fn print(&self) -> u64 {
+        // No disk has the number 0.
+        (self.diskseq << 2) | u64::from(self.direction)
+    }
+}
+
 /// What one process did on one disk.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -67,6 +116,9 @@ pub const DISCARD: u32 = 3;
 /// 2^(n+1) ns; the last one counts all that took longer.
 pub const BUCKETS: usize = 40;
 
+/// How many histograms there is room for; a power of two.
+pub const LATENCIES: u32 = 1024;
+
 /// How long requests took: from their allocation to their completion, and
 /// the part of it that the device had them.
 #[repr(C)]
@@ -103,9 +155,9 @@ impl Latency {
     };
 }
 
-/// Index in the map `LOST` of I/O that found no room in the map of counts.
+/// Index in the map `LOST` of I/O that found no room among the counts.
 pub const LOST_IO: u32 = 0;
-/// Index in the map `LOST` of requests that found no room in the map of latencies.
+/// Index in the map `LOST` of requests that found no room among the latencies.
 pub const LOST_LATENCY: u32 = 1;
 
 /// Events that were seen and could not be counted.

@@ -4,11 +4,17 @@
 //! They decide nothing. What they cannot count they count as lost.
 #![no_std]
 #![no_main]
+#![feature(core_intrinsics)]
+#![expect(
+    internal_features,
+    reason = "the only way to the kernel's atomics, see places"
+)]
 
 mod holders;
 mod io;
 mod kernel;
 mod object;
+mod places;
 mod sends;
 
 #[panic_handler]

@@ -18,6 +18,12 @@ pub struct Arguments {
     /// The highest epoch that is decided, 1 to 4
     #[arg(long, default_value_t = 3)]
     epochs: u8,
+    /// A search that takes longer ends then, and is not complete
+    #[arg(long, default_value_t = 60)]
+    minutes: u64,
+    /// Only the searches whose name contains this
+    #[arg(long)]
+    only: Option<String>,
     /// Print each property of each search as one JSON object a line
     #[arg(long)]
     json: bool,
@@ -31,6 +37,8 @@ pub fn command(arguments: &Arguments) -> Result<ExitCode> {
     model
         .args(["--nodes", &arguments.nodes.to_string()])
         .args(["--epochs", &arguments.epochs.to_string()])
+        .args(["--minutes", &arguments.minutes.to_string()])
+        .args(arguments.only.iter().flat_map(|part| ["--only", part]))
         .args(arguments.json.then_some("--json"));
     let status = model
         .status()

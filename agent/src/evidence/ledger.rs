@@ -1,7 +1,7 @@
 //! What was done on each disk, by whom: the kernel's counts, with those of
 //! ended processes kept per cgroup so that the kernel's map has room.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 
@@ -50,15 +50,15 @@ impl Ledger {
         // seen in /proc may well live.
         let sees_all = in_first_pid_namespace();
         let mut rows = Vec::new();
-        let mut done = Vec::new();
+        let mut done = HashSet::new();
         for (key, count) in kernel.counts()? {
             if names.gone(key.diskseq) {
-                done.push(key);
+                done.insert(key);
             } else if sees_all && !process::lives(key.tgid, key.start_ns) {
                 let sum = self.ended.entry((names.fold(key.diskseq), key.cgroup));
                 let sum = sum.or_default();
                 *sum = add(*sum, count);
-                done.push(key);
+                done.insert(key);
             } else {
                 let diskseq = names.fold(key.diskseq);
                 rows.push((IoKey { diskseq, ..key }, count));

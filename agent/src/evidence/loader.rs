@@ -5,6 +5,7 @@
 //! came of it is said in [`Program`]; which of them a judgement needs is for
 //! [`super::holders`] to know.
 
+use std::collections::{HashMap, HashSet};
 use std::fs::{self, File};
 use std::io::ErrorKind;
 use std::os::fd::{AsFd, AsRawFd};
@@ -12,24 +13,26 @@ use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use aya::maps::{Array, MapError, PerCpuArray, PerCpuHashMap, PerCpuValues};
+use aya::maps::{Array, MapData, MapError, PerCpuArray, PerCpuHashMap, PerCpuValues};
 use aya::programs::{BtfTracePoint, FExit, Iter, ProgramError};
 use aya::{Btf, Ebpf, EbpfError, EbpfLoader};
 use drover_ebpf::{
-    Held, IoCount, IoKey, LOST_IO, LOST_LATENCY, Latency, LatencyKey, Lost, Offsets, Sent,
+    Held, IoCount, IoKey, LATENCIES, LOST_IO, LOST_LATENCY, Latency, LatencyKey, Lost, Offsets,
+    Sent,
 };
 
 use super::EvidenceError;
 use super::btf::Types;
 use super::cgroups::Hierarchy;
 use super::offsets;
+use super::places::Places;
 use super::walk::{self, Turns, WalkError};
 use crate::ids::Diskseq;
 
 /// Values of the shared types as they lie in a map.
 #[derive(Clone, Copy)]
 #[repr(transparent)]
-struct Raw<T>(T);
+pub(super) struct Raw<T>(pub(super) T);
 
 macro_rules! plain {
     ($($type:ty),*) => {$(
@@ -37,7 +40,7 @@ macro_rules! plain {
         unsafe impl aya::Pod for Raw<$type> {}
     )*};
 }
-plain!(u32, IoKey, IoCount, LatencyKey, Latency, Lost, Sent);
+plain!(IoCount, Latency, Lost, Sent);
 
 /// Program names as the object has them, and what each is for.
 pub const BIO_QUEUE: &str = "bio_queue";
@@ -80,6 +83,9 @@ pub struct Losses {
 
 /// The programs in the kernel.
 pub struct Kernel {
+    // Before `ebpf` where both are locked.
+    io: Mutex<Places<IoKey>>,
+    latency: Mutex<Places<LatencyKey>>,
     ebpf: Mutex<Ebpf>,
     turns: Turns,
     programs: Vec<Program>,
@@ -156,7 +162,10 @@ impl Kernel {
             let why = programs[0].failure.clone().unwrap_or_default();
             return Err(EvidenceError::Load(why));
         }
+        let places = places(processes);
         Ok(Self {
+            io: Mutex::new(Places::of(&ebpf, "IO_KEYS", "IO", places)?),
+            latency: Mutex::new(Places::of(&ebpf, "LATENCY_KEYS", "LATENCY", LATENCIES)?),
             ebpf: Mutex::new(ebpf),
             turns: Turns::default(),
             programs,
@@ -183,97 +192,78 @@ impl Kernel {
     }
 
     fn ebpf(&self) -> MutexGuard<'_, Ebpf> {
-        // A panic elsewhere leaves nothing half done: every change is one call.
-        self.ebpf.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// The rows of a map, each value folded over CPUs.
-    fn rows<K, V>(
-        &self,
-        name: &'static str,
-        none: V,
-        add: impl Fn(V, &V) -> V,
-    ) -> Result<Vec<(K, V)>, EvidenceError>
-    where
-        Raw<K>: aya::Pod,
-        Raw<V>: aya::Pod,
-        V: Copy,
-    {
-        let ebpf = self.ebpf();
-        let map = PerCpuHashMap::<_, Raw<K>, Raw<V>>::try_from(map(&ebpf, name)?)
-            .map_err(|e| failed(name, &e))?;
-        let mut rows = Vec::new();
-        for row in map.iter() {
-            let (key, values) = row.map_err(|e| failed(name, &e))?;
-            rows.push((key.0, values.iter().fold(none, |sum, v| add(sum, &v.0))));
-        }
-        Ok(rows)
-    }
-
-    /// Removes rows of a map; one that is not there: nothing.
-    fn remove<K: Copy, V>(&self, name: &'static str, keys: &[K]) -> Result<(), EvidenceError>
-    where
-        Raw<K>: aya::Pod,
-        Raw<V>: aya::Pod,
-    {
-        let mut ebpf = self.ebpf();
-        let map = ebpf.map_mut(name).ok_or_else(|| no_map(name))?;
-        let mut map =
-            PerCpuHashMap::<_, Raw<K>, Raw<V>>::try_from(map).map_err(|e| failed(name, &e))?;
-        for key in keys {
-            match map.remove(&Raw(*key)) {
-                Ok(()) => {}
-                Err(MapError::SyscallError(e)) if e.io_error.kind() == ErrorKind::NotFound => {}
-                Err(error) => return Err(failed(name, &error)),
-            }
-        }
-        Ok(())
+        lock(&self.ebpf)
     }
 
     /// Every count, summed over CPUs.
     pub fn counts(&self) -> Result<Vec<(IoKey, IoCount)>, EvidenceError> {
-        self.rows("IO", IoCount::default(), |sum, v| add(sum, *v))
+        let rows = lock(&self.io).rows(&self.ebpf(), IoCount::default(), |sum, v| add(sum, *v))?;
+        Ok(rows.into_iter().collect())
     }
 
-    /// Removes counts; of processes that have ended, or disks that are gone.
-    pub fn forget(&self, keys: &[IoKey]) -> Result<(), EvidenceError> {
-        self.remove::<_, IoCount>("IO", keys)
+    /// Gives back the room of what is not counted any more: processes that have
+    /// ended, and disks that are gone.
+    pub fn forget(&self, keys: &HashSet<IoKey>) -> Result<(), EvidenceError> {
+        lock(&self.io).forget(&mut self.ebpf(), keys, IoCount::default())
     }
 
     /// Every latency histogram, summed over CPUs.
     pub fn latencies(&self) -> Result<Vec<(LatencyKey, Latency)>, EvidenceError> {
-        self.rows("LATENCY", Latency::NONE, add_latency)
+        let rows = lock(&self.latency).rows(&self.ebpf(), Latency::NONE, add_latency)?;
+        Ok(rows.into_iter().collect())
     }
 
-    /// Removes the histograms of disks that are gone.
-    pub fn forget_latencies(&self, keys: &[LatencyKey]) -> Result<(), EvidenceError> {
-        self.remove::<_, Latency>("LATENCY", keys)
+    /// Gives back the room of the histograms of disks that are gone.
+    pub fn forget_latencies(&self, keys: &HashSet<LatencyKey>) -> Result<(), EvidenceError> {
+        lock(&self.latency).forget(&mut self.ebpf(), keys, Latency::NONE)
     }
 
     /// What every watched process has sent, by its id.
-    pub fn sent(&self) -> Result<Vec<(u32, Sent)>, EvidenceError> {
-        self.rows("SENT", Sent::default(), |sum, v| add_sent(sum, *v))
+    pub fn sent(&self) -> Result<HashMap<u32, Sent>, EvidenceError> {
+        let ebpf = self.ebpf();
+        let wrong = |e| failed("SENT", &e);
+        let map =
+            PerCpuHashMap::<_, u32, Raw<Sent>>::try_from(map(&ebpf, "SENT")?).map_err(wrong)?;
+        let sum = |values: PerCpuValues<Raw<Sent>>| {
+            values
+                .iter()
+                .fold(Sent::default(), |sum, v| add_sent(sum, v.0))
+        };
+        let rows = map
+            .iter()
+            .map(|row| row.map(|(tgid, values)| (tgid, sum(values))));
+        rows.collect::<Result<_, _>>().map_err(wrong)
     }
 
     /// Counts what this process sends from now on.
     pub fn watch(&self, tgid: u32) -> Result<(), EvidenceError> {
-        let mut ebpf = self.ebpf();
-        let map = ebpf.map_mut("SENT").ok_or_else(|| no_map("SENT"))?;
         let cpus = aya::util::nr_cpus().map_err(|(what, error)| EvidenceError::Read {
             path: what.into(),
             error,
         })?;
-        PerCpuHashMap::<_, u32, Raw<Sent>>::try_from(map)
-            .and_then(|mut map| {
-                let zeroes = PerCpuValues::try_from(vec![Raw(Sent::default()); cpus])?;
-                map.insert(tgid, zeroes, 0)
-            })
-            .map_err(|e| failed("SENT", &e))
+        self.change_sent(|map| {
+            let zeroes = PerCpuValues::try_from(vec![Raw(Sent::default()); cpus])?;
+            map.insert(tgid, zeroes, 0)
+        })
     }
 
-    /// Counts no more what these processes send.
-    pub fn unwatch(&self, tgids: &[u32]) -> Result<(), EvidenceError> {
-        self.remove::<_, Sent>("SENT", tgids)
+    /// Counts no more what this process sends; one that is not watched: nothing.
+    pub fn unwatch(&self, tgid: u32) -> Result<(), EvidenceError> {
+        self.change_sent(|map| match map.remove(&tgid) {
+            Err(MapError::SyscallError(e)) if e.io_error.kind() == ErrorKind::NotFound => Ok(()),
+            done => done,
+        })
+    }
+
+    fn change_sent(
+        &self,
+        change: impl FnOnce(&mut PerCpuHashMap<&mut MapData, u32, Raw<Sent>>) -> Result<(), MapError>,
+    ) -> Result<(), EvidenceError> {
+        let mut ebpf = self.ebpf();
+        let map = ebpf.map_mut("SENT").ok_or_else(|| no_map("SENT"))?;
+        PerCpuHashMap::try_from(map)
+            .and_then(|mut map| change(&mut map))
+            .map_err(|e| failed("SENT", &e))
     }
 
     /// What was not counted since the programs were loaded.
@@ -365,12 +355,25 @@ impl Kernel {
     }
 }
 
+/// A panic elsewhere leaves nothing half done: every change is one call.
+fn lock<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
+    of.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A program finds a place by the lowest bits of a number.
+fn places(processes: u32) -> u32 {
+    processes.next_power_of_two()
+}
+
 fn load(offsets: &Offsets, btf: &Btf, processes: u32) -> Result<Ebpf, EbpfError> {
     let bytes: Vec<u8> = offsets.bytes().collect();
+    let places = places(processes);
     EbpfLoader::new()
         .btf(Some(btf))
         .override_global("OFFSETS", bytes.as_slice(), true)
-        .map_max_entries("IO", processes)
+        .override_global("IO_MASK", &(places - 1), true)
+        .map_max_entries("IO_KEYS", places)
+        .map_max_entries("IO", places)
         .load(aya::include_bytes_aligned!(concat!(
             env!("OUT_DIR"),
             "/drover-ebpf.o"
@@ -399,18 +402,24 @@ fn attach(ebpf: &mut Ebpf, name: &str, hook: &str, btf: &Btf) -> Result<(), Atta
     Ok(())
 }
 
-fn map<'a>(ebpf: &'a Ebpf, name: &'static str) -> Result<&'a aya::maps::Map, EvidenceError> {
+/// A map of the object.
+pub(super) fn map<'a>(
+    ebpf: &'a Ebpf,
+    name: &'static str,
+) -> Result<&'a aya::maps::Map, EvidenceError> {
     ebpf.map(name).ok_or_else(|| no_map(name))
 }
 
-fn no_map(name: &'static str) -> EvidenceError {
+/// Why there is no such map.
+pub(super) fn no_map(name: &'static str) -> EvidenceError {
     EvidenceError::Map {
         map: name,
         why: "the object has no such map".to_owned(),
     }
 }
 
-fn failed(map: &'static str, error: &MapError) -> EvidenceError {
+/// What went wrong with a map.
+pub(super) fn failed(map: &'static str, error: &MapError) -> EvidenceError {
     let cause = std::error::Error::source(error).map(|e| format!(": {e}"));
     EvidenceError::Map {
         map,

@@ -41,6 +41,7 @@ pub mod loader;
 mod metrics;
 mod mounts;
 mod offsets;
+mod places;
 mod process;
 pub mod readers;
 mod sends;
@@ -48,7 +49,7 @@ pub mod tools;
 pub mod verdict;
 mod walk;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -117,8 +118,9 @@ pub struct EvidenceConfig {
     pub deadline: Duration,
     /// Which cgroup hierarchy's ids are counted.
     pub cgroups: Choice,
-    /// How many (process, disk) pairs are counted at a time; each takes 64
-    /// bytes per CPU.
+    /// How many places there are for counts, each of a (process, disk) pair: the
+    /// next power of two. When more than two of three are taken, a pair may find
+    /// none, which is counted as lost. A place takes 40 bytes, and 64 per CPU.
     pub processes: u32,
     /// Whose processes read as if they were registered.
     pub tools: Vec<Tool>,
@@ -463,10 +465,10 @@ impl Inner {
             .as_ref()
             .map_err(|why| EvidenceError::Blind(why.clone()))?;
         let mut sums = BTreeMap::new();
-        let mut gone = Vec::new();
+        let mut gone = HashSet::new();
         for (key, latency) in kernel.latencies()? {
             if names.gone(key.diskseq) {
-                gone.push(key);
+                gone.insert(key);
             } else {
                 let disk = Diskseq(names.fold(key.diskseq));
                 let sum = sums.entry((disk, key.direction)).or_insert(Latency::NONE);

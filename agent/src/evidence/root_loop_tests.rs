@@ -523,6 +523,33 @@ fn lost_events_are_unknown_until_the_window_has_passed() {
     bench.settles(&disk, &[], Verdict::Quiet);
 }
 
+/// More processes than there are places, one after another: who has ended makes
+/// room, and leaves nothing behind in it.
+#[test]
+fn a_place_is_used_again_and_begins_at_nothing() {
+    let config = EvidenceConfig {
+        processes: 32,
+        ..EvidenceConfig::default()
+    };
+    let bench = Bench::with(config);
+    let disk = LoopDisk::new(16);
+    let before = bench.evidence.io(&disk.disk).unwrap().total;
+    for _ in 0..4 {
+        for _ in 0..12 {
+            let dd = "exec dd if=$0 of=/dev/null bs=4096 count=3 iflag=direct status=none";
+            assert!(Child::sh(dd, &disk).wait().success());
+        }
+        let (books, _) = bench.evidence.inner.books().unwrap();
+        assert_eq!(books.losses.io.events, 0);
+        // Longer than a place stays out of use.
+        std::thread::sleep(Duration::from_millis(1100));
+        bench.evidence.inner.books().unwrap();
+    }
+    let io = bench.evidence.io(&disk.disk).unwrap();
+    assert_eq!(io.total.reads - before.reads, 4 * 12 * 3);
+    assert_eq!(io.total.read_bytes - before.read_bytes, 4 * 12 * 3 * 4096);
+}
+
 #[test]
 fn without_programs_every_verdict_is_unknown_and_says_why() {
     let blind = Evidence::blind("no BTF here");

@@ -39,9 +39,11 @@ impl Sends {
         kernel: &Kernel,
         wanted: ByTicket,
     ) -> Result<HashMap<TicketId, Sent>, EvidenceError> {
-        let counts = kernel.sent()?.into_iter().collect();
+        let counts = kernel.sent()?;
         let (change, sums) = self.turn(wanted, &counts);
-        kernel.unwatch(&change.unwatch.into_iter().collect::<Vec<_>>())?;
+        for tgid in change.unwatch {
+            kernel.unwatch(tgid)?;
+        }
         for tgid in change.watch {
             kernel.watch(tgid)?;
         }

@@ -36,9 +36,6 @@ use std::time::Duration;
 use clap::Parser;
 use stateright::HasDiscoveries;
 
-/// After this a search ends, and is not complete.
-const LIMIT: Duration = Duration::from_secs(3600);
-
 /// Searches every state of the fence and grant protocol.
 #[derive(Parser)]
 #[command(name = "model")]
@@ -49,6 +46,9 @@ struct Arguments {
     /// The highest epoch that is decided
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=4))]
     epochs: u8,
+    /// A search that takes longer ends then, and is not complete
+    #[arg(long, default_value_t = 60)]
+    minutes: u64,
     /// Print each property of each search as one JSON object a line
     #[arg(long)]
     json: bool,
@@ -59,6 +59,7 @@ struct Arguments {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    let limit = Duration::from_secs(arguments.minutes * 60);
     let threads = available_parallelism().map_or(1, usize::from);
     let mut good = true;
     for bounds in bounds::full(arguments.nodes, arguments.epochs) {
@@ -67,7 +68,7 @@ fn main() -> ExitCode {
         {
             continue;
         }
-        let found = search::run(bounds, HasDiscoveries::AllFailures, threads, LIMIT);
+        let found = search::run(bounds, HasDiscoveries::AllFailures, threads, limit);
         good &= found.good();
         if arguments.json {
             report::json(&bounds, &found);

@@ -1,0 +1,204 @@
+//! The arrays that the programs count in: whose each place is, and the freeing
+//! of those whose keys are gone.
+//!
+//! A program takes a place and writes into its own CPU's counts; the agent alone
+//! frees one, in two steps. It says that the place is [`LEAVING`], so that no
+//! program finds it. What had found it before then has ended a [`WHILE`] later
+//! (a program runs for microseconds, and nothing on its CPU interrupts it for
+//! longer); only then are the counts made 0 and the place free.
+
+use std::collections::{HashMap, HashSet};
+use std::hash::Hash;
+use std::num::NonZeroUsize;
+use std::os::fd::AsFd;
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use aya::Ebpf;
+use aya::maps::{Map, PerCpuArray, PerCpuValues};
+use drover_ebpf::{FREE, Key, LEAVING, Place, TAKING};
+use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
+
+use super::EvidenceError;
+use super::loader::{Raw, failed, map, no_map};
+
+/// How long a place stays out of use before it is free.
+const WHILE: Duration = Duration::from_secs(1);
+
+/// An array of keys, and the array of what is counted for each.
+pub struct Places<K> {
+    counts: &'static str,
+    keys: Keys<K>,
+    leaving: Vec<(u32, Instant)>,
+}
+
+impl<K: Key + Hash> Places<K> {
+    /// Those of the maps `keys` and `counts`, the first of which holds `len`.
+    pub fn of(
+        ebpf: &Ebpf,
+        keys: &'static str,
+        counts: &'static str,
+        len: u32,
+    ) -> Result<Self, EvidenceError> {
+        Ok(Self {
+            counts,
+            keys: Keys::of(ebpf, keys, len)?,
+            leaving: Vec::new(),
+        })
+    }
+
+    /// What was counted, folded over CPUs and over the places that one key has.
+    pub fn rows<V: Copy>(
+        &self,
+        ebpf: &Ebpf,
+        none: V,
+        add: impl Fn(V, &V) -> V,
+    ) -> Result<HashMap<K, V>, EvidenceError>
+    where
+        Raw<V>: aya::Pod,
+    {
+        let wrong = |e| failed(self.counts, &e);
+        let counts = PerCpuArray::<_, Raw<V>>::try_from(map(ebpf, self.counts)?).map_err(wrong)?;
+        let mut rows = HashMap::new();
+        for (index, key) in self.keys.taken() {
+            let values = counts.get(&index, 0).map_err(wrong)?;
+            let sum = rows.entry(key).or_insert(none);
+            *sum = values.iter().fold(*sum, |sum, v| add(sum, &v.0));
+        }
+        Ok(rows)
+    }
+
+    /// Takes the places of these keys out of use, and frees those that were taken
+    /// out a [`WHILE`] ago: their counts are `none` again.
+    pub fn forget<V: Copy>(
+        &mut self,
+        ebpf: &mut Ebpf,
+        gone: &HashSet<K>,
+        none: V,
+    ) -> Result<(), EvidenceError>
+    where
+        Raw<V>: aya::Pod,
+    {
+        let now = Instant::now();
+        if !gone.is_empty() {
+            let leaving: Vec<u32> = self
+                .keys
+                .taken()
+                .filter_map(|(index, key)| gone.contains(&key).then_some(index))
+                .collect();
+            for index in leaving {
+                self.keys.mark(index, LEAVING);
+                self.leaving.push((index, now));
+            }
+        }
+        let over = |left: Instant| now.duration_since(left) >= WHILE;
+        if !self.leaving.iter().any(|(_, left)| over(*left)) {
+            return Ok(());
+        }
+        let wrong = |e| failed(self.counts, &e);
+        let map = ebpf.map_mut(self.counts);
+        let map = map.ok_or_else(|| no_map(self.counts))?;
+        let mut counts = PerCpuArray::<_, Raw<V>>::try_from(map).map_err(wrong)?;
+        let cpus = aya::util::nr_cpus().map_err(|(what, error)| EvidenceError::Read {
+            path: what.into(),
+            error,
+        })?;
+        let mut left = std::mem::take(&mut self.leaving).into_iter();
+        while let Some((index, since)) = left.next() {
+            if !over(since) {
+                self.leaving.push((index, since));
+                continue;
+            }
+            let zeroes = PerCpuValues::try_from(vec![Raw(none); cpus]).map_err(|error| {
+                EvidenceError::Read {
+                    path: self.counts.into(),
+                    error,
+                }
+            })?;
+            if let Err(error) = counts.set(index, zeroes, 0) {
+                // It stays out of use, and is tried again.
+                self.leaving.push((index, since));
+                self.leaving.extend(left);
+                return Err(wrong(error));
+            }
+            self.keys.mark(index, FREE);
+        }
+        Ok(())
+    }
+}
+
+/// The array of keys, as the kernel shares it.
+struct Keys<K> {
+    places: NonNull<Place<K>>,
+    len: u32,
+}
+
+// SAFETY: the array is memory of the kernel's, mapped for as long as this lives.
+unsafe impl<K: Send> Send for Keys<K> {}
+
+impl<K: Key> Keys<K> {
+    fn of(ebpf: &Ebpf, name: &'static str, len: u32) -> Result<Self, EvidenceError> {
+        let wrong = |why: String| EvidenceError::Map { map: name, why };
+        let Map::Array(array) = map(ebpf, name)? else {
+            return Err(wrong("it is no array".to_owned()));
+        };
+        let both = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+        let bytes = Self::bytes(len);
+        let bytes = bytes.ok_or_else(|| wrong(format!("{len} places do not fit")))?;
+        // SAFETY: a new mapping, at an address that the kernel chooses. The map is
+        // BPF_F_MMAPABLE and so long: the kernel refuses a longer one.
+        let at = unsafe {
+            mmap(
+                None,
+                bytes,
+                both,
+                MapFlags::MAP_SHARED,
+                array.fd().as_fd(),
+                0,
+            )
+        };
+        let at = at.map_err(|errno| wrong(format!("mmap: {errno}")))?;
+        Ok(Self {
+            places: at.cast(),
+            len,
+        })
+    }
+
+    fn bytes(len: u32) -> Option<NonZeroUsize> {
+        NonZeroUsize::new(size_of::<Place<K>>().checked_mul(len as usize)?)
+    }
+
+    fn print(&self, index: u32) -> &AtomicU64 {
+        assert!(index < self.len, "place {index} of {}", self.len);
+        // SAFETY: inside the mapping, and aligned, as each place is; only atomics
+        // write to it, here and in the programs.
+        unsafe { AtomicU64::from_ptr(&raw mut (*self.places.as_ptr().add(index as usize)).print) }
+    }
+
+    fn mark(&self, index: u32, as_what: u64) {
+        self.print(index).store(as_what, Ordering::Release);
+    }
+
+    /// Places with their keys. A key is never written to again before the
+    /// agent frees its place.
+    fn taken(&self) -> impl Iterator<Item = (u32, K)> + '_ {
+        let taken = |index: &u32| {
+            let print = self.print(*index).load(Ordering::Acquire);
+            !matches!(print, FREE | TAKING | LEAVING)
+        };
+        (0..self.len).filter(taken).map(|index| {
+            // SAFETY: inside the mapping; see above for why nobody writes to it.
+            let key = unsafe { (*self.places.as_ptr().add(index as usize)).key };
+            (index, key)
+        })
+    }
+}
+
+impl<K> Drop for Keys<K> {
+    fn drop(&mut self) {
+        let bytes = size_of::<Place<K>>() * self.len as usize;
+        // SAFETY: the mapping that `of` made, which nothing refers to any more.
+        let _ = unsafe { munmap(self.places.cast(), bytes) };
+    }
+}
