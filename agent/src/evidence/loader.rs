@@ -237,14 +237,8 @@ impl Kernel {
 
     /// Counts what this process sends from now on.
     pub fn watch(&self, tgid: u32) -> Result<(), EvidenceError> {
-        let cpus = aya::util::nr_cpus().map_err(|(what, error)| EvidenceError::Read {
-            path: what.into(),
-            error,
-        })?;
-        self.change_sent(|map| {
-            let zeroes = PerCpuValues::try_from(vec![Raw(Sent::default()); cpus])?;
-            map.insert(tgid, zeroes, 0)
-        })
+        let none = per_cpu(Sent::default())?;
+        self.change_sent(|map| map.insert(tgid, none, 0))
     }
 
     /// Counts no more what this process sends; one that is not watched: nothing.
@@ -408,6 +402,19 @@ pub(super) fn map<'a>(
     name: &'static str,
 ) -> Result<&'a aya::maps::Map, EvidenceError> {
     ebpf.map(name).ok_or_else(|| no_map(name))
+}
+
+/// The same value for each CPU.
+pub(super) fn per_cpu<T: Copy>(value: T) -> Result<PerCpuValues<Raw<T>>, EvidenceError>
+where
+    Raw<T>: aya::Pod,
+{
+    let of_cpus = |what: &str, error| EvidenceError::Read {
+        path: what.into(),
+        error,
+    };
+    let cpus = aya::util::nr_cpus().map_err(|(what, error)| of_cpus(what, error))?;
+    PerCpuValues::try_from(vec![Raw(value); cpus]).map_err(|error| of_cpus("the CPUs", error))
 }
 
 /// Why there is no such map.

@@ -7,7 +7,7 @@
 //! (a program runs for microseconds, and nothing on its CPU interrupts it for
 //! longer); only then are the counts made 0 and the place free.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::hash::Hash;
 use std::num::NonZeroUsize;
 use std::os::fd::AsFd;
@@ -16,12 +16,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use aya::Ebpf;
-use aya::maps::{Map, PerCpuArray, PerCpuValues};
+use aya::maps::{Map, PerCpuArray};
 use drover_ebpf::{FREE, Key, LEAVING, Place, TAKING};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 
 use super::EvidenceError;
-use super::loader::{Raw, failed, map, no_map};
+use super::loader::{Raw, failed, map, no_map, per_cpu};
 
 /// How long a place stays out of use before it is free.
 const WHILE: Duration = Duration::from_secs(1);
@@ -30,7 +30,8 @@ const WHILE: Duration = Duration::from_secs(1);
 pub struct Places<K> {
     counts: &'static str,
     keys: Keys<K>,
-    leaving: Vec<(u32, Instant)>,
+    /// Since when, the longest first.
+    leaving: VecDeque<(u32, Instant)>,
 }
 
 impl<K: Key + Hash> Places<K> {
@@ -44,7 +45,7 @@ impl<K: Key + Hash> Places<K> {
         Ok(Self {
             counts,
             keys: Keys::of(ebpf, keys, len)?,
-            leaving: Vec::new(),
+            leaving: VecDeque::new(),
         })
     }
 
@@ -80,49 +81,24 @@ impl<K: Key + Hash> Places<K> {
     where
         Raw<V>: aya::Pod,
     {
-        let now = Instant::now();
         if !gone.is_empty() {
-            let leaving: Vec<u32> = self
-                .keys
-                .taken()
-                .filter_map(|(index, key)| gone.contains(&key).then_some(index))
-                .collect();
-            for index in leaving {
+            let now = Instant::now();
+            for (index, _) in self.keys.taken().filter(|(_, key)| gone.contains(key)) {
                 self.keys.mark(index, LEAVING);
-                self.leaving.push((index, now));
+                self.leaving.push_back((index, now));
             }
-        }
-        let over = |left: Instant| now.duration_since(left) >= WHILE;
-        if !self.leaving.iter().any(|(_, left)| over(*left)) {
-            return Ok(());
         }
         let wrong = |e| failed(self.counts, &e);
         let map = ebpf.map_mut(self.counts);
         let map = map.ok_or_else(|| no_map(self.counts))?;
         let mut counts = PerCpuArray::<_, Raw<V>>::try_from(map).map_err(wrong)?;
-        let cpus = aya::util::nr_cpus().map_err(|(what, error)| EvidenceError::Read {
-            path: what.into(),
-            error,
-        })?;
-        let mut left = std::mem::take(&mut self.leaving).into_iter();
-        while let Some((index, since)) = left.next() {
-            if !over(since) {
-                self.leaving.push((index, since));
-                continue;
-            }
-            let zeroes = PerCpuValues::try_from(vec![Raw(none); cpus]).map_err(|error| {
-                EvidenceError::Read {
-                    path: self.counts.into(),
-                    error,
-                }
-            })?;
-            if let Err(error) = counts.set(index, zeroes, 0) {
-                // It stays out of use, and is tried again.
-                self.leaving.push((index, since));
-                self.leaving.extend(left);
-                return Err(wrong(error));
-            }
+        while let Some((index, left)) = self.leaving.front().copied()
+            && left.elapsed() >= WHILE
+        {
+            // One that cannot be freed now is tried again.
+            counts.set(index, per_cpu(none)?, 0).map_err(wrong)?;
             self.keys.mark(index, FREE);
+            self.leaving.pop_front();
         }
         Ok(())
     }

@@ -1,6 +1,6 @@
 #!/bin/bash
 # drover's initiator against the kernel's own NVMe/TCP target.
-# kernels: 6.1 6.12
+# kernels: 6.1 6.12 custom
 # asked: 6.1
 # timeout: 600
 set -eu

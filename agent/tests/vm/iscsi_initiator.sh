@@ -1,7 +1,7 @@
 #!/bin/bash
 # drover's initiator over iSCSI, against drover's own target, which is killed
 # ten times under I/O.
-# kernels: 6.1 6.12
+# kernels: 6.1 6.12 custom
 # asked: 6.1
 # timeout: 900
 set -u

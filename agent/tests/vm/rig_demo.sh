@@ -1,6 +1,6 @@
 #!/bin/bash
 # The story of `cargo xtask demo`, with every claim checked.
-# kernels: 6.1 6.12
+# kernels: 6.1 6.12 custom
 # asked: 6.1
 # timeout: 600
 set -u

@@ -36,7 +36,7 @@ const TIMEOUT: Duration = Duration::from_secs(600);
 
 /// (modules of the library's tests, kernels).
 const LIBRARY: &[(&str, &[Kernel])] = &[
-    ("evidence::", &[Kernel::V6_1, Kernel::V6_12]),
+    ("evidence::", &[Kernel::V6_1, Kernel::V6_12, Kernel::Custom]),
     ("reactor::tests::barrier", &[Kernel::V6_1, Kernel::V6_12]),
 ];
 
