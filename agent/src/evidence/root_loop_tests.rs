@@ -8,7 +8,7 @@ use std::fs::File;
 use nix::sys::signal::Signal;
 
 use self::bench::{Bench, Child, LoopDisk, direct, until};
-use super::readers::Motion;
+use super::streams::Motion;
 use super::*;
 use crate::attach::ports::{Holder, Verdict};
 use crate::ids::Bytes;
@@ -141,7 +141,7 @@ fn latencies_and_counts_become_metrics() {
         bench::read_block(&file, i);
     }
     let label = Label {
-        volume: "vol-1".to_owned(),
+        volume: "vol-1".parse().unwrap(),
         pvc: "data".to_owned(),
         namespace: "shop".to_owned(),
         node: "a".to_owned(),
