@@ -77,7 +77,7 @@ fn labelled(disk: &str, node: &NodeId) -> anyhow::Result<(Diskseq, Label)> {
     let path = format!("/sys/block/{disk}/diskseq");
     let text = fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
     let label = Label {
-        volume: format!("vol-{disk}"),
+        volume: format!("vol-{disk}").parse()?,
         pvc: disk.to_owned(),
         namespace: "bench".to_owned(),
         node: node.to_string(),

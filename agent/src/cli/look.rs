@@ -179,7 +179,7 @@ pub fn line(answer: &pb::LookAnswer, look: &pb::VolumeLook, rates: Option<&Rates
     let flow = |f: &pb::Flow| json!({ "bytes": f.bytes, "last_ms": f.last_ms });
     let reader = |r: &pb::ReaderLook| {
         json!({
-            "ticket": r.ticket, "who": r.who, "motion": r.motion,
+            "ticket": (!r.ticket.is_empty()).then_some(&r.ticket), "who": r.who, "motion": r.motion,
             "read": r.read.as_ref().map(flow), "sent": r.sent.as_ref().map(flow),
             "wrote": r.wrote.as_ref().map(flow),
         })
@@ -276,5 +276,34 @@ pub(super) mod tests {
             assert_eq!(line.get(field), Some(&Value::Null), "{field}");
         }
         assert_eq!(line["streams"], json!([]));
+    }
+
+    #[test]
+    fn a_tool_known_by_its_name_has_a_stream_and_no_ticket() {
+        let flow = |bytes, last_ms| Some(pb::Flow { bytes, last_ms });
+        let reader = |ticket: &str| pb::ReaderLook {
+            ticket: ticket.into(),
+            who: "pid 9 (restic)".into(),
+            read: flow(4096, Some(7)),
+            sent: None,
+            wrote: flow(0, None),
+            motion: "reads-only".into(),
+        };
+        let look = pb::VolumeLook {
+            readers: vec![reader(""), reader("t-1")],
+            ..Default::default()
+        };
+        let line = line(&pb::LookAnswer::default(), &look, None);
+        let stream = |ticket: Value| {
+            json!({
+                "ticket": ticket, "who": "pid 9 (restic)", "motion": "reads-only",
+                "read": { "bytes": 4096, "last_ms": 7 }, "sent": null,
+                "wrote": { "bytes": 0, "last_ms": null },
+            })
+        };
+        assert_eq!(
+            line["readers"],
+            json!([stream(Value::Null), stream("t-1".into())])
+        );
     }
 }

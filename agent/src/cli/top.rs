@@ -233,7 +233,7 @@ fn cells(volume: &pb::VolumeLook, rates: Option<&Rates>) -> [String; COLUMNS.len
     ]
 }
 
-/// The claims on a volume, its streams, and why its verdict is what it is.
+/// The claims on a volume, its streams, its readers', and why its verdict is what it is.
 fn claims(volume: &pb::VolumeLook) -> Vec<Line<'static>> {
     let mut lines = Vec::new();
     let spell = |seconds: u64| humantime::format_duration(Duration::from_secs(seconds)).to_string();
@@ -261,17 +261,27 @@ fn claims(volume: &pb::VolumeLook) -> Vec<Line<'static>> {
         ));
     }
     for r in &volume.readers {
-        let bytes = |flow: Option<pb::Flow>| size(flow.map_or(0, |f| f.bytes));
+        let (who, motion) = (&r.who, &r.motion);
+        let (read, wrote) = (flow(r.read), flow(r.wrote));
         let sent = match r.sent {
-            Some(flow) => size(flow.bytes),
             None => "?".to_owned(),
+            counted => flow(counted),
         };
-        let (who, motion, read, wrote) = (&r.who, &r.motion, bytes(r.read), bytes(r.wrote));
         lines.push(format!(
             "reader {who}: {motion}, read {read}, sent {sent}, wrote {wrote} elsewhere"
         ));
     }
     lines.into_iter().map(Line::from).collect()
+}
+
+/// `4 MiB 3s ago`; `0 B` where there was none.
+fn flow(flow: Option<pb::Flow>) -> String {
+    let flow = flow.unwrap_or_default();
+    let ago = flow.last_ms.map(|ms| {
+        let ago = humantime::format_duration(Duration::from_secs(ms / 1000));
+        format!(" {ago} ago")
+    });
+    format!("{}{}", size(flow.bytes), ago.unwrap_or_default())
 }
 
 #[cfg(test)]
@@ -320,6 +330,16 @@ mod tests {
             }),
             ..Default::default()
         }];
+        look.readers = vec![pb::ReaderLook {
+            who: "pid 8 (restic)".into(),
+            read: Some(pb::Flow {
+                bytes: 8192,
+                last_ms: Some(3_999),
+            }),
+            wrote: Some(pb::Flow::default()),
+            motion: "reads-only".into(),
+            ..Default::default()
+        }];
         pb::LookAnswer {
             node: "a".into(),
             time: Some(prost_types::Timestamp {
@@ -350,6 +370,7 @@ mod tests {
             "0.000/- ms",
             "ticket t-1: backup on a, pid 9, lease 42s",
             "stream t-2: running 25 %, 50 B at 10 B/s, 15s to go",
+            "reader pid 8 (restic): reads-only, read 8 KiB 3s ago, sent ?, wrote 0 B elsewhere",
             "live: process 7 (fio) can write",
         ] {
             assert!(screen.contains(wanted), "{wanted} in\n{screen}");

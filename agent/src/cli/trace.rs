@@ -372,6 +372,35 @@ mod tests {
     }
 
     #[test]
+    fn a_tool_known_by_its_name_comes_stalls_and_goes() {
+        let with = |second, motion: Option<&str>| {
+            let mut look = look(5, &[]);
+            look.readers = motion
+                .map(|motion| pb::ReaderLook {
+                    who: "pid 8 (restic)".into(),
+                    motion: motion.into(),
+                    ..Default::default()
+                })
+                .into_iter()
+                .collect();
+            answer(second, look)
+        };
+        let (none, flows) = (with(0, None), with(1, Some("flows")));
+        let stalls = with(2, Some("reads-only"));
+        for (before, after, told) in [
+            (&none, &flows, "reader pid 8 (restic): flows"),
+            (
+                &flows,
+                &stalls,
+                "reader pid 8 (restic): flows -> reads-only",
+            ),
+            (&stalls, &none, "reader pid 8 (restic): reads-only -> gone"),
+        ] {
+            assert_eq!(texts(&changes(before, after)), [told]);
+        }
+    }
+
+    #[test]
     fn a_controller_that_is_silent_is_told_once_and_takes_nothing_away() {
         let mut known = look(5, &[]);
         known.record = Some(pb::Volume {

@@ -14,7 +14,7 @@ use crate::attach::ports::Witness as _;
 use crate::backup::keeper::KeptStream;
 use crate::evidence::DiskIo;
 use crate::evidence::cgroups::pod;
-use crate::evidence::readers::{Flow, ReaderStatus};
+use crate::evidence::streams::{Flow, ReaderStatus};
 use crate::ids::VolumeId;
 use crate::initiator::AttachedDisk;
 use crate::rpc::agent_service::progress_message;
@@ -202,7 +202,11 @@ fn reader_look(reader: &ReaderStatus, motion: &str) -> pb::ReaderLook {
         last_ms: flow.last_ms,
     };
     pb::ReaderLook {
-        ticket: reader.ticket.to_string(),
+        ticket: reader
+            .owner
+            .ticket()
+            .map(ToString::to_string)
+            .unwrap_or_default(),
         who: reader.who.clone(),
         read: Some(flow(reader.read)),
         sent: reader.sent.map(flow),

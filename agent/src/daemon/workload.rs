@@ -12,7 +12,8 @@ use tonic::Status;
 use crate::attach::ports::{Disk, Judgement, Node as _, NodeAnswer, Witness as _};
 use crate::attach::record::{Ticket, TicketKind};
 use crate::backup::keeper::Keeper;
-use crate::evidence::readers::{Reader, ReaderStatus, Who};
+use crate::evidence::readers::{Reader, Who};
+use crate::evidence::streams::{Owner, ReaderStatus};
 use crate::evidence::{Evidence, Label};
 use crate::ids::{Epoch, NodeId, TicketId, VolumeId};
 use crate::initiator::{AttachedDisk, Initiator};
@@ -25,7 +26,7 @@ use crate::rpc::pb::register_reader_request::Reader as Asked;
 const LEASE: Duration = Duration::from_secs(60);
 /// A reader that moved a byte within this is progressing: its lease is renewed.
 const PROGRESS_MS: u64 = 10_000;
-/// How the readers are doing is waited for so long.
+/// How backup streams are doing is waited for so long.
 const READERS: Duration = Duration::from_secs(2);
 
 /// The workload's side of a node.
@@ -38,7 +39,7 @@ pub(super) struct Workload {
     /// The claim that each volume was made for, and its namespace, of those
     /// that were attached at the last look.
     claims: Mutex<HashMap<VolumeId, (String, String)>>,
-    /// One thread asks for the readers at a time.
+    /// One thread asks for the streams at a time.
     turn: Arc<Semaphore>,
 }
 
@@ -102,7 +103,7 @@ impl Workload {
             });
             let (pvc, namespace) = claim.clone().unwrap_or_default();
             let label = Label {
-                volume: volume.to_string(),
+                volume: volume.clone(),
                 pvc,
                 namespace,
                 node: self.node.to_string(),
@@ -119,7 +120,7 @@ impl Workload {
         self.claims.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// How the registered readers are doing; none where that is not told in
+    /// How backup streams of other people's tools are doing; none where that is not told in
     /// time. It looks through /proc and cgroups, for which no worker waits.
     pub(super) async fn readers(&self) -> Vec<ReaderStatus> {
         let asked = async {
@@ -130,31 +131,35 @@ impl Workload {
                 evidence.readers()
             });
             told.await.unwrap_or_else(|error| {
-                tracing::error!(%error, "the look at registered readers failed");
+                tracing::error!(%error, "the look at backup streams failed");
                 Vec::new()
             })
         };
         match tokio::time::timeout(READERS, asked).await {
             Ok(readers) => readers,
             Err(_) => {
-                tracing::warn!("how registered readers are doing was not told within {READERS:?}");
+                tracing::warn!("how backup streams are doing was not told within {READERS:?}");
                 Vec::new()
             }
         }
     }
 
-    /// Renews the leases of readers that the kernel saw reading, and ends the
+    /// Renews the leases of registered readers that the kernel saw reading, and ends the
     /// tickets of those that are gone.
     pub(super) async fn look_after_readers(&self) {
         for reader in self.readers().await {
             let last_progress_ms = reader.last_progress_ms();
             let ReaderStatus {
-                ticket,
+                owner,
                 volume,
                 alive,
                 who,
                 ..
             } = reader;
+            // A tool known by its name has no claim to look after.
+            let Owner::Ticket(ticket) = owner else {
+                continue;
+            };
             if !alive {
                 let why = format!("{who} has ended");
                 match self.control.end_ticket(&volume, &ticket, &why).await {

@@ -18,7 +18,8 @@ use super::disks::{Device, Devices};
 use super::ledger::{Books, in_first_pid_namespace};
 use super::loader::{BIO_QUEUE, DESCRIPTORS, Kernel, MAPPINGS, Program};
 use super::mounts::{self, Found};
-use super::readers::{Paths, Readers, since_ms};
+use super::readers::{Paths, Readers};
+use super::streams::since_ms;
 use super::verdict::{Facts, Sight};
 use crate::attach::ports::{Disk, Holder};
 

@@ -10,22 +10,72 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 
-use super::{Evidence, Named, Scrape};
+use super::disks::Queue;
+use super::loader::Losses;
+use super::{Evidence, EvidenceError, Label};
+use crate::ids::Diskseq;
 
 /// The finest and the coarsest bound shown: 2^13 ns is 8 us, 2^35 ns 34 s.
 const BOUNDS: std::ops::RangeInclusive<usize> = 13..=35;
 
+/// A disk by the names it has in metrics.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Named {
+    device: String,
+    /// None: nobody knows whose it is.
+    label: Option<Label>,
+}
+
+/// All counts.
+pub(super) struct Scrape {
+    io: Vec<(Named, IoCount)>,
+    latency: Vec<(Named, u32, Latency)>,
+    queues: Vec<(Named, Queue)>,
+    losses: Losses,
+}
+
 impl Named {
     /// Empty labels are none to Prometheus: a disk that is no volume's has its name only.
     fn labels<'a>(&'a self, key: &'a str, value: &'a str) -> [(&'a str, &'a str); 6] {
+        let of = |what: fn(&Label) -> &str| self.label.as_ref().map_or("", what);
         [
             ("device", &self.device),
             (key, value),
-            ("volume", &self.label.volume),
-            ("pvc", &self.label.pvc),
-            ("namespace", &self.label.namespace),
-            ("node", &self.label.node),
+            ("volume", of(|label| label.volume.as_str())),
+            ("pvc", of(|label| &label.pvc)),
+            ("namespace", of(|label| &label.namespace)),
+            ("node", of(|label| &label.node)),
         ]
+    }
+}
+
+impl Evidence {
+    /// All counts of disks that are there; none without evidence.
+    pub(super) fn scrape(&self) -> Result<Option<Scrape>, EvidenceError> {
+        if self.inner.kernel.is_err() {
+            return Ok(None);
+        }
+        let (books, names) = self.inner.books()?;
+        let labels = self.inner.labels();
+        let named = |disk: Diskseq| {
+            Some(Named {
+                device: names.name(disk)?.to_owned(),
+                label: labels.get(&disk).cloned(),
+            })
+        };
+        let io = books.disks().into_iter();
+        let mut io: Vec<_> = io.filter_map(|(d, n)| Some((named(d)?, n))).collect();
+        io.sort_by(|a, b| a.0.device.cmp(&b.0.device));
+        let latency = self.inner.latencies(&names)?.into_iter();
+        let latency = latency.filter_map(|((disk, d), sum)| Some((named(disk)?, d, sum)));
+        let queues = io.iter().map(|(named, _)| named.clone());
+        let queues = queues.filter_map(|named| Some((Queue::of(&named.device)?, named)));
+        Ok(Some(Scrape {
+            latency: latency.collect(),
+            queues: queues.map(|(queue, named)| (named, queue)).collect(),
+            io,
+            losses: books.losses,
+        }))
     }
 }
 

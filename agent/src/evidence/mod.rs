@@ -4,8 +4,8 @@
 //! [`offsets`] finds in the kernel's [`btf`]; [`ledger`] keeps their counts;
 //! [`holders`] finds everybody who has a disk open and makes sure that they
 //! are as many as the kernel itself counts; [`verdict`] judges; [`readers`]
-//! knows who is registered as a backup, [`tools`] who is one by name; [`metrics`]
-//! shows the counts.
+//! knows who is registered as a backup, [`tools`] who is one by name, [`streams`]
+//! how they are doing; [`metrics`] shows the counts.
 //!
 //! It fails closed: what cannot be known is `Unknown`. Where nothing can be
 //! loaded the agent runs all the same, with [`Evidence::blind`]. It never opens
@@ -45,6 +45,7 @@ mod places;
 mod process;
 pub mod readers;
 mod sends;
+pub mod streams;
 pub mod tools;
 pub mod verdict;
 mod walk;
@@ -55,21 +56,22 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use drover_ebpf::{IoCount, Latency, Sent};
+use drover_ebpf::{IoCount, Latency};
 use prometheus_client::registry::Registry;
 
 use self::cgroups::{Choice, Hierarchy};
 use self::disks::Names;
 pub use self::disks::{InFlight, Queue, Timed};
 use self::ledger::{Books, Ledger};
-use self::loader::{Kernel, Losses, Program};
+use self::loader::{Kernel, Program};
 use self::readers::{Paths, Readers};
-pub use self::readers::{Reader, ReaderStatus, RegisterError, Who};
-use self::sends::{ByTicket, Sends};
+pub use self::readers::{Reader, RegisterError, Who};
+use self::sends::Sends;
+pub use self::streams::ReaderStatus;
 use self::tools::Tool;
 use self::verdict::Sight;
 use crate::attach::ports::{Disk, Judgement, Witness};
-use crate::ids::{Diskseq, TicketId};
+use crate::ids::{Diskseq, TicketId, VolumeId};
 
 /// Why there is no evidence.
 #[derive(Debug, thiserror::Error)]
@@ -176,32 +178,17 @@ pub struct DiskIo {
     pub queue: Option<Queue>,
 }
 
-/// Whose volume a disk is, for metrics; what is not known is empty.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+/// Whose volume a disk is; what is not known is empty.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Label {
     /// The volume.
-    pub volume: String,
+    pub volume: VolumeId,
     /// The claim it was made for.
     pub pvc: String,
     /// That claim's namespace.
     pub namespace: String,
     /// The node it is attached to: this one.
     pub node: String,
-}
-
-/// A disk by the names it has in metrics.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Named {
-    device: String,
-    label: Label,
-}
-
-/// All counts.
-struct Scrape {
-    io: Vec<(Named, IoCount)>,
-    latency: Vec<(Named, u32, Latency)>,
-    queues: Vec<(Named, Queue)>,
-    losses: Losses,
 }
 
 /// CLOCK_MONOTONIC in ns: the clock of the programs' times.
@@ -305,25 +292,12 @@ impl Evidence {
         self.inner.readers.unregister(ticket);
     }
 
-    /// How every registered reader is doing, by ticket. Without evidence none
-    /// is seen to progress.
+    /// How the backup streams are doing: of registered readers by ticket, then
+    /// of tools known by name that have read a disk named in [`Evidence::label`].
+    /// Without evidence there are none of the latter, and no reader is seen to
+    /// progress.
     pub fn readers(&self) -> Vec<ReaderStatus> {
-        let inner = &self.inner;
-        let books = match inner.books() {
-            Ok((books, _)) => books,
-            Err(error) => {
-                tracing::warn!(%error, "evidence: no counts for registered readers");
-                Books::default()
-            }
-        };
-        let (processes, sent) = inner.follow();
-        inner.readers.status(&readers::Seen {
-            books: &books,
-            paths: &inner.hierarchy.paths(),
-            processes: &processes,
-            sent: sent.as_ref(),
-            now_ns: (inner.clock)(),
-        })
+        self.inner.streams()
     }
 
     /// What was done on a disk, for display.
@@ -372,45 +346,10 @@ impl Evidence {
         registry.register_collector(Box::new(metrics::Metrics(Arc::clone(self))));
     }
 
-    /// Says whose volumes disks are, for metrics; of those not named here nothing is known.
+    /// Says whose volumes disks are, for metrics and the streams of tools; of
+    /// those not named here nothing is known.
     pub fn label(&self, labels: HashMap<Diskseq, Label>) {
-        *self
-            .inner
-            .labels
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner) = labels;
-    }
-
-    /// All counts of disks that are there; none without evidence.
-    fn scrape(&self) -> Result<Option<Scrape>, EvidenceError> {
-        if self.inner.kernel.is_err() {
-            return Ok(None);
-        }
-        let (books, names) = self.inner.books()?;
-        let labels = self
-            .inner
-            .labels
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        let named = |disk: Diskseq| {
-            Some(Named {
-                device: names.name(disk)?.to_owned(),
-                label: labels.get(&disk).cloned().unwrap_or_default(),
-            })
-        };
-        let io = books.disks().into_iter();
-        let mut io: Vec<_> = io.filter_map(|(d, n)| Some((named(d)?, n))).collect();
-        io.sort_by(|a, b| a.0.device.cmp(&b.0.device));
-        let latency = self.inner.latencies(&names)?.into_iter();
-        let latency = latency.filter_map(|((disk, d), sum)| Some((named(disk)?, d, sum)));
-        let queues = io.iter().map(|(named, _)| named.clone());
-        let queues = queues.filter_map(|named| Some((Queue::of(&named.device)?, named)));
-        Ok(Some(Scrape {
-            latency: latency.collect(),
-            queues: queues.map(|(queue, named)| (named, queue)).collect(),
-            io,
-            losses: books.losses,
-        }))
+        *self.inner.labels() = labels;
     }
 }
 
@@ -422,27 +361,28 @@ fn cgroup_name(paths: &Paths, id: u64) -> String {
 }
 
 impl Inner {
+    fn labels(&self) -> MutexGuard<'_, HashMap<Diskseq, Label>> {
+        // They are replaced as a whole.
+        self.labels.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn ledger(&self) -> MutexGuard<'_, Ledger> {
         // A panic in between can only leave a count twice in the kernel's map
         // and in the ledger, which makes nobody quiet.
         self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The processes of each ticket, and what they sent over TCP; none where
-    /// that is not counted.
-    fn follow(&self) -> (ByTicket, Option<HashMap<TicketId, Sent>>) {
-        // Two looks at once take turns: each follows what it has just found. A
-        // panic in between can only leave a process watched that need not be.
-        let mut sends = self.sends.lock().unwrap_or_else(PoisonError::into_inner);
-        let processes = self.readers.processes(&self.hierarchy);
-        let kernel = self.kernel.as_ref().ok();
-        let counts = |kernel: &&Kernel| loader::SENDERS.iter().any(|name| kernel.runs(name));
-        let sent = kernel.filter(counts).and_then(|kernel| {
-            let sent = sends.follow(kernel, processes.clone());
-            sent.inspect_err(|error| tracing::warn!(%error, "evidence: no counts of what was sent"))
-                .ok()
-        });
-        (processes, sent)
+    /// The disks here that are known to be volumes'.
+    fn volumes(&self, names: &Names) -> Vec<(VolumeId, Disk)> {
+        let labels = self.labels();
+        let disk = |diskseq: &Diskseq| {
+            let name = names.name(*diskseq)?.to_owned();
+            let diskseq = *diskseq;
+            Some(Disk { name, diskseq })
+        };
+        let found = labels.iter();
+        let found = found.filter_map(|(seq, label)| Some((label.volume.clone(), disk(seq)?)));
+        found.collect()
     }
 
     fn books(&self) -> Result<(Books, Names), EvidenceError> {
@@ -538,3 +478,5 @@ mod root_loop_tests;
 mod root_soak_tests;
 #[cfg(test)]
 mod root_table_tests;
+#[cfg(test)]
+mod root_tool_tests;

@@ -3,20 +3,72 @@
 use std::fs;
 use std::io;
 
-/// The state letter and start time (in clock ticks since boot) of a process.
-pub fn stat(pid: u32) -> io::Result<(char, u64)> {
-    let path = format!("/proc/{pid}/stat");
-    let text = fs::read_to_string(&path)?;
-    parse(&text).ok_or_else(|| io::Error::other(format!("{path} is not as proc(5) says")))
+/// A process by its id and when it began, in clock ticks since boot: its id
+/// used again is another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Process {
+    /// Its id.
+    pub pid: u32,
+    /// When it began.
+    pub began: u64,
 }
 
-/// The command name may hold anything, a `)` too: fields are counted from the last one.
-fn parse(text: &str) -> Option<(char, u64)> {
-    let (_, rest) = text.rsplit_once(')')?;
+impl Process {
+    /// Whether it runs: not only as a zombie.
+    pub fn runs(self) -> bool {
+        stat(self.pid).is_ok_and(|now| now.began == self.began && !now.has_ended())
+    }
+}
+
+/// What the kernel says of a process.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stat {
+    /// Its name; what is not UTF-8 in it is replaced.
+    pub name: String,
+    /// Its state's letter.
+    pub state: char,
+    /// When it began, in clock ticks since boot.
+    pub began: u64,
+}
+
+impl Stat {
+    /// Whether it has ended and only its parent has not taken note.
+    pub fn has_ended(&self) -> bool {
+        matches!(self.state, 'Z' | 'X')
+    }
+}
+
+/// Asks the kernel about a process.
+pub fn stat(pid: u32) -> io::Result<Stat> {
+    let path = format!("/proc/{pid}/stat");
+    let bytes = fs::read(&path)?;
+    parse(&String::from_utf8_lossy(&bytes))
+        .ok_or_else(|| io::Error::other(format!("{path} is not as proc(5) says")))
+}
+
+/// The process that began at `start_ns` under this id, with its name now; none:
+/// it has ended, whoever has its id.
+pub fn named(pid: u32, start_ns: u64) -> Option<(Process, String)> {
+    let now = stat(pid).ok()?;
+    let process = Process {
+        pid,
+        began: now.began,
+    };
+    (began_at(start_ns, now.began) && !now.has_ended()).then_some((process, now.name))
+}
+
+/// The name may hold anything, a `)` too: fields are counted from the last one.
+fn parse(text: &str) -> Option<Stat> {
+    let (_, rest) = text.split_once('(')?;
+    let (name, rest) = rest.rsplit_once(')')?;
     let mut fields = rest.split_whitespace();
     let state = fields.next()?.chars().next()?;
-    // Field 22 of proc(5); the state is field 3.
-    Some((state, fields.nth(18)?.parse().ok()?))
+    Some(Stat {
+        name: name.to_owned(),
+        state,
+        // Field 22 of proc(5); the state is field 3.
+        began: fields.nth(18)?.parse().ok()?,
+    })
 }
 
 /// A start time in ns, as /proc tells it: in hundredths of a second (USER_HZ,
@@ -39,7 +91,7 @@ pub fn began_at(start_ns: u64, began: u64) -> bool {
 /// What cannot be read for another reason than that counts as living.
 pub fn lives(pid: u32, start_ns: u64) -> bool {
     match stat(pid) {
-        Ok((_, began)) => began_at(start_ns, began),
+        Ok(now) => began_at(start_ns, now.began),
         Err(e) => e.kind() != io::ErrorKind::NotFound && e.raw_os_error() != Some(libc::ESRCH),
     }
 }
@@ -55,7 +107,12 @@ mod tests {
             .collect::<Vec<_>>()
             .join(" ");
         let text = format!("12 (a) b) S {rest} 777 23 24");
-        assert_eq!(parse(&text), Some(('S', 777)));
+        let stat = Stat {
+            name: "a) b".to_owned(),
+            state: 'S',
+            began: 777,
+        };
+        assert_eq!(parse(&text), Some(stat));
         assert_eq!(parse("12 (a) S 1 2"), None);
         assert_eq!(parse(""), None);
     }
@@ -63,9 +120,12 @@ mod tests {
     #[test]
     fn a_pid_used_again_is_another_process() {
         let pid = std::process::id();
-        let (_, began) = stat(pid).unwrap();
-        assert!(lives(pid, began * 10_000_000 + 1));
-        assert!(!lives(pid, (began + 1) * 10_000_000));
-        assert!(!lives(u32::MAX, 0));
+        let Stat { name, began, .. } = stat(pid).unwrap();
+        let (then, later) = (began * 10_000_000 + 1, (began + 1) * 10_000_000);
+        assert!(lives(pid, then) && Process { pid, began }.runs());
+        assert_eq!(named(pid, then), Some((Process { pid, began }, name)));
+        assert!(!lives(pid, later) && named(pid, later).is_none());
+        let began = began + 1;
+        assert!(!lives(u32::MAX, 0) && !Process { pid, began }.runs());
     }
 }

@@ -1,24 +1,26 @@
-//! Registered readers: backup tools that read a disk themselves.
+//! Registered readers: backup tools that read a disk themselves, and those that
+//! are known by name.
 //!
 //! A registration says who may read. It never makes less of a holder that
 //! could write. A process is known by its id and start time (in hundredths of a
 //! second), so that its id used again is nobody; a cgroup by its id, its
 //! descendants by their paths.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
 use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use drover_ebpf::Sent;
-
 use super::cgroups::Hierarchy;
-use super::ledger::Books;
-use super::process;
-use super::sends::ByTicket;
+use super::process::{self, Process};
+use super::streams::{Known, Owner, Stream};
 use super::tools::Tool;
 use crate::attach::ports::Disk;
-use crate::ids::{Bytes, TicketId, VolumeId};
+use crate::ids::{Diskseq, TicketId, VolumeId};
+
+/// Streams of tools known by name on one disk, at most: anybody may bear such a
+/// name, and the kernel's map of who is watched has an end.
+const TOOLS: usize = 16;
 
 /// Whom a registration is of.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -67,98 +69,11 @@ pub enum RegisterError {
     },
 }
 
-/// Bytes that went one way.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Flow {
-    /// How many.
-    pub bytes: Bytes,
-    /// Milliseconds since the last of them; none: there was none yet.
-    pub last_ms: Option<u64>,
-}
-
-/// How a registered reader is doing.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ReaderStatus {
-    /// Its ticket.
-    pub ticket: TicketId,
-    /// The volume it reads.
-    pub volume: VolumeId,
-    /// The disk it reads.
-    pub disk: Disk,
-    /// `pid 4711` or `cgroup /backup`.
-    pub who: String,
-    /// Whether the process, or any process of the cgroup, lives.
-    pub alive: bool,
-    /// What it read from the disk.
-    pub read: Flow,
-    /// What it sent over TCP; none where this kernel does not let it be counted.
-    pub sent: Option<Flow>,
-    /// What it wrote to other disks.
-    pub wrote: Flow,
-}
-
-/// What a registered reader does, as far as its bytes tell.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Motion {
-    /// It reads, and sends or writes elsewhere.
-    Flows,
-    /// It reads, and nothing leaves it: its sink is slow, or nothing has changed.
-    Reads,
-    /// It sends or writes, and reads nothing: its source is slow, or it is at its end.
-    Sends,
-    /// It does nothing.
-    Rests,
-}
-
-impl Motion {
-    /// As `drover top` and `drover trace` write it.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Flows => "flows",
-            Self::Reads => "reads-only",
-            Self::Sends => "sends-only",
-            Self::Rests => "rests",
-        }
-    }
-}
-
-impl ReaderStatus {
-    /// Milliseconds since it last moved a byte, either way; none: it never did.
-    pub fn last_progress_ms(&self) -> Option<u64> {
-        let flows = [Some(self.read), self.sent, Some(self.wrote)];
-        flows.into_iter().flatten().filter_map(|f| f.last_ms).min()
-    }
-
-    /// What it did within `window_ms`.
-    pub fn motion(&self, window_ms: u64) -> Motion {
-        let moved = |flow: Flow| flow.last_ms.is_some_and(|ms| ms <= window_ms);
-        let out = moved(self.wrote) || self.sent.is_some_and(moved);
-        match (moved(self.read), out) {
-            (true, true) => Motion::Flows,
-            (true, false) => Motion::Reads,
-            (false, true) => Motion::Sends,
-            (false, false) => Motion::Rests,
-        }
-    }
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum Known {
-    Process { pid: u32, began: u64 },
-    Cgroup { id: u64, path: String },
-}
-
-#[derive(Debug, Clone)]
-struct Entry {
-    reader: Reader,
-    known: Known,
-}
-
 /// The registered readers, by ticket.
 #[derive(Debug, Default)]
 pub struct Readers {
     tools: Vec<Tool>,
-    entries: Mutex<HashMap<TicketId, Entry>>,
+    entries: Mutex<BTreeMap<TicketId, Stream>>,
 }
 
 /// The paths of cgroups by id.
@@ -178,7 +93,7 @@ impl Readers {
         self.tools.iter().any(|tool| tool.is(comm))
     }
 
-    fn entries(&self) -> MutexGuard<'_, HashMap<TicketId, Entry>> {
+    fn entries(&self) -> MutexGuard<'_, BTreeMap<TicketId, Stream>> {
         // Every change is one call on the map: a panic leaves nothing half done.
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -188,12 +103,13 @@ impl Readers {
         let known = match &reader.who {
             Who::Process(pid) => {
                 let pid = *pid;
-                let (state, began) =
+                let now =
                     process::stat(pid).map_err(|error| RegisterError::Process { pid, error })?;
-                if matches!(state, 'Z' | 'X') {
+                if now.has_ended() {
                     return Err(RegisterError::Ended(pid));
                 }
-                Known::Process { pid, began }
+                let began = now.began;
+                Known::Process(Process { pid, began })
             }
             Who::Cgroup(path) => {
                 let wrong = |error| RegisterError::Cgroup {
@@ -212,8 +128,13 @@ impl Readers {
                 Known::Cgroup { id, path }
             }
         };
-        let entry = Entry { reader, known };
-        self.entries().insert(entry.reader.ticket.clone(), entry);
+        let stream = Stream {
+            owner: Owner::Ticket(reader.ticket.clone()),
+            volume: reader.volume,
+            disk: reader.disk,
+            known,
+        };
+        self.entries().insert(reader.ticket, stream);
         Ok(())
     }
 
@@ -226,58 +147,51 @@ impl Readers {
     pub fn covers(&self, disk: &Disk, pid: u32, start_ns: u64, cgroup: u64, paths: &Paths) -> bool {
         self.entries()
             .values()
-            .filter(|entry| entry.reader.disk.diskseq == disk.diskseq)
+            .filter(|entry| entry.disk.diskseq == disk.diskseq)
             .any(|entry| match &entry.known {
-                Known::Process { pid: known, began } => {
-                    *known == pid && process::began_at(start_ns, *began)
+                Known::Process(known) => {
+                    known.pid == pid && process::began_at(start_ns, known.began)
                 }
                 Known::Cgroup { id, path } => is_in(cgroup, *id, path, paths),
             })
     }
 
-    /// The processes that each ticket stands for now.
-    pub fn processes(&self, hierarchy: &Hierarchy) -> ByTicket {
-        let of = |entry: &Entry| match &entry.known {
-            Known::Process { pid, began } if lives(*pid, *began) => HashSet::from([*pid]),
-            Known::Process { .. } => HashSet::new(),
-            Known::Cgroup { path, .. } => hierarchy.processes(path).into_iter().collect(),
+    /// The streams of registered readers, by ticket.
+    pub fn registered(&self) -> Vec<Stream> {
+        self.entries().values().cloned().collect()
+    }
+
+    /// The streams of tools known by name on a volume's disk, the oldest first.
+    /// `readers` are the processes that have read it, by id and start time in
+    /// ns; those that are `taken` have streams already. `named` is
+    /// [`process::named`].
+    pub fn by_name(
+        &self,
+        volume: &VolumeId,
+        disk: &Disk,
+        readers: impl Iterator<Item = (u32, u64)>,
+        taken: &HashSet<(Diskseq, u32)>,
+        named: impl Fn(u32, u64) -> Option<(Process, String)>,
+    ) -> Vec<Stream> {
+        let strange = readers.filter(|(pid, _)| !taken.contains(&(disk.diskseq, *pid)));
+        let living = strange.filter_map(|(pid, start_ns)| named(pid, start_ns));
+        // A process that has changed its cgroup is counted in each.
+        let tools: BTreeMap<_, _> = living
+            .filter(|(_, name)| self.knows(name))
+            .map(|(process, name)| ((process.began, process.pid), (process, name)))
+            .collect();
+        let stream = |(process, name)| Stream {
+            owner: Owner::Tool { name, process },
+            volume: volume.clone(),
+            disk: disk.clone(),
+            known: Known::Process(process),
         };
-        let entries = self.entries();
-        let all = entries
-            .iter()
-            .map(|(ticket, entry)| (ticket.clone(), of(entry)));
-        all.collect()
+        tools.into_values().take(TOOLS).map(stream).collect()
     }
-
-    /// How all are doing, by ticket.
-    pub fn status(&self, seen: &Seen<'_>) -> Vec<ReaderStatus> {
-        let entries = self.entries();
-        let mut all: Vec<_> = entries.values().map(|entry| entry.status(seen)).collect();
-        all.sort_by(|a, b| a.ticket.cmp(&b.ticket));
-        all
-    }
-}
-
-/// What is known when the readers are looked at.
-pub struct Seen<'a> {
-    /// The counts.
-    pub books: &'a Books,
-    /// Paths of cgroups by id.
-    pub paths: &'a Paths,
-    /// The processes of each ticket.
-    pub processes: &'a ByTicket,
-    /// What each ticket's processes sent; none where that is not counted.
-    pub sent: Option<&'a HashMap<TicketId, Sent>>,
-    /// CLOCK_MONOTONIC.
-    pub now_ns: u64,
-}
-
-fn lives(pid: u32, began: u64) -> bool {
-    process::stat(pid).is_ok_and(|(state, now)| now == began && !matches!(state, 'Z' | 'X'))
 }
 
 /// Whether `group` is the group `id` at `path` or below it.
-fn is_in(group: u64, id: u64, path: &str, paths: &Paths) -> bool {
+pub fn is_in(group: u64, id: u64, path: &str, paths: &Paths) -> bool {
     if group == id {
         return true;
     }
@@ -285,66 +199,6 @@ fn is_in(group: u64, id: u64, path: &str, paths: &Paths) -> bool {
     let below = paths.get(&group).and_then(|p| p.strip_prefix(path));
     below.is_some_and(|rest| rest.starts_with('/'))
         && paths.get(&id).map(String::as_str) == Some(path)
-}
-
-impl Entry {
-    fn status(&self, seen: &Seen<'_>) -> ReaderStatus {
-        let Reader {
-            ticket,
-            volume,
-            disk,
-            ..
-        } = &self.reader;
-        let (books, on) = (seen.books, disk.diskseq);
-        let (who, here, elsewhere) = match &self.known {
-            Known::Process { pid, began } => {
-                let start = began * 10_000_000;
-                let here = books.process(on, *pid, start);
-                let elsewhere = books.process_elsewhere(on, *pid, start);
-                (format!("pid {pid}"), here, elsewhere)
-            }
-            Known::Cgroup { id, path } => {
-                let inside = |group| is_in(group, *id, path, seen.paths);
-                let elsewhere = books.groups_elsewhere(on, inside);
-                (
-                    format!("cgroup {path}"),
-                    books.groups(on, inside),
-                    elsewhere,
-                )
-            }
-        };
-        // A path used again by another group is not the registered one.
-        let same = match &self.known {
-            Known::Process { .. } => true,
-            Known::Cgroup { id, path } => seen.paths.get(id) == Some(path),
-        };
-        let flow = |bytes, last_ns| Flow {
-            bytes: Bytes(bytes),
-            last_ms: since_ms(last_ns, seen.now_ns),
-        };
-        let sent = seen
-            .sent
-            .map(|sent| sent.get(ticket).copied().unwrap_or_default());
-        ReaderStatus {
-            ticket: ticket.clone(),
-            volume: volume.clone(),
-            disk: disk.clone(),
-            who,
-            alive: same
-                && seen
-                    .processes
-                    .get(ticket)
-                    .is_some_and(|all| !all.is_empty()),
-            read: flow(here.read_bytes, here.last_read_ns),
-            sent: sent.map(|sent| flow(sent.bytes, sent.last_ns)),
-            wrote: flow(elsewhere.written_bytes, elsewhere.last_write_ns),
-        }
-    }
-}
-
-/// Milliseconds from `then_ns` to `now_ns`; none for a time that never was.
-pub fn since_ms(then_ns: u64, now_ns: u64) -> Option<u64> {
-    (then_ns > 0).then(|| now_ns.saturating_sub(then_ns) / 1_000_000)
 }
 
 #[cfg(test)]
@@ -370,42 +224,6 @@ mod tests {
     }
 
     #[test]
-    fn a_stream_that_only_reads_is_told_from_one_that_only_sends() {
-        let flow = |last_ms| Flow {
-            bytes: Bytes(1),
-            last_ms,
-        };
-        let status = |read, sent: Option<Option<u64>>, wrote| ReaderStatus {
-            ticket: "t".parse().unwrap(),
-            volume: "v".parse().unwrap(),
-            disk: Disk {
-                name: "x".to_owned(),
-                diskseq: crate::ids::Diskseq(1),
-            },
-            who: "pid 1".to_owned(),
-            alive: true,
-            read: flow(read),
-            sent: sent.map(flow),
-            wrote: flow(wrote),
-        };
-        let (now, old) = (Some(10), Some(101));
-        for (read, sent, wrote, motion, last) in [
-            (now, Some(now), None, Motion::Flows, now),
-            (now, None, now, Motion::Flows, now),
-            (now, Some(old), None, Motion::Reads, now),
-            (now, None, None, Motion::Reads, now),
-            (old, Some(now), None, Motion::Sends, now),
-            (old, Some(old), now, Motion::Sends, now),
-            (old, Some(None), None, Motion::Rests, old),
-            (None, None, None, Motion::Rests, None),
-        ] {
-            let status = status(read, sent, wrote);
-            assert_eq!(status.motion(100), motion, "{status:?}");
-            assert_eq!(status.last_progress_ms(), last, "{status:?}");
-        }
-    }
-
-    #[test]
     fn an_ended_process_cannot_be_registered() {
         let reader = |pid| Reader {
             who: Who::Process(pid),
@@ -422,11 +240,57 @@ mod tests {
         assert!(matches!(error, RegisterError::Process { .. }), "{error}");
         let mut child = std::process::Command::new("true").spawn().unwrap();
         let pid = child.id();
-        while process::stat(pid).unwrap().0 != 'Z' {
+        while !process::stat(pid).unwrap().has_ended() {
             std::thread::yield_now();
         }
         let error = readers.register(reader(pid), &hierarchy).unwrap_err();
         assert!(matches!(error, RegisterError::Ended(_)), "{error}");
         child.wait().unwrap();
+    }
+
+    fn by_name(taken: &[(Diskseq, u32)], seen: &[(u32, u64)]) -> Vec<(String, u32)> {
+        let disk = Disk {
+            name: "x".to_owned(),
+            diskseq: Diskseq(1),
+        };
+        let named = |pid, start_ns| {
+            let name = match pid {
+                1..100 => "restic",
+                100..200 => "cat",
+                _ => return None,
+            };
+            let began = start_ns / 10_000_000;
+            Some((Process { pid, began }, name.to_owned()))
+        };
+        let volume = "vol-1".parse().unwrap();
+        let taken = taken.iter().copied().collect();
+        let readers = Readers::new(Tool::usual());
+        let found = readers.by_name(&volume, &disk, seen.iter().copied(), &taken, named);
+        let whose = |stream: Stream| match stream.owner {
+            Owner::Tool { name, process } => {
+                assert_eq!(stream.known, Known::Process(process));
+                (name, process.pid)
+            }
+            Owner::Ticket(ticket) => panic!("{ticket} is nobody's"),
+        };
+        found.into_iter().map(whose).collect()
+    }
+
+    #[test]
+    fn a_reader_by_name_is_one_stream_unless_it_has_one() {
+        let tool = |pid| ("restic".to_owned(), pid);
+        // Of other names, and ended ones; and one that is counted in two cgroups.
+        let seen = [(100, 1), (7, 20_000_000), (200, 1), (7, 20_000_000), (8, 1)];
+        assert_eq!(by_name(&[], &seen), [tool(8), tool(7)]);
+        assert_eq!(by_name(&[(Diskseq(1), 8)], &seen), [tool(7)]);
+        assert_eq!(by_name(&[(Diskseq(2), 8)], &seen), [tool(8), tool(7)]);
+    }
+
+    #[test]
+    fn a_crowd_under_a_tools_name_displaces_none_that_was_there() {
+        let crowd: Vec<_> = (1..=40).map(|pid| (pid, u64::from(pid) << 32)).collect();
+        let found = by_name(&[], &crowd);
+        assert_eq!(found.len(), TOOLS);
+        assert_eq!(found, by_name(&[], &crowd[..TOOLS]));
     }
 }

@@ -99,7 +99,7 @@ fn until_stuck(pid: u32, threads: usize) {
 
 fn in_d_state(pid: u32) -> usize {
     let tasks = mounts::numbers(format!("/proc/{pid}/task").as_ref());
-    let waits = |tid: &u32| process::stat(*tid).is_ok_and(|(state, _)| state == 'D');
+    let waits = |tid: &u32| process::stat(*tid).is_ok_and(|now| now.state == 'D');
     tasks.filter(waits).count()
 }
 

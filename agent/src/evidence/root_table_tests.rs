@@ -123,7 +123,7 @@ fn a_process_id_used_again_is_not_the_reader_that_had_it() {
     let disk = LoopDisk::new(16);
     let mut reader = Child::holding(&disk, false);
     let pid = reader.pid();
-    let (_, began) = process::stat(pid).unwrap();
+    let began = process::stat(pid).unwrap().began;
     bench.register(reader_of(&disk, &reader));
     bench.settles(&disk, &[], Verdict::BackupStale);
     reader.kill();
@@ -135,7 +135,7 @@ fn a_process_id_used_again_is_not_the_reader_that_had_it() {
         std::fs::write("/proc/sys/kernel/ns_last_pid", (pid - 1).to_string()).unwrap();
         let mut command = std::process::Command::new("sleep");
         let child = Child::spawn(command.arg("1000").stdin(std::process::Stdio::from(file)));
-        let another = child.pid() == pid && process::stat(pid).unwrap().1 != began;
+        let another = child.pid() == pid && process::stat(pid).unwrap().began != began;
         another.then_some(child)
     });
     let judged = bench.settles(&disk, &[], Verdict::Unknown);

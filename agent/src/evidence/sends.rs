@@ -1,11 +1,12 @@
-//! What registered readers send over TCP, by ticket: the kernel counts the
+//! What backup streams send over TCP, by their owners: the kernel counts the
 //! processes that are watched, and what one of them had sent when it ended is
 //! kept here.
 //!
-//! Who is watched follows the registrations at each look. Who was, the kernel
-//! itself says, so a change that it did not take is made again. A process that
-//! joins a registered cgroup and ends between two looks is not counted; nor is
-//! what a kernel before 6.5 sends with sendfile or its own TLS.
+//! Who is watched follows the streams at each look, so each is counted from the
+//! first look at it on. Who was, the kernel itself says, so a change that it did
+//! not take is made again. A process that joins a registered cgroup and ends
+//! between two looks is not counted; nor is what a kernel before 6.5 sends with
+//! sendfile or its own TLS.
 
 use std::collections::{HashMap, HashSet};
 
@@ -13,16 +14,16 @@ use drover_ebpf::Sent;
 
 use super::EvidenceError;
 use super::loader::{Kernel, add_sent};
-use crate::ids::TicketId;
+use super::streams::Owner;
 
-/// Processes by the ticket that stands for them.
-pub type ByTicket = HashMap<TicketId, HashSet<u32>>;
+/// Processes by the owner of their streams.
+pub type ByOwner = HashMap<Owner, HashSet<u32>>;
 
 /// Who is watched, and what was counted of those that have ended.
 #[derive(Debug, Default)]
 pub struct Sends {
-    watched: ByTicket,
-    ended: HashMap<TicketId, Sent>,
+    watched: ByOwner,
+    ended: HashMap<Owner, Sent>,
 }
 
 /// What the kernel has to be told.
@@ -37,8 +38,8 @@ impl Sends {
     pub fn follow(
         &mut self,
         kernel: &Kernel,
-        wanted: ByTicket,
-    ) -> Result<HashMap<TicketId, Sent>, EvidenceError> {
+        wanted: ByOwner,
+    ) -> Result<HashMap<Owner, Sent>, EvidenceError> {
         let counts = kernel.sent()?;
         let (change, sums) = self.turn(wanted, &counts);
         for tgid in change.unwatch {
@@ -52,30 +53,35 @@ impl Sends {
 
     fn turn(
         &mut self,
-        wanted: ByTicket,
+        wanted: ByOwner,
         counts: &HashMap<u32, Sent>,
-    ) -> (Change, HashMap<TicketId, Sent>) {
+    ) -> (Change, HashMap<Owner, Sent>) {
         let of = |tgid: &u32| counts.get(tgid).copied().unwrap_or_default();
-        self.ended.retain(|ticket, _| wanted.contains_key(ticket));
-        for (ticket, now) in &wanted {
-            let before = self.watched.get(ticket).into_iter().flatten();
-            for gone in before.filter(|tgid| !now.contains(tgid)) {
-                let sum = self.ended.entry(ticket.clone()).or_default();
-                *sum = add_sent(*sum, of(gone));
+        self.ended.retain(|owner, _| wanted.contains_key(owner));
+        let mut kept = HashSet::new();
+        for (owner, now) in &wanted {
+            let before = self.watched.get(owner).into_iter().flatten();
+            let (stays, gone): (Vec<u32>, Vec<u32>) = before.partition(|tgid| now.contains(tgid));
+            kept.extend(stays);
+            for gone in gone {
+                let sum = self.ended.entry(owner.clone()).or_default();
+                *sum = add_sent(*sum, of(&gone));
             }
         }
-        let before: HashSet<u32> = counts.keys().copied().collect();
+        // Under an id that no owner keeps there is another process now.
+        let counted: HashSet<u32> = counts.keys().copied().collect();
+        let kept = &kept & &counted;
         let after: HashSet<u32> = wanted.values().flatten().copied().collect();
-        let sums = wanted.iter().map(|(ticket, tgids)| {
-            let ended = self.ended.get(ticket).copied().unwrap_or_default();
-            let sum = tgids.iter().map(of).fold(ended, add_sent);
-            (ticket.clone(), sum)
+        let sums = wanted.iter().map(|(owner, tgids)| {
+            let ended = self.ended.get(owner).copied().unwrap_or_default();
+            let sum = (tgids & &kept).iter().map(of).fold(ended, add_sent);
+            (owner.clone(), sum)
         });
         let sums = sums.collect();
         self.watched = wanted;
         let change = Change {
-            watch: &after - &before,
-            unwatch: &before - &after,
+            watch: &after - &kept,
+            unwatch: &counted - &after,
         };
         (change, sums)
     }
@@ -83,13 +89,14 @@ impl Sends {
 
 #[cfg(test)]
 mod tests {
+    use super::super::process::Process;
     use super::*;
 
-    fn ticket() -> TicketId {
-        "t".parse().unwrap()
+    fn ticket() -> Owner {
+        Owner::Ticket("t".parse().unwrap())
     }
 
-    fn of(tgids: &[u32]) -> ByTicket {
+    fn of(tgids: &[u32]) -> ByOwner {
         HashMap::from([(ticket(), tgids.iter().copied().collect())])
     }
 
@@ -141,9 +148,30 @@ mod tests {
         let mut sends = Sends::default();
         sends.turn(of(&[7]), &counts(&[]));
         sends.turn(of(&[]), &counts(&[(7, 100)]));
-        let (change, sums) = sends.turn(ByTicket::new(), &counts(&[]));
+        let (change, sums) = sends.turn(ByOwner::new(), &counts(&[]));
         assert_eq!((change, sums.len()), (Change::default(), 0));
         let (_, sums) = sends.turn(of(&[7]), &counts(&[]));
         assert_eq!(sums[&ticket()], Sent::default());
+    }
+
+    #[test]
+    fn an_id_used_again_by_another_owner_begins_at_nothing() {
+        let tool = |began| Owner::Tool {
+            name: "restic".to_owned(),
+            process: Process { pid: 7, began },
+        };
+        let of = |began| ByOwner::from([(tool(began), HashSet::from([7]))]);
+        let mut sends = Sends::default();
+        sends.turn(of(1), &counts(&[]));
+        let (change, sums) = sends.turn(of(1), &counts(&[(7, 100)]));
+        assert_eq!((change, sums[&tool(1)].bytes), (Change::default(), 100));
+        let (change, sums) = sends.turn(of(2), &counts(&[(7, 100)]));
+        assert_eq!(change.watch, HashSet::from([7]));
+        assert_eq!(sums, HashMap::from([(tool(2), Sent::default())]));
+        // Registered beside its name: what it goes on with is counted on.
+        let mut both = of(2);
+        both.insert(ticket(), HashSet::from([7]));
+        let (change, sums) = sends.turn(both, &counts(&[(7, 5)]));
+        assert_eq!((change, sums[&tool(2)].bytes), (Change::default(), 5));
     }
 }

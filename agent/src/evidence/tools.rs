@@ -1,6 +1,7 @@
 //! Backup tools that are known by their processes' names, without being
 //! registered: whoever reads a disk under such a name counts as a registered
-//! reader. Like every registration it makes nothing less of one that could write.
+//! reader, and has a stream ([`super::streams`]) without a claim. Like every
+//! registration it makes nothing less of one that could write.
 
 use std::str::FromStr;
 
