@@ -90,6 +90,21 @@ pub enum HomeError {
         /// How many.
         inside: u32,
     },
+    /// Commands of an ended export are inside its gate, and what was asked would
+    /// stop the volume's I/O until they end. Nothing was begun; ask again.
+    #[error(
+        "volume {volume}: {inside} commands of epoch {epoch} are still inside its closed gate, \
+         and what was asked would wait for them, and every read and write of the volume with it: \
+         refused until they have ended; look at the home's disk (dmesg, processes in D state)"
+    )]
+    StillInside {
+        /// The volume.
+        volume: VolumeId,
+        /// The epoch they are of.
+        epoch: Epoch,
+        /// How many.
+        inside: u32,
+    },
     /// It is under way and goes on; ask again.
     #[error("{0}")]
     NotYet(String),
