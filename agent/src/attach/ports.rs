@@ -20,7 +20,7 @@ mod gate;
 mod judgement;
 mod reach;
 
-pub use fence::{FenceRequest, Recorded, SettledBy, Settlement};
+pub use fence::{FenceRequest, LateCommands, Recorded, SettledBy, Settlement};
 pub use gate::{GateLayer, GateReport, NodeGate};
 pub use judgement::{Holder, Judgement, Pod, Verdict};
 pub use reach::{Chap, Credentials, Disclosure, HostIdentity, NAME_MAX, Protocol, Target, is_iqn};

@@ -8,7 +8,7 @@ use tokio::sync::watch;
 use uuid::Uuid;
 
 use super::*;
-use crate::attach::ports::{Home as _, HostIdentity, Protocol, Recorded, SettledBy};
+use crate::attach::ports::{Home as _, HostIdentity, LateCommands, Protocol, Recorded, SettledBy};
 use crate::block::{BLOCK, BlockDevice};
 use crate::export::{Ended, ExportSpec, Keeper, Kept, OpenError, Proof, Unsettled};
 use crate::ids::{Lba, NodeId};
@@ -330,12 +330,19 @@ async fn a_repeated_fence_has_the_same_answer_but_for_late_commands() {
     *bench.target.late.lock().unwrap() = 17;
     let mut again = bench.fence(1, 1).await.unwrap();
     assert_eq!(again.late_refused, 17);
+    let late = LateCommands {
+        volume: vol("vol-1"),
+        epoch: Epoch(1),
+        commands: 17,
+    };
+    assert_eq!(bench.home.late(), [late]);
     again.late_refused = settled.late_refused;
     assert_eq!(again, settled);
     // And after a restart, from the record.
     let bench = bench.restart();
     bench.home.restore().await;
     assert_eq!(bench.fence(1, 1).await.unwrap(), settled);
+    assert_eq!(bench.home.late(), []);
 }
 
 #[tokio::test]
