@@ -11,7 +11,7 @@ use std::time::SystemTime;
 
 use tokio::sync::Mutex;
 
-use super::ports::{NodeAnswer, Note};
+use super::ports::{LateCommands, NodeAnswer, Note};
 use super::proof::Receipt;
 use crate::ids::{NodeId, VolumeId};
 use crate::store::{Key, Kind, StateStore, StoreError, Version};
@@ -155,8 +155,7 @@ impl Journal {
     /// # Errors
     /// The store's: the receipt may or may not be there.
     pub async fn keep(&self, receipt: &Receipt) -> Result<(), StoreError> {
-        let bytes = serde_json::to_vec(receipt)
-            .map_err(|error| StoreError::Unavailable(format!("receipt as JSON: {error}")))?;
+        let bytes = serde_json::to_vec(receipt).map_err(no_json)?;
         let mut shelf = self.receipts.lock().await;
         shelf
             .add(self.store.as_ref(), receipt.id().to_owned(), bytes)
@@ -164,21 +163,58 @@ impl Journal {
     }
 
     /// Adds the old node's answer to a receipt that is kept. Best effort.
-    pub async fn answered(&self, receipt: Receipt, answer: NodeAnswer) {
-        let receipt = receipt.with_answer(answer);
-        let Ok(bytes) = serde_json::to_vec(&receipt) else {
-            return;
-        };
+    pub async fn answered(&self, receipt: &Receipt, answer: NodeAnswer) {
         let mut shelf = self.receipts.lock().await;
-        let Some(place) = shelf.kept.iter().rposition(|(id, _)| id == receipt.id()) else {
-            return;
-        };
-        let key = shelf.key(receipt.id());
-        let expected = shelf.kept[place].1;
-        match self.store.put(&key, Some(expected), bytes).await {
-            Ok(version) => shelf.kept[place].1 = version,
-            Err(error) => tracing::warn!(%error, "a receipt could not take the node's answer"),
+        let place = shelf.kept.iter().rposition(|(id, _)| id == receipt.id());
+        if let Some(place) = place {
+            let answered = |kept: Receipt| kept.with_answer(answer);
+            self.amend(&mut shelf, place, answered).await;
         }
+    }
+
+    /// Adds to an epoch's receipts what has come late by now. Best effort; a
+    /// home says it again.
+    pub async fn late(&self, late: &LateCommands) {
+        let mut shelf = self.receipts.lock().await;
+        for place in 0..shelf.kept.len() {
+            if Receipt::is_of(&shelf.kept[place].0, &late.volume, late.epoch) {
+                let counted = |kept: Receipt| kept.with_late(late.commands);
+                self.amend(&mut shelf, place, counted).await;
+            }
+        }
+    }
+
+    /// Changes one of the receipts that are kept.
+    async fn amend(
+        &self,
+        shelf: &mut Shelf,
+        place: usize,
+        change: impl FnOnce(Receipt) -> Receipt,
+    ) {
+        let key = shelf.key(&shelf.kept[place].0);
+        match self.amended(&key, change).await {
+            Ok(Some(version)) => shelf.kept[place].1 = version,
+            Ok(None) => {}
+            Err(error) => tracing::warn!(%key, %error, "a receipt could not be added to"),
+        }
+    }
+
+    async fn amended(
+        &self,
+        key: &Key,
+        change: impl FnOnce(Receipt) -> Receipt,
+    ) -> Result<Option<Version>, StoreError> {
+        let Some(stored) = self.store.get(key).await? else {
+            return Ok(None);
+        };
+        let kept: Receipt = serde_json::from_slice(&stored.bytes).map_err(no_json)?;
+        let changed = change(kept.clone());
+        if changed == kept {
+            return Ok(None);
+        }
+        let bytes = serde_json::to_vec(&changed).map_err(no_json)?;
+        let put = self.store.put(key, Some(stored.version), bytes);
+        put.await.map(Some)
     }
 
     /// Notes and receipts, oldest first.
@@ -211,6 +247,10 @@ impl Journal {
             .filter(|note| wanted.takes(note))
             .collect())
     }
+}
+
+fn no_json(error: serde_json::Error) -> StoreError {
+    StoreError::Unavailable(format!("receipt as JSON: {error}"))
 }
 
 fn micros(time: SystemTime) -> u128 {
@@ -312,10 +352,19 @@ mod tests {
         // Loaded again, it goes on where it was: the answer finds its receipt,
         // and the bound still holds.
         let journal = Journal::keeping(store, 3).await.unwrap();
-        journal.answered(kept, NodeAnswer::Clean).await;
+        let late = |volume: &str, commands| LateCommands {
+            volume: volume.parse().unwrap(),
+            epoch: kept.closed(),
+            commands,
+        };
+        journal.late(&late("v", 2)).await;
+        journal.answered(&kept, NodeAnswer::Clean).await;
+        journal.late(&late("v", 5)).await;
+        journal.late(&late("w", 9)).await;
         journal.note(&note("v", "note 4", 40)).await;
         let all = journal.list(&Wanted::default()).await.unwrap();
         assert_eq!(all.len(), 4);
         assert_eq!(all[1].detail["answer"], "clean");
+        assert_eq!(all[1].detail["late_since"], 5);
     }
 }

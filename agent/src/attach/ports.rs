@@ -20,7 +20,7 @@ mod gate;
 mod judgement;
 mod reach;
 
-pub use fence::{FenceRequest, Recorded, SettledBy, Settlement};
+pub use fence::{FenceRequest, LateCommands, Recorded, SettledBy, Settlement};
 pub use gate::{GateLayer, GateReport, NodeGate};
 pub use judgement::{Holder, Judgement, Pod, Verdict};
 pub use reach::{Chap, Credentials, Disclosure, HostIdentity, NAME_MAX, Protocol, Target, is_iqn};
@@ -87,6 +87,21 @@ pub enum HomeError {
     /// Commands are still inside the closed gate; ask again.
     #[error("{inside} commands are still inside the closed gate")]
     Unsettled {
+        /// How many.
+        inside: u32,
+    },
+    /// Commands of an ended export are inside its gate, and what was asked would
+    /// stop the volume's I/O until they end. Nothing was begun; ask again.
+    #[error(
+        "volume {volume}: {inside} commands of epoch {epoch} are still inside its closed gate, \
+         and what was asked would wait for them, and every read and write of the volume with it: \
+         refused until they have ended; look at the home's disk (dmesg, processes in D state)"
+    )]
+    StillInside {
+        /// The volume.
+        volume: VolumeId,
+        /// The epoch they are of.
+        epoch: Epoch,
         /// How many.
         inside: u32,
     },

@@ -17,6 +17,14 @@ use crate::ids::{Epoch, NodeId, VolumeId};
 /// The first epoch that is ever granted; before it nothing was exported.
 const FIRST: Epoch = Epoch(1);
 
+/// How many digits of an id are its time.
+const STAMP: usize = 20;
+
+/// What an id says after its time.
+fn tail(volume: &VolumeId, closed: Epoch) -> String {
+    format!("-{volume}-{closed}")
+}
+
 /// Why a settlement or a receipt proves nothing here.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NoProof {
@@ -61,6 +69,8 @@ pub struct Receipt {
     #[serde(with = "micros")]
     settle_time: Duration,
     late_refused: u64,
+    #[serde(default)]
+    late_since: u64,
     #[serde(with = "moment::optional")]
     last_write: Option<SystemTime>,
     #[serde(with = "micros")]
@@ -94,7 +104,10 @@ impl Receipt {
             .as_micros();
         Ok(Self {
             // By time first, so that ids sort as they came.
-            id: format!("{stamp:020}-{}-{}", settlement.volume, settlement.epoch),
+            id: format!(
+                "{stamp:0STAMP$}{}",
+                tail(&settlement.volume, settlement.epoch)
+            ),
             time: now,
             evidence: evidence(&settlement, now),
             volume: settlement.volume,
@@ -106,10 +119,16 @@ impl Receipt {
             unsettled: settlement.unsettled,
             settle_time: settlement.settle_time,
             late_refused: settlement.late_refused,
+            late_since: 0,
             last_write: settlement.last_write,
             asked_to_settled: took,
             answer: None,
         })
+    }
+
+    /// Whether an id is of a receipt of this epoch's end.
+    pub fn is_of(id: &str, volume: &VolumeId, closed: Epoch) -> bool {
+        id.get(STAMP..) == Some(&tail(volume, closed))
     }
 
     /// Its id; ids sort by time.
@@ -152,6 +171,17 @@ impl Receipt {
     pub fn with_answer(self, answer: NodeAnswer) -> Self {
         Self {
             answer: Some(answer),
+            ..self
+        }
+    }
+
+    /// The same receipt when so many commands have come late by now, since the
+    /// gate closed. A number lower than before is an older one, and is let be.
+    #[must_use]
+    pub fn with_late(self, commands: u64) -> Self {
+        let since = commands.saturating_sub(self.late_refused);
+        Self {
+            late_since: self.late_since.max(since),
             ..self
         }
     }
@@ -205,8 +235,8 @@ impl Receipt {
             node: self.node.clone(),
             kind: kind.to_owned(),
             text: format!(
-                "epoch {} of {held} has ended: {how}; {} late commands refused; {answer}; {}",
-                self.closed, self.late_refused, self.evidence
+                "epoch {} of {held} has ended: {how}; {} late commands refused until then, {} since; {answer}; {}",
+                self.closed, self.late_refused, self.late_since, self.evidence
             ),
             detail: serde_json::to_value(self).unwrap_or_default(),
         }
@@ -383,6 +413,23 @@ mod tests {
         let said = "the old node shut its gate (files, opens, removal) in 12ms, the eBPF part of it in 80µs and is clean; who held it there: quiet (nobody holds it)";
         assert!(note.text.contains(said), "{}", note.text);
         assert_eq!(note.detail["answer"]["shut"]["gate"]["shut_in"], 80);
+    }
+
+    #[test]
+    fn a_receipt_tells_what_came_late_since() {
+        let mut receipt = receipt(4);
+        for (by_now, since) in [(1, 0), (7, 6), (3, 6), (0, 6), (8, 7)] {
+            receipt = receipt.with_late(by_now);
+            let note = receipt.to_note();
+            assert_eq!(note.detail["late_since"], since);
+            let said = format!("1 late commands refused until then, {since} since");
+            assert!(note.text.contains(&said), "{}", note.text);
+        }
+        let (v, w) = ("v".parse().unwrap(), "w-4".parse().unwrap());
+        assert!(Receipt::is_of(receipt.id(), &v, Epoch(4)));
+        assert!(!Receipt::is_of(receipt.id(), &v, Epoch(5)));
+        assert!(!Receipt::is_of(receipt.id(), &w, Epoch(4)));
+        assert!(!Receipt::is_of("", &v, Epoch(4)));
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
-use super::ports::{Content, HostIdentity, Protocol, micros};
+use super::ports::{Content, HostIdentity, LateCommands, Protocol, micros};
 use crate::ids::{Bytes, Epoch, NodeId, TicketId, VolumeId};
 
 /// How a volume may be shared. One writer, whatever the mode, in this version.
@@ -108,6 +108,8 @@ pub struct Registration {
     pub has_pool: bool,
     /// The attachments its kernel has now, with the epoch of each.
     pub attached: Vec<(VolumeId, Epoch)>,
+    /// Late commands that its home refused of epochs that ended not long ago.
+    pub late: Vec<LateCommands>,
 }
 
 /// A request for a volume.

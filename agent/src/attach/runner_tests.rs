@@ -371,6 +371,7 @@ fn registration(name: &str, boot: &str, attached: Vec<(VolumeId, Epoch)>) -> Reg
         agent: SocketAddr::from(([127, 0, 0, 1], 1)),
         has_pool: name == "a",
         attached,
+        late: Vec::new(),
     }
 }
 

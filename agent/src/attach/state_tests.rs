@@ -585,6 +585,17 @@ fn unmade() -> VolumeState {
     unmade
 }
 
+#[test]
+fn a_clone_that_would_stop_its_source_is_refused_at_once() {
+    let error = HomeError::StillInside {
+        volume: "source".parse().unwrap(),
+        epoch: Epoch(4),
+        inside: 3,
+    };
+    let unmade = go(&fresh(), refused(&fresh(), error));
+    assert_eq!(unmade.stage(), Stage::Deleting);
+}
+
 /// A store put back from an old copy asks again for what was made long ago.
 #[test]
 fn what_could_not_be_made_and_was_used_is_kept() {

@@ -88,6 +88,7 @@ pub(super) async fn start(process: &mut Process) -> anyhow::Result<Arc<dyn Stagi
         .listen("the controller", config.agent_address)
         .await?;
     let has_pool = home.is_some();
+    let ended = home.clone();
     let home = HomeService::new(config.node.clone(), home, streams, Arc::clone(&keeper));
     let node = NodeService::new(Arc::clone(&workload));
     let mut stop = process.stop.clone();
@@ -111,6 +112,7 @@ pub(super) async fn start(process: &mut Process) -> anyhow::Result<Arc<dyn Stagi
         agent: config.agent_advertise,
         has_pool,
         attached: Vec::new(),
+        late: Vec::new(),
     };
     let reporter = Reporter::new(config.node.clone(), keeper, control.clone());
     let mut stop = process.stop.clone();
@@ -133,6 +135,7 @@ pub(super) async fn start(process: &mut Process) -> anyhow::Result<Arc<dyn Stagi
                 match attached.attached() {
                     Ok(list) => {
                         registration.attached = list;
+                        registration.late = ended.as_ref().map(Home::late).unwrap_or_default();
                         let answer = control.register(&registration).await;
                         readiness.note("controller", answer.map_err(|error| error.to_string()));
                     }

@@ -134,6 +134,7 @@ impl Bench {
             agent,
             has_pool: true,
             attached: Vec::new(),
+            late: Vec::new(),
         };
         control.register(&registration).await.unwrap();
         Self {

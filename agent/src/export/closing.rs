@@ -4,7 +4,7 @@ use std::sync::{Arc, RwLock};
 use std::time::{Duration, SystemTime};
 
 use super::served::Side;
-use super::{Live, Table, write};
+use super::{Live, Past, Table, write};
 
 const LOOK: Duration = Duration::from_millis(20);
 
@@ -58,9 +58,13 @@ impl Closing {
         let name = &self.live.spec.name;
         {
             let mut table = write(&self.table);
-            let gate = Arc::clone(side.gate());
+            let past = Past {
+                volume: self.live.spec.volume.clone(),
+                epoch: self.live.spec.epoch,
+                gate: Arc::clone(side.gate()),
+            };
             table.live.remove(name);
-            table.closed.insert(name.clone(), Some(gate));
+            table.closed.insert(name.clone(), Some(past));
         }
         side.take_away();
         if let Side::NvmeTcp(subsystem) = &side {

@@ -46,8 +46,15 @@ async fn a_fence_keeps_out_settles_tells_and_ends() {
     let sending = io.send(large_write(16), &[]).await;
     let asked = io.r2t().await;
 
+    let unsettled = || target.exports.unsettled(&spec("a").volume);
+    assert_eq!(unsettled(), None, "of an open gate");
     let closing = target.close();
     assert_eq!(closing.inside_at_close, 1);
+    let one = Unsettled {
+        epoch: spec("a").epoch,
+        inside: 1,
+    };
+    assert_eq!(unsettled(), Some(one));
     assert_eq!(target.refused(&login("a")).await, REFUSED);
     assert_eq!(io.status(read(0, 1)).await, FINAL);
     assert_eq!(io.status(command(0x00, 0x5a, 0, [0; 3])).await, FINAL);
@@ -64,6 +71,7 @@ async fn a_fence_keeps_out_settles_tells_and_ends() {
     );
     target.device.release();
     assert!(closing.settled(Duration::from_secs(20)).await.is_ok());
+    assert_eq!(unsettled(), None);
     let done = io.receive().await.unwrap().completion();
     assert_eq!(
         (done.command, done.status),
@@ -128,6 +136,11 @@ async fn the_end_answers_even_a_command_that_is_stuck_in_the_device() {
     closing.end().await;
     let done = io.receive().await.unwrap().completion();
     assert_eq!((done.command, done.status), (stuck, FINAL));
+    let still = target.exports.unsettled(&spec("a").volume);
+    let (epoch, inside) = (spec("a").epoch, 1);
+    assert_eq!(still, Some(Unsettled { epoch, inside }));
+    target.device.release();
+    until(|| target.exports.unsettled(&spec("a").volume).is_none()).await;
 }
 
 #[tokio::test]

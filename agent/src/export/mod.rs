@@ -141,8 +141,25 @@ pub struct Exports {
 #[derive(Default)]
 struct Table {
     live: HashMap<String, Arc<Live>>,
-    /// With the gate of those that this process has served: it counts late commands.
-    closed: HashMap<String, Option<Arc<Gate>>>,
+    /// With what is left of those that this process has served.
+    closed: HashMap<String, Option<Past>>,
+}
+
+/// What is left of an export that has ended.
+struct Past {
+    volume: VolumeId,
+    epoch: Epoch,
+    /// It counts late commands, and those that an operator let go until they settle.
+    gate: Arc<Gate>,
+}
+
+/// Commands that are inside the closed gate of an export.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Unsettled {
+    /// The export's epoch.
+    pub epoch: Epoch,
+    /// How many.
+    pub inside: u32,
 }
 
 struct Live {
@@ -257,8 +274,26 @@ impl Exports {
     pub fn late_refused(&self, name: &str) -> u64 {
         let table = self.read();
         let live = table.live.get(name).map(|live| live.side.gate());
-        let gate = live.or_else(|| table.closed.get(name)?.as_ref());
+        let gate = live.or_else(|| Some(&table.closed.get(name)?.as_ref()?.gate));
         gate.map_or(0, |gate| gate.late())
+    }
+
+    /// Commands inside the closed gates of a volume's exports, also of those
+    /// that have ended without them: the oldest epoch that has any.
+    pub fn unsettled(&self, volume: &VolumeId) -> Option<Unsettled> {
+        let table = self.read();
+        let live = table.of(volume);
+        let live = live.map(|live| (live.spec.epoch, live.side.gate()));
+        let past = table.closed.values().flatten();
+        let past = past.filter(|past| past.volume == *volume);
+        let all = live.chain(past.map(|past| (past.epoch, &past.gate)));
+        all.filter(|(_, gate)| gate.is_closed())
+            .map(|(epoch, gate)| Unsettled {
+                epoch,
+                inside: gate.inside(),
+            })
+            .filter(|one| one.inside > 0)
+            .min_by_key(|one| one.epoch)
     }
 
     /// Tells the hosts of a volume's exports that its size has changed.

@@ -2,7 +2,7 @@
 //! the volume's `epochs` lock.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::Inner;
 use super::decide::{self, FenceMove};
@@ -215,6 +215,7 @@ impl Inner {
         settlement: Settlement,
     ) -> Result<Settlement, HomeError> {
         let kept = settlement.clone();
+        let name = export.as_ref().map(|export| export.name.clone());
         self.change(volume, move |record| {
             record.highest = kept.epoch;
             record.export = ExportState::Closed;
@@ -225,6 +226,10 @@ impl Inner {
         })
         .await?;
         site.now().serving = Serving::Nothing;
+        if let Some(name) = name {
+            let (id, epoch) = (volume.id(), settlement.epoch);
+            self.late.ended(id, epoch, &name, Instant::now());
+        }
         Ok(settlement)
     }
 

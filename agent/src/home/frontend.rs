@@ -6,7 +6,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use crate::block::BlockDevice;
-use crate::export::{Closing, Ended, ExportSpec, Exports, Kept, OpenError};
+use crate::export::{Closing, Ended, ExportSpec, Exports, Kept, OpenError, Unsettled};
 use crate::ids::VolumeId;
 
 /// The target, as the home sees it. [`Exports`] is the one there is.
@@ -29,6 +29,9 @@ pub trait Frontend: Send + Sync {
     fn resized(&self, volume: &VolumeId);
     /// Commands that came for a closed export after its gate had closed.
     fn late_refused(&self, name: &str) -> u64;
+    /// Commands inside the closed gates of a volume's exports, of the oldest
+    /// epoch that has any; also of exports that have ended without them.
+    fn unsettled(&self, volume: &VolumeId) -> Option<Unsettled>;
 }
 
 /// An export whose gate is closed and whose hosts do not know it yet.
@@ -68,6 +71,10 @@ impl Frontend for Exports {
 
     fn late_refused(&self, name: &str) -> u64 {
         Exports::late_refused(self, name)
+    }
+
+    fn unsettled(&self, volume: &VolumeId) -> Option<Unsettled> {
+        Exports::unsettled(self, volume)
     }
 }
 

@@ -8,9 +8,9 @@ use tokio::sync::watch;
 use uuid::Uuid;
 
 use super::*;
-use crate::attach::ports::{Home as _, HostIdentity, Protocol, Recorded, SettledBy};
+use crate::attach::ports::{Home as _, HostIdentity, LateCommands, Protocol, Recorded, SettledBy};
 use crate::block::{BLOCK, BlockDevice};
-use crate::export::{Ended, ExportSpec, Keeper, Kept, OpenError, Proof};
+use crate::export::{Ended, ExportSpec, Keeper, Kept, OpenError, Proof, Unsettled};
 use crate::ids::{Lba, NodeId};
 use crate::pool::record::ExportState;
 use crate::pool::testing::{MIB, Mounted, open as open_pool, plain};
@@ -19,6 +19,8 @@ use crate::pool::testing::{MIB, Mounted, open as open_pool, plain};
 mod again;
 #[path = "flush_tests.rs"]
 mod flush;
+#[path = "still_inside_tests.rs"]
+mod still_inside;
 
 type Live = (ExportSpec, Arc<dyn BlockDevice>, watch::Sender<u32>, Kept);
 
@@ -31,6 +33,8 @@ struct Target {
     late: Mutex<u64>,
     /// Whether an export may end with commands inside.
     abandons: Arc<AtomicBool>,
+    /// Gates that were closed.
+    gates: Mutex<Vec<(VolumeId, Epoch, watch::Sender<u32>)>>,
 }
 
 impl Target {
@@ -93,8 +97,10 @@ impl Frontend for Target {
         self.closed.lock().unwrap().insert(subsystem.to_owned());
     }
     fn close(&self, subsystem: &str) -> Option<Box<dyn ClosedGate>> {
-        let (_, _, inside, _) = self.live.lock().unwrap().remove(subsystem)?;
+        let (spec, _, inside, _) = self.live.lock().unwrap().remove(subsystem)?;
         let at_close = *inside.borrow();
+        let gate = (spec.volume, spec.epoch, inside.clone());
+        self.gates.lock().unwrap().push(gate);
         Some(Box::new(Gate {
             at_close,
             inside,
@@ -106,6 +112,13 @@ impl Frontend for Target {
     }
     fn late_refused(&self, _subsystem: &str) -> u64 {
         *self.late.lock().unwrap()
+    }
+    fn unsettled(&self, volume: &VolumeId) -> Option<Unsettled> {
+        let gates = self.gates.lock().unwrap();
+        gates.iter().find_map(|(of, epoch, inside)| {
+            let (epoch, inside) = (*epoch, *inside.borrow());
+            (of == volume && inside > 0).then_some(Unsettled { epoch, inside })
+        })
     }
 }
 
@@ -317,12 +330,19 @@ async fn a_repeated_fence_has_the_same_answer_but_for_late_commands() {
     *bench.target.late.lock().unwrap() = 17;
     let mut again = bench.fence(1, 1).await.unwrap();
     assert_eq!(again.late_refused, 17);
+    let late = LateCommands {
+        volume: vol("vol-1"),
+        epoch: Epoch(1),
+        commands: 17,
+    };
+    assert_eq!(bench.home.late(), [late]);
     again.late_refused = settled.late_refused;
     assert_eq!(again, settled);
     // And after a restart, from the record.
     let bench = bench.restart();
     bench.home.restore().await;
     assert_eq!(bench.fence(1, 1).await.unwrap(), settled);
+    assert_eq!(bench.home.late(), []);
 }
 
 #[tokio::test]

@@ -73,6 +73,7 @@ impl Metrics {
             Err(
                 HomeError::Unreachable { .. }
                 | HomeError::Used(_)
+                | HomeError::StillInside { .. }
                 | HomeError::NotYet(_)
                 | HomeError::NoSnapshot(_)
                 | HomeError::NoSpace { .. }

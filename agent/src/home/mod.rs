@@ -28,6 +28,7 @@ mod again;
 pub mod decide;
 mod epochs;
 mod frontend;
+mod late;
 mod metrics;
 mod opening;
 mod site;
@@ -45,12 +46,13 @@ pub use frontend::{ClosedGate, Frontend};
 pub use volumes::RestoreTarget;
 
 use crate::attach::ports::{
-    Capacity, Content, Disclosure, ExportRequest, Exported, FenceRequest, HomeError, Protocol,
-    Settlement, SnapshotInfo,
+    Capacity, Content, Disclosure, ExportRequest, Exported, FenceRequest, HomeError, LateCommands,
+    Protocol, Settlement, SnapshotInfo,
 };
 use crate::ids::{Bytes, Epoch, SnapshotId, VolumeId};
 use crate::pool::device::OpenBacking;
 use crate::pool::{Pool, PoolError, Volume};
+use late::Late;
 use metrics::Metrics;
 use site::Site;
 
@@ -115,6 +117,7 @@ struct Inner {
     config: HomeConfig,
     sites: Mutex<HashMap<VolumeId, Arc<Site>>>,
     metrics: Metrics,
+    late: Late,
 }
 
 impl Home {
@@ -134,6 +137,7 @@ impl Home {
                 config,
                 sites: Mutex::default(),
                 metrics: Metrics::default(),
+                late: Late::default(),
             }),
         }
     }
@@ -146,6 +150,12 @@ impl Home {
     /// Registers the pool's and the fences' metrics.
     pub fn register_metrics(&self, registry: &mut Registry) {
         self.inner.metrics.register(&self.inner.pool, registry);
+    }
+
+    /// Commands that came late for the epochs that ended in the last ten minutes.
+    pub fn late(&self) -> Vec<LateCommands> {
+        let count = |name: &str| self.inner.frontend.late_refused(name);
+        self.inner.late.told(Instant::now(), count)
     }
 
     /// Opens again every export that the records hold open, under the same

@@ -8,6 +8,7 @@ use super::site::{Serving, Site};
 use super::{Home, Inner, decide, exclusively};
 use crate::attach::ports::{Content, HomeError, SnapshotInfo};
 use crate::block::BlockDevice;
+use crate::export::Unsettled;
 use crate::ids::{Bytes, Epoch, SnapshotId, VolumeId};
 use crate::pool::lock::PoolLock;
 use crate::pool::record::ExportState;
@@ -98,7 +99,8 @@ impl Inner {
             .await
     }
 
-    /// Refuses to copy what a restore writes, and what is an old copy.
+    /// Refuses to copy what a restore writes, what is an old copy, and what a
+    /// copy would stop.
     fn must_be_whole(&self, volume: &VolumeId) -> Result<(), HomeError> {
         let (of, site) = self.both(volume)?;
         let record = of.record().get();
@@ -108,7 +110,22 @@ impl Inner {
         if site.now().restoring {
             return Err(being_restored(volume));
         }
-        Ok(())
+        self.must_be_settled(volume)
+    }
+
+    /// Refuses what the file system lets wait for all direct I/O on the file
+    /// (FICLONE, ftruncate: inode_dio_wait under the inode's lock), while
+    /// commands of an ended export have not left: an operator may have said
+    /// that they never will, and the next holder's I/O would wait for that lock.
+    fn must_be_settled(&self, volume: &VolumeId) -> Result<(), HomeError> {
+        match self.frontend.unsettled(volume) {
+            None => Ok(()),
+            Some(Unsettled { epoch, inside }) => Err(HomeError::StillInside {
+                volume: volume.clone(),
+                epoch,
+                inside,
+            }),
+        }
     }
 
     pub(super) async fn snapshot(
@@ -126,9 +143,12 @@ impl Inner {
         volume: VolumeId,
         size: Bytes,
     ) -> Result<Bytes, HomeError> {
-        let (_, site) = self.both(&volume)?;
+        let (of, site) = self.both(&volume)?;
         if site.now().restoring {
             return Err(being_restored(&volume));
+        }
+        if size > of.size() {
+            self.must_be_settled(&volume)?;
         }
         let id = volume.clone();
         let size = self

@@ -16,7 +16,7 @@ use tonic::Status;
 
 use super::pb;
 use crate::attach::ports::{
-    Attachment, Content, HostIdentity, NAME_MAX, Protocol, SnapshotInfo, is_iqn,
+    Attachment, Content, HostIdentity, LateCommands, NAME_MAX, Protocol, SnapshotInfo, is_iqn,
 };
 use crate::attach::record::{
     NodeRecord, Registration, SnapshotRecord, Ticket, TicketKind, VolumeView,
@@ -260,6 +260,7 @@ impl TryFrom<pb::AttachmentAnswer> for Attachment {
 impl From<&Registration> for pb::RegisterRequest {
     fn from(registration: &Registration) -> Self {
         let attached = registration.attached.iter();
+        let late = registration.late.iter();
         Self {
             node: registration.node.to_string(),
             incarnation: registration.incarnation.clone(),
@@ -270,6 +271,13 @@ impl From<&Registration> for pb::RegisterRequest {
                 .map(|(volume, epoch)| pb::VolumeEpoch {
                     volume: volume.to_string(),
                     epoch: epoch.0,
+                })
+                .collect(),
+            late: late
+                .map(|late| pb::LateCommands {
+                    volume: late.volume.to_string(),
+                    epoch: late.epoch.0,
+                    commands: late.commands,
                 })
                 .collect(),
         }
@@ -286,6 +294,7 @@ impl TryFrom<pb::RegisterRequest> for Registration {
             });
         }
         let attached = request.attached.iter();
+        let late = request.late.iter();
         Ok(Self {
             node: text("node", &request.node)?,
             incarnation: request.incarnation,
@@ -294,6 +303,15 @@ impl TryFrom<pb::RegisterRequest> for Registration {
             has_pool: request.has_pool,
             attached: attached
                 .map(|a| Ok((text("attached.volume", &a.volume)?, Epoch(a.epoch))))
+                .collect::<Result<_, Malformed>>()?,
+            late: late
+                .map(|late| {
+                    Ok(LateCommands {
+                        volume: text("late.volume", &late.volume)?,
+                        epoch: Epoch(late.epoch),
+                        commands: late.commands,
+                    })
+                })
                 .collect::<Result<_, Malformed>>()?,
         })
     }

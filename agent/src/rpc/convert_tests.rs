@@ -100,6 +100,26 @@ fn a_bad_field_is_named() {
     );
 }
 
+#[test]
+fn a_heartbeat_says_what_came_late() {
+    let late = LateCommands {
+        volume: "v".parse().unwrap(),
+        epoch: Epoch(4),
+        commands: 7,
+    };
+    let said = Registration {
+        node: "a".parse().unwrap(),
+        incarnation: "boot".into(),
+        host: HostIdentity::of("nqn.a", uuid::Uuid::nil()),
+        agent: "127.0.0.1:1".parse().unwrap(),
+        has_pool: true,
+        attached: vec![("w".parse().unwrap(), Epoch(2))],
+        late: vec![late.clone()],
+    };
+    let heard = Registration::try_from(pb::RegisterRequest::from(&said)).unwrap();
+    assert_eq!((heard.late, heard.attached), (vec![late], said.attached));
+}
+
 /// The sender's and the taker's clocks may differ: no moment of one goes to the other.
 #[test]
 fn a_lease_is_a_length_of_time_on_the_way() {

@@ -7,7 +7,7 @@ use prost::Message;
 use tonic::{Code, Status};
 
 use super::pb;
-use super::pb::refusal::{Behind, NoSpace, Reason, Stale, Unsettled};
+use super::pb::refusal::{Behind, NoSpace, Reason, Stale, StillInside, Unsettled};
 use crate::attach::ArbiterError;
 use crate::attach::ports::{ControlError, HomeError};
 use crate::ids::{Bytes, Epoch, NodeId};
@@ -32,6 +32,18 @@ pub fn home_status(error: &HomeError) -> Status {
             Code::Unavailable,
             Reason::Unsettled(Unsettled { inside: *inside }),
         ),
+        HomeError::StillInside {
+            volume,
+            epoch,
+            inside,
+        } => {
+            let still = StillInside {
+                volume: volume.to_string(),
+                epoch: epoch.0,
+                inside: *inside,
+            };
+            (Code::Unavailable, Reason::StillInside(still))
+        }
         HomeError::NotYet(why) => (Code::Unavailable, Reason::NotYet(why.clone())),
         HomeError::NoVolume(volume) => (Code::NotFound, Reason::NoVolume(volume.to_string())),
         HomeError::NoSnapshot(id) => (Code::NotFound, Reason::NoSnapshot(id.to_string())),
@@ -78,6 +90,14 @@ pub fn home_error(node: &NodeId, status: &Status) -> HomeError {
         },
         Reason::Unsettled(unsettled) => HomeError::Unsettled {
             inside: unsettled.inside,
+        },
+        Reason::StillInside(still) => match still.volume.parse() {
+            Ok(volume) => HomeError::StillInside {
+                volume,
+                epoch: Epoch(still.epoch),
+                inside: still.inside,
+            },
+            Err(_) => unreachable(),
         },
         Reason::NotYet(why) => HomeError::NotYet(why),
         Reason::NoVolume(id) => id
@@ -167,6 +187,11 @@ mod tests {
                 recorded: Epoch(9),
             },
             HomeError::Unsettled { inside: 32 },
+            HomeError::StillInside {
+                volume: "vol-1".parse().unwrap(),
+                epoch: Epoch(4),
+                inside: 3,
+            },
             HomeError::NotYet("volume vol-1 is being made".into()),
             HomeError::NoVolume("vol-1".parse().unwrap()),
             HomeError::NoSnapshot("snap-1".parse().unwrap()),

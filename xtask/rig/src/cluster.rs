@@ -19,10 +19,14 @@ use crate::{Place, Protocol};
 
 /// A process of drover's is ready within this, emulated kernels included.
 const READY: Duration = Duration::from_secs(90);
+/// The size of a pool's disk.
+const POOL: u64 = 1536 << 20;
 /// The node whose pool holds every volume.
 pub const HOME: &str = "a";
 /// The password of the rig's repositories.
 pub const PASSWORD: &str = "rig";
+/// The device mapper name of a pool's disk that a story changes.
+pub const POOL_DISK: &str = "rig-pool";
 
 /// A running drover.
 pub struct Cluster {
@@ -34,13 +38,19 @@ pub struct Cluster {
 }
 
 /// A folder in which something is mounted until it is dropped.
-fn mount_pool(scratch: &Path) -> anyhow::Result<()> {
+fn mount_pool(scratch: &Path, mapped: bool) -> anyhow::Result<()> {
     let (image, pool) = (scratch.join("pool.img"), scratch.join("pool"));
     fs::create_dir_all(&pool)?;
-    File::create(&image)?.set_len(1536 << 20)?;
+    File::create(&image)?.set_len(POOL)?;
     run("mkfs.xfs", ["-q", "-m", "reflink=1"], [&image])?;
-    run("mount", ["-o", "loop"], [&image, &pool])?;
-    Ok(())
+    if !mapped {
+        return run("mount", ["-o", "loop"], [&image, &pool]).map(drop);
+    }
+    let device = run("losetup", ["--find", "--show"], [&image])?;
+    let table = format!("0 {} linear {} 0", POOL / 512, device.trim());
+    run("dmsetup", ["create", POOL_DISK, "--table", &table], [])?;
+    let disk = PathBuf::from(format!("/dev/mapper/{POOL_DISK}"));
+    run("mount", [], [&disk, &pool]).map(drop)
 }
 
 /// Runs a tool to its end and returns what it printed.
@@ -77,7 +87,15 @@ impl Cluster {
     /// # Errors
     /// When a part does not become ready.
     pub async fn start(place: &Place) -> anyhow::Result<Self> {
-        Self::with(place, None).await
+        Self::with(place, None, false).await
+    }
+
+    /// As [`Cluster::start`], with [`POOL_DISK`] below the pool.
+    ///
+    /// # Errors
+    /// When a part does not become ready.
+    pub async fn start_mapped(place: &Place) -> anyhow::Result<Self> {
+        Self::with(place, None, true).await
     }
 
     /// As [`Cluster::start`], with b behind a link that can be cut.
@@ -85,12 +103,12 @@ impl Cluster {
     /// # Errors
     /// When a part does not become ready.
     pub async fn start_apart(place: &Place) -> anyhow::Result<Self> {
-        Self::with(place, Some(Link::make()?)).await
+        Self::with(place, Some(Link::make()?), false).await
     }
 
-    async fn with(place: &Place, link: Option<Link>) -> anyhow::Result<Self> {
+    async fn with(place: &Place, link: Option<Link>, mapped: bool) -> anyhow::Result<Self> {
         fs::create_dir_all(place.scratch.join("logs"))?;
-        mount_pool(&place.scratch)?;
+        mount_pool(&place.scratch, mapped)?;
         fs::write(place.scratch.join("password"), PASSWORD)?;
         let mut cluster = Self {
             place: place.clone(),

@@ -7,7 +7,7 @@
 //!
 //! Order of reading: [`cluster`] starts and kills drover's processes, [`csi`]
 //! calls them, [`roles`] are the processes that use volumes; [`demo`],
-//! [`moves`], [`stuck`], [`faults`], [`rogues`] and [`partition`]
+//! [`moves`], [`stuck`], [`unsettled`], [`faults`], [`rogues`] and [`partition`]
 //! are the stories.
 
 mod cluster;
@@ -22,6 +22,7 @@ mod rogues;
 mod roles;
 mod stuck;
 mod timeline;
+mod unsettled;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -93,6 +94,11 @@ enum Command {
         #[command(flatten)]
         place: Place,
     },
+    /// A home's disk that hangs with writes inside, a move, and the operator's word
+    Unsettled {
+        #[command(flatten)]
+        place: Place,
+    },
     /// Agents and controllers killed at bad moments, devices that answer with errors
     Faults {
         #[command(flatten)]
@@ -147,6 +153,7 @@ async fn tell(story: Command) -> anyhow::Result<()> {
         Command::Demo { place, json } => demo::tell(&place, json).await,
         Command::Moves { place, moves, seed } => moves::tell(&place, moves, seed).await,
         Command::Stuck { place } => stuck::tell(&place).await,
+        Command::Unsettled { place } => unsettled::tell(&place).await,
         Command::Faults { place } => faults::tell(&place).await,
         Command::Partition { place } => partition::tell(&place).await,
         Command::Rogues {

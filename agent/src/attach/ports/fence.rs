@@ -88,3 +88,14 @@ pub struct Settlement {
     /// When the home saw this export's last write.
     pub last_write: Option<SystemTime>,
 }
+
+/// Commands of an ended epoch that its home refused.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LateCommands {
+    /// The volume.
+    pub volume: VolumeId,
+    /// The epoch that was closed, as the receipt names it.
+    pub epoch: Epoch,
+    /// How many have come since its gate closed, by now.
+    pub commands: u64,
+}

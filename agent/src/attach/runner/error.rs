@@ -88,9 +88,10 @@ impl From<HomeError> for ArbiterError {
         let text = error.to_string();
         match error {
             HomeError::Unreachable { .. } => Self::Unavailable(text),
-            HomeError::StaleEpoch { .. } | HomeError::Unsettled { .. } | HomeError::NotYet(_) => {
-                Self::NotYet(text)
-            }
+            HomeError::StaleEpoch { .. }
+            | HomeError::Unsettled { .. }
+            | HomeError::StillInside { .. }
+            | HomeError::NotYet(_) => Self::NotYet(text),
             HomeError::RecordBehind { .. } | HomeError::NoVolume(_) | HomeError::Failed(_) => {
                 Self::Failed(text)
             }

@@ -81,6 +81,9 @@ impl Inner {
         for (volume, epoch) in said.attached {
             self.check_attached(volume, &said.node, epoch);
         }
+        for late in &said.late {
+            self.journal.late(late).await;
+        }
         Ok(())
     }
 

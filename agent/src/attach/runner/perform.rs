@@ -155,7 +155,7 @@ impl Inner {
             tokio::spawn(async move {
                 if let Ok(answer) = answer.await {
                     inner.figures.answered(&answer);
-                    inner.journal.answered(receipt, answer).await;
+                    inner.journal.answered(&receipt, answer).await;
                 }
             });
         }

@@ -84,6 +84,7 @@ impl Turn {
                 | HomeError::Unsupported(_)
                 | HomeError::NoSnapshot(_)
                 | HomeError::NoVolume(_)
+                | HomeError::StillInside { .. }
                 | HomeError::Failed(_)),
             ) => {
                 let text = format!("could not be made: {error}");
