@@ -76,6 +76,7 @@ impl Tree {
         let roots = Roots {
             sys: self.path("sys"),
             dev: self.path("dev"),
+            proc: self.path("proc"),
         };
         let program = self.path("iscsiadm");
         let root = self.folder.path().to_owned();

@@ -142,10 +142,8 @@ impl Nvme {
     /// Whether this kernel can prove itself to a target (DH-HMAC-CHAP).
     ///
     /// That the fabrics device lists the option says little: Debian's Linux 6.1
-    /// lists it and has none of the code. The code is in a module of its own
-    /// (`nvme_auth`; before 6.7 `nvme_common`), which the kernel's initiator
-    /// holds where it was built with it. Where NVMe is no module at all nothing
-    /// is seen of that, and the answer is no.
+    /// lists it and has none of the code. So the code is looked for by a function
+    /// of the initiator's (drivers/nvme/host/auth.c), module or not.
     pub async fn proves(&self) -> bool {
         let known = match self.options_known().await {
             Ok(options) => options.contains("dhchap_ctrl_secret="),
@@ -154,9 +152,16 @@ impl Nvme {
                 false
             }
         };
-        let modules = self.roots.sys.join("module");
-        let held = |module: &str| modules.join(module).join("holders/nvme_core").exists();
-        known && (held("nvme_auth") || held("nvme_common"))
+        known && self.has_code("nvme_auth_negotiate").await
+    }
+
+    async fn has_code(&self, function: &str) -> bool {
+        let symbols = self.roots.proc.join("kallsyms");
+        let arguments = ["-qw".as_ref(), function.as_ref(), symbols.as_os_str()];
+        let found = self
+            .children
+            .tool("grep", &arguments, self.deadlines.connect);
+        found.await.is_ok_and(|end| end.code == 0)
     }
 
     /// The options of a connect that this kernel knows. To read them waits for

@@ -52,6 +52,7 @@ impl Tree {
         let roots = Roots {
             sys: self.folder.path().join("sys"),
             dev: self.folder.path().join("dev"),
+            proc: self.folder.path().join("proc"),
         };
         let host = HostIdentity::of(OURS, Uuid::nil());
         Nvme::new(roots, host, children(), FabricDeadlines::default())
@@ -235,9 +236,11 @@ async fn a_kernel_proves_itself_when_it_has_the_option_and_the_code() {
     let known = "transport=%s,discovery,dhchap_secret=%s,dhchap_ctrl_secret=%s";
     tree.put("dev/nvme-fabrics", known);
     assert!(!tree.nvme().proves().await, "Debian's 6.1 lists it");
-    tree.put("sys/module/nvme_auth/holders/nvmet", "");
+    let symbols = "0000000000000000 t nvmet_auth_negotiate\t[nvmet]\n";
+    tree.put("proc/kallsyms", symbols);
     assert!(!tree.nvme().proves().await, "only the target has the code");
-    tree.put("sys/module/nvme_auth/holders/nvme_core", "");
+    let symbols = format!("{symbols}0000000000000000 T nvme_auth_negotiate\t[nvme_core]\n");
+    tree.put("proc/kallsyms", &symbols);
     assert!(tree.nvme().proves().await);
     tree.put("dev/nvme-fabrics", "transport=%s,discovery");
     assert!(!tree.nvme().proves().await);

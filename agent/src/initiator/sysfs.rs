@@ -18,6 +18,8 @@ pub struct Roots {
     pub sys: PathBuf,
     /// devtmpfs.
     pub dev: PathBuf,
+    /// procfs.
+    pub proc: PathBuf,
 }
 
 impl Default for Roots {
@@ -25,6 +27,7 @@ impl Default for Roots {
         Self {
             sys: "/sys".into(),
             dev: "/dev".into(),
+            proc: "/proc".into(),
         }
     }
 }
