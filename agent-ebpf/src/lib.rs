@@ -43,19 +43,34 @@ pub const LEAVING: u64 = 2;
 /// What is counted for.
 pub trait Key: Copy + Eq {
     /// A number that few keys share, and that is none of [`FREE`], [`TAKING`] and
-    /// [`LEAVING`]. Its lowest bits tell where the key's place is looked for first.
+    /// [`LEAVING`]. It tells where the key's place is looked for, see [`place_of`].
     fn print(&self) -> u64;
+}
+
+/// Places that are looked at for one key, one after another. Where two of three
+/// are taken, about one key in a million finds none in so many.
+pub const PROBES: u32 = 32;
+
+/// Where a key of this print is looked for: the first place for a `probe` of 0. Each
+/// key goes on by steps of its own, so taken places do not gather; a step is odd,
+/// and so comes by each of the `mask + 1` places, a power of two.
+#[inline(always)]
+pub fn place_of(print: u64, probe: u32, mask: u32) -> u32 {
+    let step = (print >> 40) as u32 | 1;
+    (print as u32).wrapping_add(probe.wrapping_mul(step)) & mask
 }
 
 impl Key for IoKey {
     #[inline(always)]
     fn print(&self) -> u64 {
         // Multiplied by odd numbers without a pattern (of the golden ratio, and of
-        // splitmix64), so that each bit of the key has its say in the upper half.
-        let process = self.start_ns ^ (u64::from(self.tgid) << 40) ^ self.cgroup.rotate_left(20);
-        let mixed = process.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ self.diskseq;
-        let mixed = mixed.wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        (mixed ^ (mixed >> 32)).max(LEAVING + 1)
+        // splitmix64), so that each bit of the key has its say in the upper ones,
+        // of which the uppermost become the lowest too.
+        let (ratio, mix) = (0x9e37_79b9_7f4a_7c15, 0xbf58_476d_1ce4_e5b9);
+        let process = u64::from(self.tgid).wrapping_mul(mix) ^ self.start_ns;
+        let mixed = (process ^ self.cgroup.rotate_left(20)).wrapping_mul(ratio);
+        let mixed = (mixed ^ self.diskseq).wrapping_mul(mix);
+        (mixed ^ (mixed >> 47)).max(LEAVING + 1)
     }
 }
 

@@ -11,11 +11,7 @@ use core::intrinsics::AtomicOrdering::SeqCst;
 use core::intrinsics::{atomic_cxchg, atomic_xchg};
 
 use aya_ebpf::maps::{Array, PerCpuArray};
-use drover_ebpf::{FREE, Key, Place, TAKING};
-
-/// Places that are looked at for one key, one after another. Where two of three
-/// are taken, about one key in a million finds none in so many.
-const PROBES: u32 = 32;
+use drover_ebpf::{FREE, Key, PROBES, Place, TAKING, place_of};
 
 /// An array of keys and one of counts.
 pub struct Places<K: 'static, V: 'static> {
@@ -31,8 +27,8 @@ impl<K: Key, V> Places<K, V> {
     #[inline(always)]
     pub fn of(&self, key: K) -> Option<*mut V> {
         let print = key.print();
-        for step in 0..PROBES {
-            let index = (print as u32).wrapping_add(step) & self.mask;
+        for probe in 0..PROBES {
+            let index = place_of(print, probe, self.mask);
             let place = self.keys.get_ptr_mut(index)?;
             // SAFETY: the place lies in the map, which lives as long as the program.
             let (print_of, key_of) = unsafe { (&raw mut (*place).print, &raw mut (*place).key) };

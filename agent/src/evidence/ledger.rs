@@ -1,7 +1,7 @@
 //! What was done on each disk, by whom: the kernel's counts, with those of
 //! ended processes kept per cgroup so that the kernel's map has room.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 
@@ -49,22 +49,21 @@ impl Ledger {
         // In another process namespace than the first, processes that are not
         // seen in /proc may well live.
         let sees_all = in_first_pid_namespace();
+        // Asked before the counts are read, so that what a process did last is in them.
+        let ended = |key: &IoKey| sees_all && !process::lives(key.tgid, key.start_ns);
+        let mut over = kernel.counted();
+        over.retain(|key| names.gone(key.diskseq) || ended(key));
         let mut rows = Vec::new();
-        let mut done = HashSet::new();
         for (key, count) in kernel.counts()? {
-            if names.gone(key.diskseq) {
-                done.insert(key);
-            } else if sees_all && !process::lives(key.tgid, key.start_ns) {
-                let sum = self.ended.entry((names.fold(key.diskseq), key.cgroup));
-                let sum = sum.or_default();
-                *sum = add(*sum, count);
-                done.insert(key);
-            } else {
-                let diskseq = names.fold(key.diskseq);
+            let diskseq = names.fold(key.diskseq);
+            if !over.contains(&key) {
                 rows.push((IoKey { diskseq, ..key }, count));
+            } else if !names.gone(key.diskseq) {
+                let sum = self.ended.entry((diskseq, key.cgroup)).or_default();
+                *sum = add(*sum, count);
             }
         }
-        kernel.forget(&done)?;
+        kernel.forget(|key| over.contains(key))?;
         self.ended.retain(|(disk, _), _| !names.gone(*disk));
         Ok(Books {
             rows,

@@ -201,10 +201,15 @@ impl Kernel {
         Ok(rows.into_iter().collect())
     }
 
+    /// Who has counts.
+    pub fn counted(&self) -> HashSet<IoKey> {
+        lock(&self.io).keys()
+    }
+
     /// Gives back the room of what is not counted any more: processes that have
     /// ended, and disks that are gone.
-    pub fn forget(&self, keys: &HashSet<IoKey>) -> Result<(), EvidenceError> {
-        lock(&self.io).forget(&mut self.ebpf(), keys, IoCount::default())
+    pub fn forget(&self, gone: impl Fn(&IoKey) -> bool) -> Result<(), EvidenceError> {
+        lock(&self.io).forget(&mut self.ebpf(), gone, IoCount::default())
     }
 
     /// Every latency histogram, summed over CPUs.
@@ -214,8 +219,11 @@ impl Kernel {
     }
 
     /// Gives back the room of the histograms of disks that are gone.
-    pub fn forget_latencies(&self, keys: &HashSet<LatencyKey>) -> Result<(), EvidenceError> {
-        lock(&self.latency).forget(&mut self.ebpf(), keys, Latency::NONE)
+    pub fn forget_latencies(
+        &self,
+        gone: impl Fn(&LatencyKey) -> bool,
+    ) -> Result<(), EvidenceError> {
+        lock(&self.latency).forget(&mut self.ebpf(), gone, Latency::NONE)
     }
 
     /// What every watched process has sent, by its id.

@@ -50,7 +50,7 @@ pub mod tools;
 pub mod verdict;
 mod walk;
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -394,6 +394,7 @@ impl Inner {
             path: "/sys/block".into(),
             error,
         })?;
+        kernel.forget_latencies(|key| names.gone(key.diskseq))?;
         let books = self.ledger().look(kernel, &names, (self.clock)())?;
         Ok((books, names))
     }
@@ -405,17 +406,12 @@ impl Inner {
             .as_ref()
             .map_err(|why| EvidenceError::Blind(why.clone()))?;
         let mut sums = BTreeMap::new();
-        let mut gone = HashSet::new();
-        for (key, latency) in kernel.latencies()? {
-            if names.gone(key.diskseq) {
-                gone.insert(key);
-            } else {
-                let disk = Diskseq(names.fold(key.diskseq));
-                let sum = sums.entry((disk, key.direction)).or_insert(Latency::NONE);
-                *sum = loader::add_latency(*sum, &latency);
-            }
+        let latencies = kernel.latencies()?.into_iter();
+        for (key, latency) in latencies.filter(|(key, _)| !names.gone(key.diskseq)) {
+            let disk = Diskseq(names.fold(key.diskseq));
+            let sum = sums.entry((disk, key.direction)).or_insert(Latency::NONE);
+            *sum = loader::add_latency(*sum, &latency);
         }
-        kernel.forget_latencies(&gone)?;
         Ok(sums)
     }
 

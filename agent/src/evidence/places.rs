@@ -70,23 +70,25 @@ impl<K: Key + Hash> Places<K> {
         Ok(rows)
     }
 
-    /// Takes the places of these keys out of use, and frees those that were taken
-    /// out a [`WHILE`] ago: their counts are `none` again.
+    /// The keys that have places.
+    pub fn keys(&self) -> HashSet<K> {
+        self.keys.taken().map(|(_, key)| key).collect()
+    }
+
+    /// Takes the places of keys that are gone out of use, and frees those that were
+    /// taken out a [`WHILE`] ago: their counts are `none` again.
     pub fn forget<V: Copy>(
         &mut self,
         ebpf: &mut Ebpf,
-        gone: &HashSet<K>,
+        gone: impl Fn(&K) -> bool,
         none: V,
     ) -> Result<(), EvidenceError>
     where
         Raw<V>: aya::Pod,
     {
-        if !gone.is_empty() {
-            let now = Instant::now();
-            for (index, _) in self.keys.taken().filter(|(_, key)| gone.contains(key)) {
-                self.keys.mark(index, LEAVING);
-                self.leaving.push_back((index, now));
-            }
+        for (index, _) in self.keys.taken().filter(|(_, key)| gone(key)) {
+            self.keys.mark(index, LEAVING);
+            self.leaving.push_back((index, Instant::now()));
         }
         let wrong = |e| failed(self.counts, &e);
         let map = ebpf.map_mut(self.counts);
@@ -176,5 +178,64 @@ impl<K> Drop for Keys<K> {
         let bytes = size_of::<Place<K>>() * self.len as usize;
         // SAFETY: the mapping that `of` made, which nothing refers to any more.
         let _ = unsafe { munmap(self.places.cast(), bytes) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use drover_ebpf::{IoKey, LATENCIES, LatencyKey, PROBES, place_of};
+
+    use super::*;
+
+    /// How many of these keys find no place among so many.
+    fn homeless<K: Key>(keys: impl Iterator<Item = K>, places: u32) -> usize {
+        let mut taken = vec![false; places as usize];
+        let finds = |key: K| {
+            let places = (0..PROBES).map(|probe| place_of(key.print(), probe, places - 1));
+            let found = { places }.find(|place| !taken[*place as usize]);
+            found.map(|place| taken[place as usize] = true).is_some()
+        };
+        keys.map(finds).filter(|found| !found).count()
+    }
+
+    #[test]
+    fn keys_that_differ_little_find_places() {
+        let key = IoKey {
+            diskseq: 9,
+            cgroup: 4711,
+            start_ns: 86_400_000_000_000,
+            tgid: 1000,
+            pad: 0,
+        };
+        type Change = fn(&mut IoKey, u32);
+        let vary: [(&str, Change); 5] = [
+            ("process ids", |key, n| key.tgid += n),
+            ("starts", |key, n| key.start_ns += u64::from(n) * 10_000_000),
+            ("cgroups", |key, n| key.cgroup += u64::from(n)),
+            ("disks", |key, n| key.diskseq += u64::from(n)),
+            ("processes and disks", |key, n| {
+                key.tgid += n / 64;
+                key.start_ns += u64::from(n / 64) * 1_234_567;
+                key.diskseq += u64::from(n % 64);
+            }),
+        ];
+        for (what, change) in vary {
+            let keys = (0..8192 * 2 / 3).map(|n| {
+                let mut key = key;
+                change(&mut key, n);
+                key
+            });
+            assert_eq!(homeless(keys, 8192), 0, "{what}");
+        }
+    }
+
+    #[test]
+    fn disks_that_follow_each_other_fill_every_place() {
+        let keys = (0..LATENCIES).map(|n| LatencyKey {
+            diskseq: u64::from(77 + n / 4),
+            direction: n % 4,
+            pad: 0,
+        });
+        assert_eq!(homeless(keys, LATENCIES), 0);
     }
 }

@@ -236,10 +236,12 @@ impl Inner {
         // Two looks at once take turns: each follows what it has just found. A
         // panic in between can only leave a process watched that need not be.
         let mut sends = self.sends.lock().unwrap_or_else(PoisonError::into_inner);
-        let (books, names) = self.books().unwrap_or_else(|error| {
+        let counted = self.books();
+        if let Err(error) = &counted {
             tracing::warn!(%error, "evidence: no counts for backup streams");
-            Default::default()
-        });
+        }
+        let blind = counted.is_err();
+        let (books, names) = counted.unwrap_or_default();
         let mut streams = self.readers.registered();
         let mut processes = self.processes(&streams);
         let pids = streams.iter().flat_map(|stream| {
@@ -257,7 +259,12 @@ impl Inner {
             processes.extend(self.processes(&tools));
             streams.extend(tools);
         }
-        let sent = self.follow(&mut sends, &processes);
+        // Without counts no tool is seen: who was watched stays so.
+        let sent = if blind {
+            None
+        } else {
+            self.follow(&mut sends, &processes)
+        };
         let seen = Seen {
             books: &books,
             paths: &self.hierarchy.paths(),
