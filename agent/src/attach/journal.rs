@@ -5,7 +5,7 @@
 //! A note is best effort: where the store cannot take it, it is logged and
 //! lost. A receipt is not: without it in the store the fence is repeated.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -13,7 +13,7 @@ use tokio::sync::Mutex;
 
 use super::ports::{LateCommands, NodeAnswer, Note};
 use super::proof::Receipt;
-use crate::ids::{NodeId, VolumeId};
+use crate::ids::{Epoch, NodeId, VolumeId};
 use crate::store::{Key, Kind, StateStore, StoreError, Version};
 
 /// How many notes, and how many receipts, are kept.
@@ -45,6 +45,8 @@ pub struct Journal {
     store: Arc<dyn StateStore>,
     notes: Mutex<Shelf>,
     receipts: Mutex<Shelf>,
+    /// What receipts say already of what came late.
+    late: Mutex<HashMap<(VolumeId, Epoch), u64>>,
 }
 
 /// The records of one kind, oldest first.
@@ -119,6 +121,7 @@ impl Journal {
             store,
             notes: Mutex::new(notes),
             receipts: Mutex::new(receipts),
+            late: Mutex::default(),
         })
     }
 
@@ -172,33 +175,59 @@ impl Journal {
         }
     }
 
-    /// Adds to an epoch's receipts what has come late by now. Best effort; a
-    /// home says it again.
-    pub async fn late(&self, late: &LateCommands) {
-        let mut shelf = self.receipts.lock().await;
-        for place in 0..shelf.kept.len() {
-            if Receipt::is_of(&shelf.kept[place].0, &late.volume, late.epoch) {
-                let counted = |kept: Receipt| kept.with_late(late.commands);
-                self.amend(&mut shelf, place, counted).await;
+    /// Adds to the receipts of these epochs what has come late by now. Best
+    /// effort: homes say it again, so one call is enough at a time, and only
+    /// news is looked into.
+    pub async fn late(&self, all: &[LateCommands]) {
+        let Ok(mut said) = self.late.try_lock() else {
+            return;
+        };
+        if said.len() > KEPT {
+            said.clear();
+        }
+        for late in all {
+            let of = (late.volume.clone(), late.epoch);
+            if said.get(&of) == Some(&late.commands) || !self.count_late(late).await {
+                continue;
             }
+            said.insert(of, late.commands);
         }
     }
 
-    /// Changes one of the receipts that are kept.
+    /// Whether the epoch's receipts say so now: there is one, and all do.
+    async fn count_late(&self, late: &LateCommands) -> bool {
+        let mut shelf = self.receipts.lock().await;
+        let is_its = Receipt::is_of(&late.volume, late.epoch);
+        let places = (0..shelf.kept.len()).filter(|place| is_its(&shelf.kept[*place].0));
+        let places: Vec<_> = places.collect();
+        let mut done = !places.is_empty();
+        for place in places {
+            let counted = |kept: Receipt| kept.with_late(late.commands);
+            done &= self.amend(&mut shelf, place, counted).await;
+        }
+        done
+    }
+
+    /// Changes one of the receipts that are kept; whether that is done.
     async fn amend(
         &self,
         shelf: &mut Shelf,
         place: usize,
         change: impl FnOnce(Receipt) -> Receipt,
-    ) {
+    ) -> bool {
         let key = shelf.key(&shelf.kept[place].0);
         match self.amended(&key, change).await {
             Ok(Some(version)) => shelf.kept[place].1 = version,
             Ok(None) => {}
-            Err(error) => tracing::warn!(%key, %error, "a receipt could not be added to"),
+            Err(error) => {
+                tracing::warn!(%key, %error, "a receipt could not be added to");
+                return false;
+            }
         }
+        true
     }
 
+    /// The receipt's version then; none: it is gone.
     async fn amended(
         &self,
         key: &Key,
@@ -210,7 +239,7 @@ impl Journal {
         let kept: Receipt = serde_json::from_slice(&stored.bytes).map_err(no_json)?;
         let changed = change(kept.clone());
         if changed == kept {
-            return Ok(None);
+            return Ok(Some(stored.version));
         }
         let bytes = serde_json::to_vec(&changed).map_err(no_json)?;
         let put = self.store.put(key, Some(stored.version), bytes);
@@ -265,7 +294,6 @@ mod tests {
 
     use super::*;
     use crate::attach::ports::{FenceRequest, Recorded, SettledBy, Settlement};
-    use crate::ids::Epoch;
     use crate::store::EmbeddedStore;
 
     fn note(volume: &str, text: &str, at: u64) -> Note {
@@ -357,10 +385,10 @@ mod tests {
             epoch: kept.closed(),
             commands,
         };
-        journal.late(&late("v", 2)).await;
+        journal.late(&[late("v", 2)]).await;
         journal.answered(&kept, NodeAnswer::Clean).await;
-        journal.late(&late("v", 5)).await;
-        journal.late(&late("w", 9)).await;
+        journal.late(&[late("v", 5), late("w", 9)]).await;
+        journal.late(&[late("v", 5)]).await;
         journal.note(&note("v", "note 4", 40)).await;
         let all = journal.list(&Wanted::default()).await.unwrap();
         assert_eq!(all.len(), 4);

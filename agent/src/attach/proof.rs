@@ -126,9 +126,10 @@ impl Receipt {
         })
     }
 
-    /// Whether an id is of a receipt of this epoch's end.
-    pub fn is_of(id: &str, volume: &VolumeId, closed: Epoch) -> bool {
-        id.get(STAMP..) == Some(&tail(volume, closed))
+    /// Tells whether an id is of a receipt of this epoch's end.
+    pub fn is_of(volume: &VolumeId, closed: Epoch) -> impl Fn(&str) -> bool {
+        let tail = tail(volume, closed);
+        move |id| id.get(STAMP..) == Some(&tail)
     }
 
     /// Its id; ids sort by time.
@@ -426,10 +427,10 @@ mod tests {
             assert!(note.text.contains(&said), "{}", note.text);
         }
         let (v, w) = ("v".parse().unwrap(), "w-4".parse().unwrap());
-        assert!(Receipt::is_of(receipt.id(), &v, Epoch(4)));
-        assert!(!Receipt::is_of(receipt.id(), &v, Epoch(5)));
-        assert!(!Receipt::is_of(receipt.id(), &w, Epoch(4)));
-        assert!(!Receipt::is_of("", &v, Epoch(4)));
+        assert!(Receipt::is_of(&v, Epoch(4))(receipt.id()));
+        assert!(!Receipt::is_of(&v, Epoch(5))(receipt.id()));
+        assert!(!Receipt::is_of(&w, Epoch(4))(receipt.id()));
+        assert!(!Receipt::is_of(&v, Epoch(4))(""));
     }
 
     #[test]

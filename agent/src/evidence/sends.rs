@@ -34,22 +34,28 @@ struct Change {
 }
 
 impl Sends {
-    /// Watches these processes and no others, and gives what was sent so far.
+    /// Watches these processes and no others, and gives what was sent so far; of
+    /// who has a process that cannot be watched, nothing.
     pub fn follow(
         &mut self,
         kernel: &Kernel,
         wanted: ByOwner,
     ) -> Result<HashMap<Owner, Sent>, EvidenceError> {
         let counts = kernel.sent()?;
-        let (change, sums) = self.turn(wanted, &counts);
+        let (change, mut sums) = self.turn(wanted, &counts);
         for tgid in change.unwatch {
             kernel.unwatch(tgid)?;
         }
-        for tgid in change.watch {
-            // It is tried again at the next look, and keeps nobody else from his count.
-            if let Err(error) = kernel.watch(tgid) {
-                tracing::warn!(tgid, %error, "evidence: what a process sends is not counted");
-            }
+        // What fails is tried again at the next look.
+        let watch = change.watch.into_iter();
+        let failed = watch.filter_map(|tgid| Some((tgid, kernel.watch(tgid).err()?)));
+        let failed: HashMap<_, _> = failed.collect();
+        if let Some(error) = failed.values().next() {
+            tracing::warn!(processes = failed.len(), %error, "evidence: what some processes send is not counted");
+            sums.retain(|owner, _| {
+                let mut tgids = self.watched[owner].iter();
+                !tgids.any(|tgid| failed.contains_key(tgid))
+            });
         }
         Ok(sums)
     }

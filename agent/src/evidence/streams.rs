@@ -207,9 +207,7 @@ impl Stream {
             last_ms: since_ms(last_ns, seen.now_ns),
         };
         let processes = seen.processes.get(&self.owner);
-        let sent = seen
-            .sent
-            .map(|sent| sent.get(&self.owner).copied().unwrap_or_default());
+        let sent = seen.sent.and_then(|sent| sent.get(&self.owner));
         ReaderStatus {
             owner: self.owner.clone(),
             volume: self.volume.clone(),

@@ -162,12 +162,16 @@ struct Bench {
 }
 
 fn home_over(pool: Arc<Pool>, target: &Arc<Target>) -> Home {
+    home_of(pool, target, plain(), Duration::from_millis(20))
+}
+
+fn home_of(pool: Arc<Pool>, target: &Arc<Target>, open: OpenBacking, settle: Duration) -> Home {
     let mut config = HomeConfig::at(
         "127.0.0.1:4420".parse().unwrap(),
         "127.0.0.1:3260".parse().unwrap(),
     );
-    config.settle = Duration::from_millis(20);
-    Home::new(pool, Arc::clone(target) as _, plain(), config)
+    config.settle = settle;
+    Home::new(pool, Arc::clone(target) as _, open, config)
 }
 
 impl Bench {

@@ -223,6 +223,9 @@ impl Inner {
         let proof = export.chap.as_ref();
         let proof = proof.map(|chap| Proof::of(export.protocol, chap));
         let proof = proof.transpose().map_err(not_opened)?;
+        if self.frontend.unsettled(volume.id()).is_some() {
+            device.beside_unsettled();
+        }
         {
             let mut now = site.now();
             if now.floor >= export.epoch || !matches!(now.serving, Serving::Nothing) {

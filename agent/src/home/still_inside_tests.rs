@@ -2,6 +2,8 @@
 //! exports, and what it does not.
 
 use super::*;
+use crate::block::Extent;
+use crate::block::file::FileDevice;
 
 fn refusal(inside: u32) -> HomeError {
     HomeError::StillInside {
@@ -44,9 +46,14 @@ async fn refuses(bench: &Bench, inside: u32) {
 async fn a_copy_or_growth_is_refused_until_the_last_command_has_left_needs_root() {
     let xfs = Mounted::xfs();
     let target = Arc::new(Target::default());
+    let open: OpenBacking = Arc::new(|file, path, size| {
+        let device = FileDevice::new(file, path, size)?;
+        Ok(Arc::new(device) as _)
+    });
+    let pool = open_pool(&xfs.pool()).unwrap();
     let bench = Bench {
         folder: tempfile::tempdir().unwrap(),
-        home: home_over(open_pool(&xfs.pool()).unwrap(), &target),
+        home: home_of(pool, &target, open, Duration::from_millis(20)),
         target,
     };
     let content = Content::Empty;
@@ -73,11 +80,71 @@ async fn a_copy_or_growth_is_refused_until_the_last_command_has_left_needs_root(
     clone_of(&bench, of_snapshot).await.unwrap();
     bench.home.delete(&vol("vol-2"), false).await.unwrap();
 
+    // What would wait for them in the file system is done by plain writes.
+    let device = bench.target.device("vol-1");
+    device.write(Lba(0), &[7; 4 * 4096], false).unwrap();
+    device.deallocate(Lba(1), 1).unwrap();
+    device.write_zeroes(Lba(2), 1, true).unwrap();
+    device.write_zeroes(Lba(255), 1, false).unwrap();
+    assert_eq!(zeroes(&device), [1, 2]);
+    let whole = Extent {
+        blocks: 4,
+        mapped: true,
+    };
+    assert_eq!(device.mapping(Lba(0), 4).unwrap(), whole);
+    device.deallocate(Lba(255), 2).unwrap_err();
+
     inside.send_replace(0);
+    bench.fence(2, 2).await.unwrap();
+    bench.export("a", 3).await.unwrap();
+    let device = bench.target.device("vol-1");
+    device.deallocate(Lba(0), 1).unwrap();
+    assert_eq!(zeroes(&device), [0, 1, 2]);
+    assert!(!device.mapping(Lba(0), 1).unwrap().mapped);
     snapshot(&bench, "snap-2").await.unwrap();
     let of_volume = Content::Volume(vol("vol-1"));
     clone_of(&bench, of_volume).await.unwrap();
     assert_eq!(expand(&bench, 2).await.unwrap(), Bytes(2 * MIB));
+}
+
+/// Which of the first four blocks are zeroes.
+fn zeroes(device: &Arc<dyn BlockDevice>) -> Vec<usize> {
+    let mut data = vec![0; 4 * 4096];
+    device.read(Lba(0), &mut data).unwrap();
+    let blocks = data.chunks(4096).enumerate();
+    let zeroes = blocks.filter(|(_, block)| block.iter().all(|byte| *byte == 0));
+    zeroes.map(|(block, _)| block).collect()
+}
+
+/// Every fence under writes has some inside for a moment.
+#[tokio::test]
+async fn a_growth_waits_for_commands_that_leave() {
+    let folder = tempfile::tempdir().unwrap();
+    let target = Arc::new(Target::default());
+    let pool = open_pool(folder.path()).unwrap();
+    let home = home_of(pool, &target, plain(), Duration::from_secs(60));
+    let bench = Bench {
+        folder,
+        target,
+        home,
+    };
+    let content = Content::Empty;
+    let made = bench.home.create(&vol("vol-1"), Bytes(MIB), &content).await;
+    made.unwrap();
+    bench.export("a", 1).await.unwrap();
+    let inside = bench.target.inside("vol-1", 3);
+    let later = |ms| tokio::time::sleep(Duration::from_millis(ms));
+    let grows = async {
+        later(20).await;
+        expand(&bench, 2).await
+    };
+    let leave = async {
+        later(200).await;
+        inside.send_replace(0);
+    };
+    let (fenced, grown, ()) = tokio::join!(bench.fence(1, 1), grows, leave);
+    fenced.unwrap();
+    assert_eq!(grown.unwrap(), Bytes(2 * MIB));
 }
 
 /// It stops nobody: there is no holder, and the file lives until they end.

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::epochs::being_restored;
 use super::site::{Serving, Site};
@@ -57,6 +58,9 @@ impl Drop for RestoreTarget {
     }
 }
 
+/// How often commands that must leave are looked for.
+const LOOK: Duration = Duration::from_millis(20);
+
 impl Home {
     /// Makes a volume, under its `data` lock. One that is there answers by what
     /// it was made as, and needs no source: that may be gone by now.
@@ -72,7 +76,7 @@ impl Home {
             Content::Volume(source) if !there => {
                 let (of, content) = (source.clone(), content.clone());
                 let clone = async move {
-                    inner.must_be_whole(&of)?;
+                    inner.must_be_whole(&of).await?;
                     inner.create(new, size, content).await
                 };
                 self.data(source, "clone", clone).await
@@ -101,7 +105,7 @@ impl Inner {
 
     /// Refuses to copy what a restore writes, what is an old copy, and what a
     /// copy would stop.
-    fn must_be_whole(&self, volume: &VolumeId) -> Result<(), HomeError> {
+    async fn must_be_whole(&self, volume: &VolumeId) -> Result<(), HomeError> {
         let (of, site) = self.both(volume)?;
         let record = of.record().get();
         if let Some(error) = decide::behind(&record).or_else(|| decide::restoring(&record)) {
@@ -110,14 +114,22 @@ impl Inner {
         if site.now().restoring {
             return Err(being_restored(volume));
         }
-        self.must_be_settled(volume)
+        self.must_be_settled(volume).await
     }
 
     /// Refuses what the file system lets wait for all direct I/O on the file
     /// (FICLONE, ftruncate: inode_dio_wait under the inode's lock), while
     /// commands of an ended export have not left: an operator may have said
     /// that they never will, and the next holder's I/O would wait for that lock.
-    fn must_be_settled(&self, volume: &VolumeId) -> Result<(), HomeError> {
+    /// Each fence under writes has some for a moment, so they have as long to
+    /// leave as a fence gives them.
+    async fn must_be_settled(&self, volume: &VolumeId) -> Result<(), HomeError> {
+        let leave = async {
+            while self.frontend.unsettled(volume).is_some() {
+                tokio::time::sleep(LOOK).await;
+            }
+        };
+        let _ = tokio::time::timeout(self.config.settle, leave).await;
         match self.frontend.unsettled(volume) {
             None => Ok(()),
             Some(Unsettled { epoch, inside }) => Err(HomeError::StillInside {
@@ -133,7 +145,7 @@ impl Inner {
         volume: VolumeId,
         id: SnapshotId,
     ) -> Result<SnapshotInfo, HomeError> {
-        self.must_be_whole(&volume)?;
+        self.must_be_whole(&volume).await?;
         self.blocking(move |inner| inner.pool.snapshot(&volume, &id))
             .await
     }
@@ -148,7 +160,7 @@ impl Inner {
             return Err(being_restored(&volume));
         }
         if size > of.size() {
-            self.must_be_settled(&volume)?;
+            self.must_be_settled(&volume).await?;
         }
         let id = volume.clone();
         let size = self

@@ -7,6 +7,9 @@
 //! After a flush that failed nothing of the export is served any more. The
 //! record says so before anybody is told of the failure, so that a restart of
 //! the agent does not answer the next flush over what was lost.
+//!
+//! Beside commands of an ended export that may never end, nothing is asked of the
+//! file that waits for all of its I/O, see [`FirstWrite::beside_unsettled`].
 
 use std::fs::File;
 use std::path::Path;
@@ -20,8 +23,11 @@ use super::lock::PoolLock;
 use super::volume::Volume;
 use super::{Pool, VOLUMES};
 use crate::block::file::FileDevice;
-use crate::block::{BlockDevice, DeviceError, Direct, Extent};
+use crate::block::{BLOCK, BlockDevice, DeviceError, Direct, Extent};
 use crate::ids::{Bytes, Lba, VolumeId};
+
+/// Blocks of zeroes that are written at once: 1 MiB.
+const ZEROES: u64 = 256;
 
 /// A device over a file of the pool's, which can grow.
 pub trait Backing: BlockDevice {
@@ -49,6 +55,7 @@ pub struct FirstWrite {
     failed_flush: OnceLock<String>,
     /// Whether the record says so, or need not.
     failure_noted: Mutex<bool>,
+    beside_unsettled: AtomicBool,
     _lock: PoolLock,
 }
 
@@ -75,6 +82,7 @@ impl Pool {
             written: AtomicBool::new(record.ever_written),
             failure_noted: Mutex::new(failed_flush.get().is_some()),
             failed_flush,
+            beside_unsettled: AtomicBool::new(false),
             volume: Arc::clone(&volume),
             _lock: self.lock.clone(),
         });
@@ -87,6 +95,31 @@ impl FirstWrite {
     /// Takes note of the volume's new size.
     pub fn grow(&self, size: Bytes) {
         self.backing.grow(size);
+    }
+
+    /// Commands of an ended export are inside the file, and may be for ever. To
+    /// punch a hole or to zero a range waits for them, under a lock that all other
+    /// I/O then waits for (fs/xfs/xfs_file.c, xfs_file_fallocate;
+    /// fs/ext4/extents.c, ext4_fallocate: inode_dio_wait). So this device writes
+    /// its zeroes, and gives back no space.
+    pub fn beside_unsettled(&self) {
+        self.beside_unsettled.store(true, Ordering::Release);
+    }
+
+    fn write_out_zeroes(&self, lba: Lba, blocks: u64) -> Result<(), DeviceError> {
+        let (size, end) = (self.size(), lba.0.saturating_add(blocks));
+        if end > size.0 / BLOCK {
+            return Err(DeviceError::OutOfRange { lba, blocks, size });
+        }
+        let zeroes = vec![0; BLOCK as usize * blocks.min(ZEROES) as usize];
+        let mut done = 0;
+        while done < blocks {
+            let some = (blocks - done).min(ZEROES);
+            let some_zeroes = &zeroes[..BLOCK as usize * some as usize];
+            self.backing.write(Lba(lba.0 + done), some_zeroes, false)?;
+            done += some;
+        }
+        Ok(())
     }
 
     /// Its export ends before its commands do: what the file has begun may end
@@ -200,12 +233,20 @@ impl BlockDevice for FirstWrite {
     fn write_zeroes(&self, lba: Lba, blocks: u64, unmap: bool) -> Result<(), DeviceError> {
         self.usable()?;
         self.note_write()?;
-        self.seen(self.backing.write_zeroes(lba, blocks, unmap))
+        self.seen(if self.beside_unsettled.load(Ordering::Acquire) {
+            self.write_out_zeroes(lba, blocks)
+        } else {
+            self.backing.write_zeroes(lba, blocks, unmap)
+        })
     }
 
     fn deallocate(&self, lba: Lba, blocks: u64) -> Result<(), DeviceError> {
         self.usable()?;
-        self.seen(self.backing.deallocate(lba, blocks))
+        self.seen(if self.beside_unsettled.load(Ordering::Acquire) {
+            self.write_out_zeroes(lba, blocks)
+        } else {
+            self.backing.deallocate(lba, blocks)
+        })
     }
 
     fn mapping(&self, lba: Lba, blocks: u64) -> Result<Extent, DeviceError> {

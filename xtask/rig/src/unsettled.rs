@@ -13,7 +13,7 @@ use tonic::Code;
 use crate::Place;
 use crate::cluster::{Cluster, POOL_DISK, run};
 use crate::csi::Use;
-use crate::flow::{UNPUBLISH, attach, create, detach, retried};
+use crate::flow::{Attached, UNPUBLISH, attach, create, detach, retried};
 use crate::roles::{BLOCK, Playing, RogueWrite};
 use crate::timeline::Timeline;
 
@@ -42,6 +42,21 @@ async fn story(cluster: &mut Cluster, line: &Timeline) -> anyhow::Result<()> {
     let on_b = attach(cluster, &volume, "b", Use::Block).await?;
     fill(&on_b.target)?;
     let disk = Disk::of(cluster, &volume)?;
+    let told = hung(cluster, line, &volume, &on_b, &disk).await;
+    // Else an agent with a write inside never ends.
+    if told.is_err() {
+        disk.free()?;
+    }
+    told
+}
+
+async fn hung(
+    cluster: &mut Cluster,
+    line: &Timeline,
+    volume: &str,
+    on_b: &Attached,
+    disk: &Disk,
+) -> anyhow::Result<()> {
     let controller = cluster.controller()?;
     let mut stuck = Vec::new();
     for writer in 0..WRITERS {
@@ -51,41 +66,41 @@ async fn story(cluster: &mut Cluster, line: &Timeline) -> anyhow::Result<()> {
     retried(SOON, async || disk.holds(WRITERS)).await?;
     line.note("a", "the home's disk answers no write any more");
 
-    let unpublished = controller.unpublish(&volume, "b").await;
+    let unpublished = controller.unpublish(volume, "b").await;
     let (_, took) = unpublished.ok("ControllerUnpublishVolume from b")?;
     line.step("controller", "ControllerUnpublishVolume from b", took);
     ensure!(took <= UNPUBLISH, "ControllerUnpublishVolume took {took:?}");
     let told = retried(SOON, async || {
-        let answer = controller.publish(&volume, "a", Use::Block).await;
+        let answer = controller.publish(volume, "a", Use::Block).await;
         let text = answer.refused("ControllerPublishVolume to a", Code::Aborted)?;
         ensure!(text.contains("accept-unsettled"), "it says: {text}");
         Ok(text)
     })
     .await?;
     line.note("controller", &told);
-    let (epoch, inside) = told_line(&told, &volume)?;
+    let (epoch, inside) = told_line(&told, volume)?;
     ensure!(inside == WRITERS, "{inside} are inside, of {WRITERS}");
-    copies_are_refused(cluster, &volume, inside).await?;
+    copies_are_refused(cluster, volume, inside).await?;
 
-    wrong_words(cluster, &volume, epoch, inside)?;
-    let answer = say(cluster, &volume, epoch, inside)?;
+    wrong_words(cluster, volume, epoch, inside)?;
+    let answer = say(cluster, volume, epoch, inside)?;
     line.note("operator", answer.trim());
     // Though the disk still hangs.
     let on_a = retried(SOON, async || {
-        attach(cluster, &volume, "a", Use::Block).await
+        attach(cluster, volume, "a", Use::Block).await
     })
     .await?;
     let next = writer_at(cluster, &on_a.target, "a", HANGING + 1)?;
     writes(cluster, "a", HANGING + 1, SOON).await?;
     line.note("a", "has the volume, and writes beside what hangs");
-    receipt(cluster, &volume, epoch, inside, line)?;
-    copies_are_refused(cluster, &volume, inside).await?;
+    receipt(cluster, volume, epoch, inside, line)?;
+    copies_are_refused(cluster, volume, inside).await?;
     writes(cluster, "a", HANGING + 1, SOON).await?;
     line.note("a", "a snapshot and a growth are refused, and it writes on");
 
     disk.free()?;
     let snapshot = retried(SOON, async || {
-        let answer = controller.snapshot(&volume, "snap-after").await;
+        let answer = controller.snapshot(volume, "snap-after").await;
         Ok(answer.ok("CreateSnapshot when they have ended")?.0)
     })
     .await?;
@@ -95,15 +110,15 @@ async fn story(cluster: &mut Cluster, line: &Timeline) -> anyhow::Result<()> {
     detach(cluster, &on_a).await?;
     retried(SOON, async || {
         let node = cluster.node("b")?;
-        let answer = node.unpublish(&volume, &on_b.target).await;
+        let answer = node.unpublish(volume, &on_b.target).await;
         answer.done("NodeUnpublish on b")?;
-        let answer = node.unstage(&volume, &on_b.staging).await;
+        let answer = node.unstage(volume, &on_b.staging).await;
         answer.done("NodeUnstage on b")
     })
     .await?;
     let answer = controller.delete_snapshot(&snapshot.snapshot_id).await;
     answer.done("DeleteSnapshot")?;
-    controller.delete(&volume).await.done("DeleteVolume")
+    controller.delete(volume).await.done("DeleteVolume")
 }
 
 /// Gives every block of a raw volume its place on the home's disk.

@@ -81,8 +81,10 @@ impl Inner {
         for (volume, epoch) in said.attached {
             self.check_attached(volume, &said.node, epoch);
         }
-        for late in &said.late {
-            self.journal.late(late).await;
+        if !said.late.is_empty() {
+            // A node that is known waits for no receipts.
+            let this = Arc::clone(self);
+            tokio::spawn(async move { this.journal.late(&said.late).await });
         }
         Ok(())
     }
