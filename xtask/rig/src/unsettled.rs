@@ -274,7 +274,10 @@ impl Disk {
         let (mut at, end) = (0, sectors.parse::<u64>()?);
         let mut hanging = String::new();
         for (first, count) in extents {
-            hanging += &format!("{at} {} linear {below} {at}\n", first - at);
+            // Extents that follow each other on the disk have nothing between them.
+            if first > at {
+                hanging += &format!("{at} {} linear {below} {at}\n", first - at);
+            }
             hanging += &format!(
                 "{first} {count} delay {below} {first} 0 {below} {first} 3600000 {below} {first} 0\n"
             );
