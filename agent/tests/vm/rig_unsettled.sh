@@ -1,5 +1,6 @@
 #!/bin/bash
 # A home's disk that hangs with writes inside, a move, and the operator's word.
+# asked: 6.12
 # timeout: 600
 set -u
 scratch=/dev/shm/rig-unsettled

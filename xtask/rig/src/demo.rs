@@ -18,7 +18,8 @@ use anyhow::{Context, anyhow, ensure};
 use serde_json::{Value, json};
 
 use self::checks::{
-    expect_verdict, first_block, judge_rogue, receipt, uploaded_twice, wait_for_cursor, watch,
+    expect_reader, expect_verdict, first_block, judge_rogue, receipt, uploaded_twice,
+    wait_for_cursor, watch,
 };
 use self::moving::{Moved, Step, move_to_b};
 use crate::cluster::{Cluster, run};
@@ -303,6 +304,15 @@ fn start_reader(
         expect_verdict(cluster, &on_a.volume, "quiet")?,
     );
     let reader = Playing::start(&["reader", &on_a.device.to_string_lossy()])?;
+    verdicts.insert(
+        "foreign reader reads",
+        expect_verdict(cluster, &on_a.volume, "backup-running")?,
+    );
+    expect_reader(cluster, &on_a.volume, reader.pid(), false)?;
+    line.note(
+        "a",
+        "a foreign backup tool reads the device: known by its name",
+    );
     let (pid, address) = (reader.pid().to_string(), cluster.agent("a").to_string());
     cluster.cli([
         "backup",
@@ -313,14 +323,8 @@ fn start_reader(
         "--agent",
         &address,
     ])?;
-    line.note(
-        "a",
-        "a foreign backup tool reads the device, registered by its pid",
-    );
-    verdicts.insert(
-        "foreign reader reads",
-        expect_verdict(cluster, &on_a.volume, "backup-running")?,
-    );
+    expect_reader(cluster, &on_a.volume, reader.pid(), true)?;
+    line.note("a", "it is registered by its pid");
     verdicts.insert(
         "foreign reader hangs",
         expect_verdict(cluster, &on_a.volume, "backup-stale")?,

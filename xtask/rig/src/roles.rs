@@ -4,7 +4,7 @@
 pub mod holder;
 pub mod stale;
 
-use std::fs::{File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -25,6 +25,9 @@ use sha2::{Digest, Sha256};
 const STAMP: u64 = 0x726f_6775_6521_2121;
 /// The size of the rogue's writes, and of the workload's.
 pub const BLOCK: usize = 4096;
+
+/// The name of the reader's process: a backup tool's that drover knows.
+pub const READER: &str = "restic";
 
 /// A process that uses a volume.
 #[derive(Subcommand)]
@@ -54,7 +57,7 @@ pub enum Role {
         #[arg(long)]
         log: PathBuf,
     },
-    /// Reads some of a device, holds it open, and hangs
+    /// Reads some of a device under a backup tool's name, holds it open, and hangs
     Reader {
         /// The device
         device: PathBuf,
@@ -267,6 +270,7 @@ pub fn rogue_numbers(file: &Path) -> anyhow::Result<Vec<u64>> {
 }
 
 fn reader(device: &Path) -> anyhow::Result<()> {
+    fs::write("/proc/self/comm", READER).context("take a name")?;
     let file = File::open(device).with_context(|| format!("open {}", device.display()))?;
     let mut block = vec![0; 1 << 20];
     for index in 0..4 {

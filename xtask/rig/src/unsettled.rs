@@ -296,13 +296,17 @@ impl Disk {
         become_table(&self.free)
     }
 
-    /// Whether so many writes are in it.
+    /// Whether so many writes are held. A delay tells "START LENGTH delay READS
+    /// WRITES FLUSHES" of what it has in hand (drivers/md/dm-delay.c,
+    /// delay_status); the disk's own count of what is in flight leaves that out.
     fn holds(&self, count: u32) -> anyhow::Result<()> {
-        let node = fs::canonicalize(format!("/dev/mapper/{POOL_DISK}"))?;
-        let name = node.file_name().unwrap_or_default();
-        let text = fs::read_to_string(Path::new("/sys/block").join(name).join("inflight"))?;
-        let writes = text.split_whitespace().nth(1).context("no count")?;
-        ensure!(writes.parse::<u32>()? >= count, "in flight: {text}");
+        let text = run("dmsetup", ["status", POOL_DISK], [])?;
+        let held = |line: &str| -> Option<u32> {
+            let (_, ops) = line.split_once(" delay ")?;
+            ops.split(' ').nth(1)?.parse().ok()
+        };
+        let writes: u32 = text.lines().filter_map(held).sum();
+        ensure!(writes >= count, "{writes} writes are held: {text}");
         Ok(())
     }
 }

@@ -63,17 +63,56 @@ pub(super) fn expect_verdict(
     }
 }
 
+fn objects(lines: &str) -> anyhow::Result<Vec<Value>> {
+    let objects = lines.lines().map(serde_json::from_str);
+    objects.collect::<Result<_, _>>().context(lines.to_owned())
+}
+
+/// The volume on a, as `drover top` tells it.
+fn top(cluster: &Cluster, volume: &str) -> anyhow::Result<Value> {
+    let address = cluster.agent("a").to_string();
+    let words = ["top", "--json", "--count", "1", "--agent", &address];
+    let looks = objects(&cluster.cli(words)?)?;
+    let mut found = looks.iter().filter(|look| look["volume"] == volume);
+    let look = found.next().cloned();
+    look.ok_or_else(|| anyhow!("drover top has no {volume}: {looks:?}"))
+}
+
+/// Waits until an operator sees the reader on a: `ticketed` tells whether
+/// it has been registered, or is known by its name alone.
+pub(super) fn expect_reader(
+    cluster: &Cluster,
+    volume: &str,
+    pid: u32,
+    ticketed: bool,
+) -> anyhow::Result<()> {
+    let start = Instant::now();
+    loop {
+        let look = top(cluster, volume)?;
+        let readers = look["readers"].as_array();
+        let is_it = |reader: &&Value| {
+            let who = reader["who"].as_str().unwrap_or_default();
+            who.split(' ').nth(1) == Some(&pid.to_string())
+        };
+        let found: Vec<_> = readers.into_iter().flatten().filter(is_it).collect();
+        if let [reader] = found[..]
+            && reader["ticket"].is_string() == ticketed
+            && reader["read"]["bytes"].as_u64() > Some(0)
+        {
+            return Ok(());
+        }
+        ensure!(
+            start.elapsed() < Duration::from_secs(20),
+            "drover top does not show the reader {pid}: {look}"
+        );
+        std::thread::sleep(Duration::from_millis(200));
+    }
+}
+
 /// Watches the volume on a, under the pod's writes, as an operator does.
 pub(super) fn watch(cluster: &Cluster, volume: &str) -> anyhow::Result<String> {
     let address = cluster.agent("a").to_string();
-    let objects = |text: String| -> anyhow::Result<Vec<Value>> {
-        let lines = text.lines().map(serde_json::from_str);
-        lines.collect::<Result<_, _>>().context(text.clone())
-    };
-    let top = ["top", "--json", "--count", "1", "--agent", &address];
-    let looks = objects(cluster.cli(top)?)?;
-    let look = looks.iter().find(|look| look["volume"] == volume);
-    let look = look.ok_or_else(|| anyhow!("drover top has no {volume}: {looks:?}"))?;
+    let look = top(cluster, volume)?;
     let written = look["written_bytes_per_second"].as_f64().unwrap_or(0.0);
     ensure!(
         look["holders"] == serde_json::json!(["a"])
@@ -85,7 +124,7 @@ pub(super) fn watch(cluster: &Cluster, volume: &str) -> anyhow::Result<String> {
     let trace = [
         "trace", volume, "--json", "--for", "4s", "--agent", &address,
     ];
-    let lines = objects(cluster.cli(trace)?)?;
+    let lines = objects(&cluster.cli(trace)?)?;
     let has = |kind: &str, part: &str| {
         let mut lines = lines.iter().filter(|line| line["kind"] == kind);
         lines.any(|line| line["text"].as_str().is_some_and(|t| t.contains(part)))
