@@ -47,7 +47,7 @@ struct Arguments {
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=4))]
     epochs: u8,
     /// A search that takes longer ends then, and is not complete
-    #[arg(long, default_value_t = 60)]
+    #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=100_000))]
     minutes: u64,
     /// Print each property of each search as one JSON object a line
     #[arg(long)]
@@ -61,19 +61,22 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let limit = Duration::from_secs(arguments.minutes * 60);
     let threads = available_parallelism().map_or(1, usize::from);
+    let part = arguments.only.as_deref().unwrap_or_default();
+    let all = bounds::full(arguments.nodes, arguments.epochs);
+    let chosen: Vec<_> = all.iter().filter(|of| of.name.contains(part)).collect();
+    if chosen.is_empty() {
+        let names: Vec<_> = all.iter().map(|of| of.name).collect();
+        eprintln!("no search's name contains {part:?}: there are {names:?}");
+        return ExitCode::FAILURE;
+    }
     let mut good = true;
-    for bounds in bounds::full(arguments.nodes, arguments.epochs) {
-        if let Some(part) = &arguments.only
-            && !bounds.name.contains(part)
-        {
-            continue;
-        }
-        let found = search::run(bounds, HasDiscoveries::AllFailures, threads, limit);
+    for bounds in chosen {
+        let found = search::run(*bounds, HasDiscoveries::AllFailures, threads, limit);
         good &= found.good();
         if arguments.json {
-            report::json(&bounds, &found);
+            report::json(bounds, &found);
         } else {
-            report::text(&bounds, &found);
+            report::text(bounds, &found);
         }
     }
     if good {
