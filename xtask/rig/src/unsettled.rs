@@ -214,7 +214,7 @@ fn wrong_words(cluster: &Cluster, volume: &str, epoch: u64, inside: u32) -> anyh
     Ok(())
 }
 
-/// A snapshot and a growth are refused at once, and say why.
+/// A snapshot and a growth are refused, and say why.
 async fn copies_are_refused(cluster: &Cluster, volume: &str, inside: u32) -> anyhow::Result<()> {
     let controller = cluster.controller()?;
     let snapshot = controller.snapshot(volume, "snap-during").await;
