@@ -78,7 +78,9 @@ pub trait BlockDevice: Send + Sync + 'static {
     /// Makes blocks read as zeroes. `unmap` allows the space to be given back.
     fn write_zeroes(&self, lba: Lba, blocks: u64, unmap: bool) -> Result<(), DeviceError>;
 
-    /// Gives back the space of blocks, which read as zeroes afterwards.
+    /// Gives back the space of blocks, which then read as zeroes; or, since no
+    /// more than a hint is asked for (NVM Command Set 1.0, Dataset Management; SBC-3, UNMAP),
+    /// leaves them as they are.
     fn deallocate(&self, lba: Lba, blocks: u64) -> Result<(), DeviceError>;
 
     /// Whether the block at `lba` is mapped, and how many from there on are

@@ -176,6 +176,7 @@ impl<K: Key> Keys<K> {
 impl<K> Drop for Keys<K> {
     fn drop(&mut self) {
         let bytes = size_of::<Place<K>>() * self.len as usize;
+        // It fails for no mapping that there is.
         // SAFETY: the mapping that `of` made, which nothing refers to any more.
         let _ = unsafe { munmap(self.places.cast(), bytes) };
     }

@@ -84,6 +84,8 @@ async fn a_copy_or_growth_is_refused_until_the_last_command_has_left_needs_root(
     let device = bench.target.device("vol-1");
     device.write(Lba(0), &[7; 4 * 4096], false).unwrap();
     device.deallocate(Lba(1), 1).unwrap();
+    assert_eq!(zeroes(&device), [0; 0], "nothing is given back");
+    device.write_zeroes(Lba(1), 1, false).unwrap();
     device.write_zeroes(Lba(2), 1, true).unwrap();
     device.write_zeroes(Lba(255), 1, false).unwrap();
     assert_eq!(zeroes(&device), [1, 2]);
@@ -93,6 +95,7 @@ async fn a_copy_or_growth_is_refused_until_the_last_command_has_left_needs_root(
     };
     assert_eq!(device.mapping(Lba(0), 4).unwrap(), whole);
     device.deallocate(Lba(255), 2).unwrap_err();
+    device.write_zeroes(Lba(255), 2, false).unwrap_err();
 
     inside.send_replace(0);
     bench.fence(2, 2).await.unwrap();

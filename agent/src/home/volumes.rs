@@ -129,6 +129,7 @@ impl Inner {
                 tokio::time::sleep(LOOK).await;
             }
         };
+        // Whether they left or the time did, they are looked at once more.
         let _ = tokio::time::timeout(self.config.settle, leave).await;
         match self.frontend.unsettled(volume) {
             None => Ok(()),

@@ -161,7 +161,13 @@ impl Nvme {
         let found = self
             .children
             .tool("grep", &arguments, self.deadlines.connect);
-        found.await.is_ok_and(|end| end.code == 0)
+        match found.await {
+            Ok(end) => end.code == 0,
+            Err(error) => {
+                tracing::info!(%error, function, "whether the kernel has this function is not known");
+                false
+            }
+        }
     }
 
     /// The options of a connect that this kernel knows. To read them waits for

@@ -101,16 +101,22 @@ impl FirstWrite {
     /// punch a hole or to zero a range waits for them, under a lock that all other
     /// I/O then waits for (fs/xfs/xfs_file.c, xfs_file_fallocate;
     /// fs/ext4/extents.c, ext4_fallocate: inode_dio_wait). So this device writes
-    /// its zeroes, and gives back no space.
+    /// its zeroes, and lets be what it is only asked to give back.
     pub fn beside_unsettled(&self) {
         self.beside_unsettled.store(true, Ordering::Release);
     }
 
-    fn write_out_zeroes(&self, lba: Lba, blocks: u64) -> Result<(), DeviceError> {
+    /// Whether there are such blocks.
+    fn range(&self, lba: Lba, blocks: u64) -> Result<(), DeviceError> {
         let (size, end) = (self.size(), lba.0.saturating_add(blocks));
         if end > size.0 / BLOCK {
             return Err(DeviceError::OutOfRange { lba, blocks, size });
         }
+        Ok(())
+    }
+
+    fn write_out_zeroes(&self, lba: Lba, blocks: u64) -> Result<(), DeviceError> {
+        self.range(lba, blocks)?;
         let zeroes = vec![0; BLOCK as usize * blocks.min(ZEROES) as usize];
         let mut done = 0;
         while done < blocks {
@@ -242,11 +248,10 @@ impl BlockDevice for FirstWrite {
 
     fn deallocate(&self, lba: Lba, blocks: u64) -> Result<(), DeviceError> {
         self.usable()?;
-        self.seen(if self.beside_unsettled.load(Ordering::Acquire) {
-            self.write_out_zeroes(lba, blocks)
-        } else {
-            self.backing.deallocate(lba, blocks)
-        })
+        if self.beside_unsettled.load(Ordering::Acquire) {
+            return self.range(lba, blocks);
+        }
+        self.seen(self.backing.deallocate(lba, blocks))
     }
 
     fn mapping(&self, lba: Lba, blocks: u64) -> Result<Extent, DeviceError> {
