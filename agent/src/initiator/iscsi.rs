@@ -35,8 +35,9 @@ const LOGIN: Duration = Duration::from_secs(40);
 /// How long it may take to log out: of a home that hangs it learns so after
 /// two times [`PING`], and an answer to a logout is waited for 15 s.
 const LOGOUT: Duration = Duration::from_secs(40);
-/// How long iscsiadm may take where no target is asked.
-const RECORDS: Duration = Duration::from_secs(10);
+/// How long iscsiadm may take where no target is asked. The first ones after a
+/// boot share the disk and the processors with all else that starts.
+const RECORDS: Duration = Duration::from_secs(20);
 /// How long the kernel may take to make a disk after the login.
 const APPEAR: Duration = Duration::from_secs(10);
 /// The tag of a home's one portal group.

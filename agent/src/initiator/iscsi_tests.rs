@@ -243,3 +243,23 @@ async fn every_session_of_an_export_is_logged_out_of_and_no_other() {
     let out = |sid: u32| format!("--mode session --sid {sid} --logout");
     assert_eq!(tree.said(), [out(1), out(4)]);
 }
+
+#[tokio::test]
+async fn an_iscsiadm_past_its_deadline_runs_to_its_end() {
+    let tree = Tree::new();
+    let slow = "#!/bin/sh\nsleep 0.5\necho late\necho \"$*\" > \"$(dirname \"$0\")/said\"";
+    tree.put("iscsiadm", slow);
+    let iscsi = tree.iscsi();
+    let error = iscsi.run(&["--mode", "node"], Duration::ZERO).await;
+    let error = error.unwrap_err().to_string();
+    assert!(
+        error.contains("iscsiadm --mode node did not end"),
+        "{error}"
+    );
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while tree.said().is_empty() {
+        assert!(Instant::now() < deadline, "it was killed");
+        tokio::time::sleep(POLL).await;
+    }
+    assert_eq!(tree.said(), ["--mode node"]);
+}

@@ -48,6 +48,7 @@ mod nvme;
 mod open_iscsi;
 mod places;
 mod publish;
+mod records_lock;
 mod refusals;
 mod staging;
 mod steps;

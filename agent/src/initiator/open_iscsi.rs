@@ -8,8 +8,13 @@
 //! iscsiadm takes a value only as an argument, which every process of the host
 //! can read. So it makes the node record, and what must not be seen is written
 //! into the record's file, which is root's alone.
+//!
+//! An iscsiadm that is killed can leave its records locked ([`records_lock`]).
+//! So one runs to its end, whoever has stopped waiting for it, and a lock that
+//! a dead one left, as when the whole agent is killed, is removed.
 
-use std::ffi::OsStr;
+use std::convert::Infallible;
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
@@ -17,11 +22,17 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::child::{ChildError, Children, ToolEnd};
+use super::records_lock;
 use super::sysfs::names;
 use crate::attach::ports::NodeError;
 
 /// Where open-iscsi keeps its records: as built by Debian, and by everybody else.
 const DATABASES: [&str; 2] = ["etc/iscsi", "var/lib/iscsi"];
+/// How long an iscsiadm may run at all: as it waits for nothing but iscsid for
+/// so long, it has locked nothing, and may be killed.
+const RUN: Duration = Duration::from_secs(300);
+/// How often the lock is looked at while one runs.
+const LOOK: Duration = Duration::from_secs(1);
 /// How nsenter is told to go where iscsid is.
 const ENTER: [&str; 5] = ["--target", "1", "--mount", "--net", "--"];
 
@@ -62,29 +73,62 @@ impl OpenIscsi {
         }
     }
 
-    /// Runs iscsiadm to its end, whatever its exit status. No argument may be a secret.
+    /// Runs iscsiadm and waits for its end, whatever its exit status; past the
+    /// deadline it goes on by itself. No argument may be a secret.
     pub(super) async fn run(
         &self,
         children: &Children,
         args: &[&str],
         deadline: Duration,
     ) -> Result<ToolEnd, NodeError> {
-        let mut all: Vec<&OsStr> = Vec::new();
+        let mut all: Vec<OsString> = Vec::new();
         let program = if self.apart {
-            all.extend(ENTER.map(OsStr::new));
-            all.push(self.program.as_ref());
+            all.extend(ENTER.map(OsString::from));
+            all.push(self.program.clone().into());
             "nsenter"
         } else {
             &*self.program
         };
-        all.extend(args.iter().map(OsStr::new));
-        match children.tool(program, &all, deadline).await {
+        all.extend(args.iter().map(OsString::from));
+        let task = {
+            let (children, program) = (children.clone(), program.to_owned());
+            tokio::spawn(async move {
+                let all: Vec<&OsStr> = all.iter().map(OsString::as_os_str).collect();
+                children.tool(&program, &all, RUN).await
+            })
+        };
+        let ended = tokio::select! {
+            ended = tokio::time::timeout(deadline, task) => ended,
+            never = self.keep_unlocked() => match never {},
+        };
+        let Ok(ended) = ended else {
+            let what = format!("{program} {}", args.join(" "));
+            return Err(NodeError::Deadline { what, deadline });
+        };
+        match ended.map_err(|e| NodeError::Failed(format!("run {program}: {e}")))? {
             Err(ChildError::Spawn { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
                 Err(NodeError::Failed(format!(
                     "{program} is not on this host: a volume over iSCSI needs the package open-iscsi (or iscsi-initiator-utils) and its daemon iscsid"
                 )))
             }
             ended => Ok(ended?),
+        }
+    }
+
+    /// Removes the lock on the records whenever its holder is dead.
+    async fn keep_unlocked(&self) -> Infallible {
+        loop {
+            tokio::time::sleep(LOOK).await;
+            match records_lock::free_if_dead(&self.root) {
+                Ok(None) => {}
+                Ok(Some(age)) => tracing::warn!(
+                    ?age,
+                    "removed the lock on open-iscsi's records: who took it has ended"
+                ),
+                Err(error) => {
+                    tracing::warn!(%error, "cannot look after the lock on open-iscsi's records");
+                }
+            }
         }
     }
 

@@ -432,7 +432,12 @@ impl<W: Workload> pb::node_server::Node for NodeService<W> {
     async fn release(&self, request: Request<pb::ReleaseRequest>) -> Answer<pb::ReleaseAnswer> {
         let request = request.into_inner();
         let volume = text("volume", &request.volume)?;
-        let answer = self.workload.release(&volume, Epoch(request.epoch)).await;
+        let workload = self.workload.clone();
+        // To its end: a controller that no longer waits still wants it gone, and
+        // nothing of it is left half done.
+        let release = async move { workload.release(&volume, Epoch(request.epoch)).await };
+        let answer = tokio::spawn(release).await;
+        let answer = answer.map_err(|e| Status::internal(format!("Release was lost: {e}")))?;
         Ok(Response::new(answer.into()))
     }
 

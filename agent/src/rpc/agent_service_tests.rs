@@ -57,3 +57,55 @@ async fn a_controller_that_hears_nothing_does_not_keep_a_follower_for_ever() {
     let messages: Vec<_> = follow(followed, SOON).collect().await;
     assert_eq!(messages.len(), 1);
 }
+
+/// A node that takes its time to let go.
+struct Slow(watch::Sender<bool>);
+
+#[tonic::async_trait]
+impl Workload for Slow {
+    async fn release(&self, _: &VolumeId, _: Epoch) -> NodeAnswer {
+        tokio::time::sleep(SOON).await;
+        self.0.send_replace(true);
+        NodeAnswer::Clean
+    }
+
+    async fn interrupt(&self, _: &VolumeId, _: &TicketId, _: Duration) -> bool {
+        true
+    }
+
+    async fn register_reader(
+        &self,
+        _: &VolumeId,
+        _: pb::register_reader_request::Reader,
+    ) -> Result<TicketId, Status> {
+        Err(Status::unimplemented("no reader is registered here"))
+    }
+
+    async fn judge(&self, _: &VolumeId) -> Result<(Disk, Judgement), Status> {
+        Err(Status::unimplemented("nothing is judged here"))
+    }
+
+    async fn look(
+        &self,
+        _: Option<VolumeId>,
+        _: Option<SystemTime>,
+    ) -> Result<pb::LookAnswer, Status> {
+        Ok(pb::LookAnswer::default())
+    }
+}
+
+#[tokio::test]
+async fn a_release_goes_on_though_nobody_waits_for_it_any_more() {
+    use pb::node_server::Node as _;
+    let done = watch::Sender::new(false);
+    let mut seen = done.subscribe();
+    let node = NodeService::new(Arc::new(Slow(done)));
+    let request = pb::ReleaseRequest {
+        volume: "vol-1".into(),
+        epoch: 3,
+    };
+    let call = node.release(Request::new(request));
+    assert!(tokio::time::timeout(SOON / 10, call).await.is_err());
+    let ended = tokio::time::timeout(SOON * 100, seen.wait_for(|done| *done)).await;
+    assert!(ended.is_ok(), "it was dropped with its caller");
+}
