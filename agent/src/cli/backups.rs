@@ -9,7 +9,7 @@ use serde_json::json;
 use tonic::{Status, Streaming};
 
 use super::args::{Agent, Backup, Controller, Output, Repository, Restore};
-use super::print::{size, table};
+use super::print::{outln, size, table};
 use super::verbs::refusal;
 use crate::ids::VolumeId;
 use crate::rpc::agent_client::{channel, within};
@@ -90,7 +90,7 @@ pub async fn run(verb: Backup) -> anyhow::Result<()> {
             }
         }
         Backup::Stop { ticket, controller } => {
-            println!("{}", stop(ticket.as_str(), &controller).await?);
+            outln!("{}", stop(ticket.as_str(), &controller).await?);
             Ok(())
         }
         Backup::List { output, controller } => list(&output, &controller).await,
@@ -125,7 +125,7 @@ async fn announce(mut stream: Streaming<pb::BackupProgress>) -> anyhow::Result<(
         .await
         .map_err(|status| anyhow!("{}", status.message()))?;
     let first = first.ok_or_else(|| anyhow!("the agent said nothing of the backup it started"))?;
-    println!("{}", first.ticket);
+    outln!("{}", first.ticket);
     Ok(())
 }
 
@@ -192,7 +192,7 @@ fn finish(bar: &ProgressBar, last: &pb::BackupProgress) -> anyhow::Result<()> {
     bar.finish_and_clear();
     match last.phase.as_str() {
         "done" => {
-            println!(
+            outln!(
                 "{} {} done: {} read, {} uploaded, {} resumed",
                 last.repository_snapshot,
                 last.volume,
@@ -249,7 +249,7 @@ async fn list(output: &Output, controller: &Controller) -> anyhow::Result<()> {
                 .eta
                 .and_then(|eta| Duration::try_from(eta).ok())
                 .map(|eta| eta.as_secs());
-            println!(
+            outln!(
                 "{}",
                 json!({
                     "ticket": s.ticket, "volume": s.volume, "snapshot": s.snapshot, "phase": s.phase,
@@ -299,6 +299,6 @@ async fn register(
         .register_reader(within(CALL, request))
         .await;
     let answer = answer.map_err(|status| refusal("agent", agent.agent, &status))?;
-    println!("{}", answer.into_inner().ticket);
+    outln!("{}", answer.into_inner().ticket);
     Ok(())
 }

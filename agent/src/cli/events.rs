@@ -6,7 +6,7 @@ use anyhow::Context;
 use serde_json::{Value, json};
 
 use super::args::{Controller, Output, Wanted};
-use super::print::moment;
+use super::print::{moment, outln};
 use super::verbs::CALL;
 use crate::config::Span;
 use crate::rpc::agent_client::within;
@@ -32,9 +32,9 @@ pub async fn show(wanted: Wanted, output: &Output, controller: &Controller) -> a
     let answer = controller.service().list_notes(within(CALL, request)).await;
     for note in controller.answer(answer)?.notes {
         if output.json {
-            println!("{}", line(&note)?);
+            outln!("{}", line(&note)?);
         } else {
-            println!("{}  {:16}  {}", time(&note), note.kind, note.text);
+            outln!("{}  {:16}  {}", time(&note), note.kind, note.text);
         }
     }
     Ok(())

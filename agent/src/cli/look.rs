@@ -205,6 +205,7 @@ pub fn line(answer: &pb::LookAnswer, look: &pb::VolumeLook, rates: Option<&Rates
         "errors": rates.map(|r| r.errors),
         "streams": look.streams.iter().map(stream).collect::<Vec<_>>(),
         "readers": look.readers.iter().map(reader).collect::<Vec<_>>(),
+        "readers_silent": answer.readers_silent,
         "controller_silent": answer.controller_silent,
     })
 }

@@ -1,6 +1,31 @@
-//! Tables, sizes and times as a person reads them.
+//! Lines, tables, sizes and times as a person reads them.
 
+use std::fmt::Arguments;
+use std::io::{self, ErrorKind, Write};
 use std::time::{Duration, SystemTime};
+
+/// The exit status of one whom SIGPIPE has ended, as a shell tells it.
+const NO_READER: i32 = 128 + 13;
+
+/// Prints a line of a verb's answer, as `println!` does.
+macro_rules! outln {
+    ($($part:tt)*) => { $crate::cli::print::line(format_args!($($part)*)) };
+}
+pub(super) use outln;
+
+/// Prints a line. Where its reader has gone, as `head` does when it has seen
+/// enough, that is the end of the command, and no fault. SIGPIPE itself stays
+/// ignored: the sockets to agents and controllers would raise it too.
+pub fn line(text: Arguments<'_>) {
+    let Err(error) = writeln!(io::stdout(), "{text}") else {
+        return;
+    };
+    if error.kind() != ErrorKind::BrokenPipe {
+        eprintln!("drover: print the answer: {error}");
+        std::process::exit(1);
+    }
+    std::process::exit(NO_READER);
+}
 
 /// Prints rows under headings, each column as wide as its widest cell.
 pub fn table(headings: &[&str], rows: &[Vec<String>]) {
@@ -15,7 +40,7 @@ pub fn table(headings: &[&str], rows: &[Vec<String>]) {
             .iter()
             .zip(&widths)
             .map(|(cell, width)| format!("{cell:width$}"));
-        println!("{}", padded.collect::<Vec<_>>().join("  ").trim_end());
+        outln!("{}", padded.collect::<Vec<_>>().join("  ").trim_end());
     };
     line(headings.to_vec());
     for row in rows {

@@ -15,7 +15,7 @@ use ratatui::{DefaultTerminal, Frame};
 
 use super::args::{Agent, Output};
 use super::look::{self, Rates, Watch};
-use super::print::{moment, size};
+use super::print::{moment, outln, size};
 use crate::config::Span;
 use crate::rpc::pb;
 
@@ -102,7 +102,7 @@ async fn lines(every: Duration, count: Option<u64>, agent: &Agent) -> anyhow::Re
         scene.turn(Ok(watch.look(None, None).await?));
         for volume in &scene.now.volumes {
             let rates = scene.rates(volume);
-            println!("{}", look::line(&scene.now, volume, rates.as_ref()));
+            outln!("{}", look::line(&scene.now, volume, rates.as_ref()));
         }
         left = left.map(|left| left - 1);
     }
@@ -187,10 +187,12 @@ fn draw(frame: &mut Frame<'_>, scene: &Scene, chosen: &mut TableState) {
 
 fn title(scene: &Scene) -> Line<'static> {
     let now = &scene.now;
-    let what = match (&scene.failure, now.controller_silent.as_str()) {
+    let silent = [&now.controller_silent, &now.readers_silent];
+    let silent = silent.into_iter().find(|why| !why.is_empty());
+    let what = match (&scene.failure, silent) {
         (Some(failure), _) => failure.clone(),
-        (None, "") => "q: leave, arrows: choose".to_owned(),
-        (None, silent) => silent.to_owned(),
+        (None, None) => "q: leave, arrows: choose".to_owned(),
+        (None, Some(silent)) => silent.clone(),
     };
     let (node, time) = (&now.node, moment(look::time(now)));
     Line::from(format!(

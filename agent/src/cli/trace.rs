@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::args::{Agent, Output};
 use super::look::{self, Rates, Watch};
-use super::print::{moment, size};
+use super::print::{moment, outln, size};
 use crate::config::Span;
 use crate::ids::VolumeId;
 use crate::rpc::pb;
@@ -97,29 +97,37 @@ pub async fn run(
     }
 }
 
-/// What the controller said last stands while it is silent: nothing has gone
-/// because nobody tells of it.
+/// What the controller said last stands while it is silent, and so does what was
+/// said of readers: nothing has gone because nobody tells of it.
 fn keep_word(before: &pb::LookAnswer, after: &mut pb::LookAnswer) {
-    if after.controller_silent.is_empty() {
-        return;
+    let controller = !after.controller_silent.is_empty();
+    let readers = !after.readers_silent.is_empty();
+    if controller {
+        after.notes.clone_from(&before.notes);
     }
-    after.notes.clone_from(&before.notes);
     for look in &mut after.volumes {
         let mut earlier = before.volumes.iter();
-        let earlier = earlier.find(|earlier| earlier.volume == look.volume);
-        look.record = earlier.and_then(|earlier| earlier.record.clone());
+        let Some(earlier) = earlier.find(|earlier| earlier.volume == look.volume) else {
+            continue;
+        };
+        if controller {
+            look.record.clone_from(&earlier.record);
+        }
+        if readers {
+            look.readers.clone_from(&earlier.readers);
+        }
     }
 }
 
 fn print(output: &Output, volume: &VolumeId, time: SystemTime, line: &Line) {
     let (time, Line { kind, text }) = (moment(time), line);
     if output.json {
-        println!(
+        outln!(
             "{}",
             json!({ "time": time, "volume": volume.as_str(), "kind": kind, "text": text })
         );
     } else {
-        println!("{time}  {kind:16}  {text}");
+        outln!("{time}  {kind:16}  {text}");
     }
 }
 
@@ -128,11 +136,12 @@ type Things = BTreeMap<(&'static str, String), String>;
 
 fn things(answer: &pb::LookAnswer) -> Things {
     let mut things = Things::new();
-    if !answer.controller_silent.is_empty() {
-        things.insert(
-            ("controller", String::new()),
-            answer.controller_silent.clone(),
-        );
+    let silent = [
+        ("controller", &answer.controller_silent),
+        ("readers", &answer.readers_silent),
+    ];
+    for (kind, why) in silent.into_iter().filter(|(_, why)| !why.is_empty()) {
+        things.insert((kind, String::new()), why.clone());
     }
     for look in &answer.volumes {
         if let Some(record) = &look.record {
@@ -210,6 +219,7 @@ fn changes(before: &pb::LookAnswer, after: &pb::LookAnswer) -> Vec<Line> {
     for ((kind, name), state) in gone {
         let text = match *kind {
             "controller" => "answers again".to_owned(),
+            "readers" => "are told again".to_owned(),
             _ => named(name, &format!("{state} -> gone")),
         };
         lines.push(Line::new(kind, text));
@@ -422,5 +432,25 @@ mod tests {
         let mut back = before.clone();
         keep_word(&again, &mut back);
         assert_eq!(texts(&changes(&again, &back)), ["controller answers again"]);
+    }
+
+    #[test]
+    fn readers_that_are_not_told_of_have_not_gone() {
+        let reader = pb::ReaderLook {
+            who: "pid 8 (restic)".into(),
+            motion: "flows".into(),
+            ..Default::default()
+        };
+        let mut known = look(5, &[]);
+        known.readers = vec![reader];
+        let before = answer(0, known);
+        let mut late = answer(1, look(5, &[]));
+        late.readers_silent = "not told within 2s".into();
+        keep_word(&before, &mut late);
+        let told = texts(&changes(&before, &late));
+        assert_eq!(told, ["readers not told within 2s"]);
+        let mut back = before.clone();
+        keep_word(&late, &mut back);
+        assert_eq!(texts(&changes(&late, &back)), ["readers are told again"]);
     }
 }

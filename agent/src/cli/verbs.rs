@@ -8,7 +8,7 @@ use serde_json::json;
 use tonic::Status;
 
 use super::args::{Agent, Command, Controller, Node, Output, Snapshot, Volume};
-use super::print::{ago, moment, size, table};
+use super::print::{ago, moment, outln, size, table};
 use crate::ids::VolumeId;
 use crate::rpc::agent_client::{channel, within};
 use crate::rpc::controller_client::ControllerClient;
@@ -74,7 +74,7 @@ pub async fn run(command: Command) -> anyhow::Result<()> {
                 read_only,
             };
             let answer = controller.service().attach(within(LONG, request)).await;
-            println!("epoch {}", controller.answer(answer)?.epoch);
+            outln!("epoch {}", controller.answer(answer)?.epoch);
             Ok(())
         }
         Command::Detach {
@@ -138,7 +138,7 @@ async fn volume(verb: Volume) -> anyhow::Result<()> {
                 .service()
                 .create_volume(within(LONG, request))
                 .await;
-            println!("{}", controller.answer(answer)?.volume);
+            outln!("{}", controller.answer(answer)?.volume);
         }
         Volume::List { output, controller } => {
             let answer = controller
@@ -152,7 +152,7 @@ async fn volume(verb: Volume) -> anyhow::Result<()> {
             };
             if output.json {
                 for v in &volumes {
-                    println!(
+                    outln!(
                         "{}",
                         json!({
                             "volume": v.volume, "name": v.name, "size": v.size, "home": v.home,
@@ -192,7 +192,7 @@ async fn volume(verb: Volume) -> anyhow::Result<()> {
                 .service()
                 .expand_volume(within(LONG, request))
                 .await;
-            println!("{}", controller.answer(answer)?.size);
+            outln!("{}", controller.answer(answer)?.size);
         }
         Volume::AcceptOldCopy { volume, controller } => {
             let request = pb::VolumeName {
@@ -202,7 +202,7 @@ async fn volume(verb: Volume) -> anyhow::Result<()> {
                 .service()
                 .accept_old_copy(within(LONG, request))
                 .await;
-            println!("closed up to epoch {}", controller.answer(answer)?.epoch);
+            outln!("closed up to epoch {}", controller.answer(answer)?.epoch);
         }
         Volume::AcceptUnsettled {
             volume,
@@ -220,9 +220,10 @@ async fn volume(verb: Volume) -> anyhow::Result<()> {
                 .accept_unsettled(within(LONG, request))
                 .await;
             let ended = controller.answer(answer)?;
-            println!(
+            outln!(
                 "epoch {} has ended; {} commands were not waited for",
-                ended.epoch, ended.unsettled
+                ended.epoch,
+                ended.unsettled
             );
         }
         Volume::Delete { volume, controller } => {
@@ -254,7 +255,7 @@ async fn snapshot(verb: Snapshot) -> anyhow::Result<()> {
                 .service()
                 .create_snapshot(within(LONG, request))
                 .await;
-            println!("{}", controller.answer(answer)?.snapshot);
+            outln!("{}", controller.answer(answer)?.snapshot);
         }
         Snapshot::List { output, controller } => {
             let answer = controller
@@ -270,7 +271,7 @@ async fn snapshot(verb: Snapshot) -> anyhow::Result<()> {
             };
             if output.json {
                 for s in &snapshots {
-                    println!(
+                    outln!(
                         "{}",
                         json!({
                             "snapshot": s.snapshot, "name": s.name, "volume": s.volume,
@@ -320,7 +321,7 @@ async fn node(verb: Node) -> anyhow::Result<()> {
             let seen = |n: &pb::NodeView| n.seen.and_then(|t| SystemTime::try_from(t).ok());
             if output.json {
                 for n in &nodes {
-                    println!(
+                    outln!(
                         "{}",
                         json!({
                             "node": n.node, "agent": n.agent, "has_pool": n.has_pool,
@@ -373,7 +374,7 @@ async fn tickets(
         for t in v.tickets {
             let lease = t.lease.and_then(|lease| Duration::try_from(lease).ok());
             if output.json {
-                println!(
+                outln!(
                     "{}",
                     json!({
                         "volume": v.volume, "ticket": t.ticket, "kind": t.kind, "node": t.node,
@@ -424,7 +425,7 @@ async fn holders(volume: &VolumeId, output: &Output, agent: &Agent) -> anyhow::R
             })
         };
         let holders: Vec<_> = judged.holders.iter().map(holder).collect();
-        println!(
+        outln!(
             "{}",
             json!({
                 "disk": judged.disk, "verdict": judged.verdict, "reason": judged.reason, "holders": holders,
@@ -432,7 +433,7 @@ async fn holders(volume: &VolumeId, output: &Output, agent: &Agent) -> anyhow::R
         );
         return Ok(());
     }
-    println!("{}: {}: {}", judged.disk, judged.verdict, judged.reason);
+    outln!("{}: {}: {}", judged.disk, judged.verdict, judged.reason);
     let since = |ms: Option<u64>| match ms {
         Some(ms) => format!("{}.{} s ago", ms / 1000, ms % 1000 / 100),
         None => "never".into(),

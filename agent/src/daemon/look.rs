@@ -70,12 +70,16 @@ impl Workload {
                 looks.of(job.volume().as_str()).streams.push(message);
             }
         }
-        for reader in self.readers().await {
-            if here(reader.volume.as_str()) {
+        match self.readers().await {
+            Ok(mut readers) => {
                 let window = self.evidence.window_ms();
-                let look = reader_look(&reader, reader.motion(window).name());
-                looks.of(reader.volume.as_str()).readers.push(look);
+                readers.retain(|reader| here(reader.volume.as_str()));
+                for reader in &readers {
+                    let look = reader_look(reader, reader.motion(window).name());
+                    looks.of(reader.volume.as_str()).readers.push(look);
+                }
             }
+            Err(why) => answer.readers_silent = why,
         }
         let disks = self.initiator.disks();
         let mut disks = disks.map_err(|e| Status::unavailable(e.to_string()))?;

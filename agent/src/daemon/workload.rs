@@ -120,9 +120,9 @@ impl Workload {
         self.claims.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// How backup streams of other people's tools are doing; none where that is not told in
-    /// time. It looks through /proc and cgroups, for which no worker waits.
-    pub(super) async fn readers(&self) -> Vec<ReaderStatus> {
+    /// How backup streams of other people's tools are doing, or why that is not told. It
+    /// looks through /proc and cgroups, for which no worker waits.
+    pub(super) async fn readers(&self) -> Result<Vec<ReaderStatus>, String> {
         let asked = async {
             let turn = Arc::clone(&self.turn).acquire_owned().await;
             let evidence = Arc::clone(&self.evidence);
@@ -130,24 +130,23 @@ impl Workload {
                 let _turn = turn;
                 evidence.readers()
             });
-            told.await.unwrap_or_else(|error| {
-                tracing::error!(%error, "the look at backup streams failed");
-                Vec::new()
-            })
+            let told = told.await;
+            told.map_err(|error| format!("the look at backup streams failed: {error}"))
         };
-        match tokio::time::timeout(READERS, asked).await {
-            Ok(readers) => readers,
-            Err(_) => {
-                tracing::warn!("how backup streams are doing was not told within {READERS:?}");
-                Vec::new()
-            }
-        }
+        let readers = tokio::time::timeout(READERS, asked).await;
+        let readers = readers.unwrap_or_else(|_| {
+            Err(format!(
+                "how backup streams are doing was not told within {READERS:?}"
+            ))
+        });
+        readers.inspect_err(|why| tracing::warn!("{why}"))
     }
 
     /// Renews the leases of registered readers that the kernel saw reading, and ends the
     /// tickets of those that are gone.
     pub(super) async fn look_after_readers(&self) {
-        for reader in self.readers().await {
+        // What is not told now is with the next look.
+        for reader in self.readers().await.unwrap_or_default() {
             let last_progress_ms = reader.last_progress_ms();
             let ReaderStatus {
                 owner,

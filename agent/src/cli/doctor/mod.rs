@@ -15,7 +15,7 @@ use anyhow::ensure;
 use serde_json::json;
 
 use super::args::Output;
-use super::print::table;
+use super::print::{outln, table};
 use host::Host;
 
 /// How well it is with one thing.
@@ -98,7 +98,7 @@ pub async fn run(
     let checks = looked.await?;
     if output.json {
         for check in &checks {
-            println!(
+            outln!(
                 "{}",
                 json!({
                     "check": check.name, "state": check.state.name(),
@@ -117,7 +117,7 @@ pub async fn run(
         let rows: Vec<_> = checks.iter().map(row).collect();
         table(&["STATE", "CHECK", "FOUND"], &rows);
         for check in checks.iter().filter(|check| check.state != State::Ok) {
-            println!("\n{}: {}", check.name, check.advice);
+            outln!("\n{}: {}", check.name, check.advice);
         }
     }
     let failed = checks.iter().filter(|check| check.state == State::Failed);
