@@ -24,6 +24,7 @@ pub mod home;
 pub mod ids;
 pub mod initiator;
 pub mod iscsi;
+pub mod joined;
 pub mod metrics;
 pub mod nvme_tcp;
 pub mod pool;

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 /// A module that is not listed here is refused, so that a new one is thought about.
 const ALLOWED: &[(&str, &[&str])] = &[
     ("ids", &[]),
+    ("joined", &[]),
     ("config", &["csi", "reactor", "evidence::tools", "ids"]),
     ("store", &["ids"]),
     ("attach", &["ids", "store"]),
@@ -35,12 +36,22 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("home", &["pool", "export", "block", "attach::ports", "ids"]),
     (
         "initiator",
-        &["attach::ports", "fence::shutdown", "block", "pool", "ids"],
+        &[
+            "attach::ports",
+            "fence::shutdown",
+            "block",
+            "pool",
+            "joined",
+            "ids",
+        ],
     ),
     ("evidence", &["attach::ports", "block", "pool", "ids"]),
     ("fence", &["attach::ports", "evidence::btf", "ids"]),
     ("backup", &["attach::ports", "block", "pool", "ids"]),
-    ("rpc", &["attach", "home", "backup", "csi::status", "ids"]),
+    (
+        "rpc",
+        &["attach", "home", "backup", "csi::status", "joined", "ids"],
+    ),
     ("cli", &["config", "rpc", "ids"]),
     ("daemon", &["*"]),
     ("metrics", &["*"]),

@@ -239,16 +239,7 @@ impl Bench {
         });
         let eye = Arc::new(Eye(Mutex::new(Verdict::Quiet), Mutex::default()));
         let shut = Arc::new(Shut::default());
-        let mut settings = Settings::of("node-a".parse().unwrap());
-        settings.device.appear = Duration::from_secs(2);
-        let node = Initiator::new(
-            settings,
-            fabric.clone(),
-            children(),
-            control.clone(),
-            eye.clone(),
-            shut.clone(),
-        );
+        let node = node(|_| {}, &fabric, &control, &eye, &shut);
         let bench = Self {
             folder,
             fabric,
@@ -260,6 +251,11 @@ impl Bench {
         };
         bench.grant(1, false);
         bench
+    }
+
+    /// Goes on with another agent, whose settings differ.
+    pub(super) fn restart(&mut self, change: impl FnOnce(&mut Settings)) {
+        self.node = node(change, &self.fabric, &self.control, &self.eye, &self.shut);
     }
 
     /// The controller answers with this epoch from now on.
@@ -342,6 +338,21 @@ impl Bench {
     pub(super) fn live(&self) -> Vec<String> {
         self.fabric.live.lock().unwrap().keys().cloned().collect()
     }
+}
+
+fn node(
+    change: impl FnOnce(&mut Settings),
+    fabric: &Arc<Loops>,
+    control: &Arc<Controller>,
+    eye: &Arc<Eye>,
+    shut: &Arc<Shut>,
+) -> Arc<Initiator> {
+    let mut settings = Settings::of("node-a".parse().unwrap());
+    settings.device.appear = Duration::from_secs(2);
+    change(&mut settings);
+    let (fabric, control) = (Arc::clone(fabric), Arc::clone(control));
+    let (eye, shut) = (Arc::clone(eye), Arc::clone(shut));
+    Initiator::new(settings, fabric, children(), control, eye, shut)
 }
 
 pub(super) fn mount(fs: FsType) -> Access {

@@ -16,7 +16,11 @@ use super::child_ops::{Answer, Ended, Examination, Node, Op};
 use super::mountinfo::name_of;
 use super::steps::Steps;
 use crate::attach::ports::{Disk, FsType, NodeError};
-use crate::ids::VolumeId;
+use crate::ids::{Diskseq, VolumeId};
+use crate::joined::Joined;
+
+/// How long a check may take in all.
+const FSCK: Duration = Duration::from_secs(24 * 3600);
 
 /// How long each thing may take that is done to a device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,7 +29,7 @@ pub struct DeviceDeadlines {
     pub appear: Duration,
     /// To read its ends and probe it.
     pub examine: Duration,
-    /// mkfs, fsck, and the tools that grow a file system.
+    /// mkfs, and the tools that grow a file system; and how long one call waits for fsck.
     pub tool: Duration,
     /// mount, with the recovery of its log.
     pub mount: Duration,
@@ -185,11 +189,16 @@ fn options(fs: FsType, flags: &[String], read_only: bool) -> Result<String, Stri
     Ok(all.join(","))
 }
 
+/// How fsck ended, and how long it took; none: the file system is in use here.
+type Checked = Result<Option<(Ended, Duration)>, String>;
+
 /// Works on devices, through children.
 #[derive(Debug)]
 pub(super) struct Devices {
     pub(super) children: Children,
     pub(super) deadlines: DeviceDeadlines,
+    /// Checks under way, by disk.
+    checks: Joined<(String, Diskseq), Checked>,
 }
 
 /// A device that is to be mounted.
@@ -205,6 +214,14 @@ pub(super) struct MountJob<'a> {
 }
 
 impl Devices {
+    pub(super) fn new(children: Children, deadlines: DeviceDeadlines) -> Self {
+        Self {
+            children,
+            deadlines,
+            checks: Joined::default(),
+        }
+    }
+
     /// Formats a never-written device, checks and mounts any, and grows a file
     /// system that is smaller than its device.
     pub(super) async fn mount(
@@ -323,28 +340,25 @@ impl Devices {
 
     /// fsck -a of ext4: replays its journal and mends what is safe to mend. Not
     /// where its super block is in use here: then the mount gives that one.
+    ///
+    /// Past the deadline it goes on, and the next call waits for the same one:
+    /// cut off, it would begin anew each time and never come to an end.
     async fn check(&self, job: &MountJob<'_>, steps: &mut Steps) -> Result<(), NodeError> {
-        let claim = Op::SyncDevice {
-            device: Node::from(job.disk),
+        let key = (job.disk.name.clone(), job.disk.diskseq);
+        let work = || fsck(self.children.clone(), job.disk.clone(), self.deadlines.sync);
+        let deadline = self.deadlines.tool;
+        let checked = tokio::time::timeout(deadline, self.checks.join(key, work)).await;
+        let Ok(checked) = checked else {
+            let disk = job.disk.path();
+            let what = format!("fsck of {} goes on: it", disk.display());
+            return Err(NodeError::Deadline { what, deadline });
         };
-        match self.children.run(&claim, self.deadlines.sync).await {
-            Ok(_) => {}
-            Err(error) if error.errno() == Some(Errno::EBUSY) => {
-                tracing::info!(volume = %job.volume, "no fsck: the file system is in use on this node");
-                return Ok(());
-            }
-            Err(error) => return Err(error.into()),
-        }
-        let end = self
-            .tool(
-                job.disk,
-                "fsck.ext4",
-                &["-a"],
-                Vec::new(),
-                self.deadlines.tool,
-                ("fsck", steps),
-            )
-            .await?;
+        let lost = || NodeError::Failed("fsck was lost: its task panicked".to_owned());
+        let Some((end, took)) = checked.ok_or_else(lost)?.map_err(NodeError::Failed)? else {
+            tracing::info!(volume = %job.volume, "no fsck: the file system is in use on this node");
+            return Ok(());
+        };
+        steps.kernel("fsck", took);
         // e2fsck(8): 1 errors corrected, 2 and a reboot is due (only for a
         // mounted root), 4 errors left, 8 and more: it could not work.
         match end.code {
@@ -412,12 +426,7 @@ impl Devices {
         deadline: Duration,
         (what, steps): (&'static str, &mut Steps),
     ) -> Result<Ended, NodeError> {
-        let op = Op::Tool {
-            device: Node::from(disk),
-            program: program.to_owned(),
-            args: args.iter().map(|&arg| arg.to_owned()).collect(),
-            after,
-        };
+        let op = tool_op(disk, program, args, after);
         match self.children.run(&op, deadline).await? {
             (Answer::Ended(end), took) => {
                 steps.kernel(what, took);
@@ -427,6 +436,32 @@ impl Devices {
                 "{program} was answered with {other:?}"
             ))),
         }
+    }
+}
+
+async fn fsck(children: Children, disk: Disk, sync: Duration) -> Checked {
+    let claim = Op::SyncDevice {
+        device: Node::from(&disk),
+    };
+    match children.run(&claim, sync).await {
+        Ok(_) => {}
+        Err(error) if error.errno() == Some(Errno::EBUSY) => return Ok(None),
+        Err(error) => return Err(error.to_string()),
+    }
+    let op = tool_op(&disk, "fsck.ext4", &["-a"], Vec::new());
+    match children.run(&op, FSCK).await {
+        Ok((Answer::Ended(end), took)) => Ok(Some((end, took))),
+        Ok((other, _)) => Err(format!("fsck.ext4 was answered with {other:?}")),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+fn tool_op(disk: &Disk, program: &str, args: &[&str], after: Vec<PathBuf>) -> Op {
+    Op::Tool {
+        device: Node::from(disk),
+        program: program.to_owned(),
+        args: args.iter().map(|&arg| arg.to_owned()).collect(),
+        after,
     }
 }
 

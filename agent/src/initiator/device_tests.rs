@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::ids::Bytes;
+use crate::initiator::bench::{Bench, mount};
 use crate::initiator::superblock::Superblock;
 
 fn found(code: i32, out: &str) -> Examination {
@@ -119,4 +120,25 @@ fn mount_options_are_passed_on_and_dangerous_ones_are_not() {
         );
     }
     assert!(options(FsType::Ext4, &flags(&["rw"]), true).is_err());
+}
+
+#[tokio::test]
+async fn root_a_check_that_outlasts_its_call_is_waited_for_by_the_next() {
+    let mut bench = Bench::new(64);
+    bench.stage(mount(FsType::Ext4)).await.unwrap();
+    bench.unstage().await.unwrap();
+    bench.change(|a| a.exported.ever_written = true);
+    bench.restart(|settings| settings.device.tool = Duration::ZERO);
+    let late = bench.stage(mount(FsType::Ext4)).await.unwrap_err();
+    assert!(matches!(late, NodeError::Deadline { .. }), "{late}");
+    assert!(late.to_string().contains("fsck"), "{late}");
+    let staged = async {
+        while let Err(late) = bench.stage(mount(FsType::Ext4)).await {
+            assert!(matches!(late, NodeError::Deadline { .. }), "{late}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let staged = tokio::time::timeout(Duration::from_secs(60), staged).await;
+    assert!(staged.is_ok(), "each call began it anew");
+    assert!(bench.is_mounted("staging"));
 }

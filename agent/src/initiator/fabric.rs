@@ -155,6 +155,17 @@ pub trait Fabric: Send + Sync {
     /// Ends this host's links to an export; what is in flight fails.
     /// None: success. How long the kernel took.
     async fn disconnect(&self, name: &ExportName) -> Result<Duration, NodeError>;
+    /// Removes what earlier connects left that came to nothing or were cut off,
+    /// to this volume's exports or to any.
+    fn tidy(&self, _: Option<&VolumeId>) -> Result<(), NodeError> {
+        Ok(())
+    }
+    /// Lets the kernel try a command of this disk again however often its link
+    /// is lost under it. For every disk before its first use: a connect whose
+    /// caller was killed may have made it.
+    fn try_without_end(&self, _: &ExportName, _: &Device) -> Result<(), NodeError> {
+        Ok(())
+    }
     /// Lets the kernel look at the disk again (its size has changed).
     async fn rescan(&self, name: &ExportName) -> Result<(), NodeError>;
     /// Whether a block device with this number is there.

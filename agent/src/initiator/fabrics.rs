@@ -4,10 +4,11 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
-use super::fabric::{Attached, DevNumber, ExportName, Fabric};
+use super::fabric::{Attached, DevNumber, Device, ExportName, Fabric};
 use super::iscsi::Iscsi;
 use super::nvme::Nvme;
 use crate::attach::ports::{NodeError, Protocol, Target};
+use crate::ids::VolumeId;
 
 /// The kernel's initiators.
 #[derive(Debug)]
@@ -56,6 +57,15 @@ impl Fabric for Fabrics {
 
     async fn disconnect(&self, name: &ExportName) -> Result<Duration, NodeError> {
         self.of(name.protocol).disconnect(name).await
+    }
+
+    fn tidy(&self, volume: Option<&VolumeId>) -> Result<(), NodeError> {
+        self.nvme.tidy(volume)?;
+        self.iscsi.tidy(volume)
+    }
+
+    fn try_without_end(&self, name: &ExportName, device: &Device) -> Result<(), NodeError> {
+        self.of(name.protocol).try_without_end(name, device)
     }
 
     async fn rescan(&self, name: &ExportName) -> Result<(), NodeError> {

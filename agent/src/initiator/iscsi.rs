@@ -17,29 +17,26 @@
 //! only sessions with that name are its own.
 
 use std::fs;
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use uuid::Uuid;
 
-use super::POLL;
 use super::child::{Children, ToolEnd};
 use super::fabric::{Attached, DevNumber, Device, ExportName, Fabric};
 use super::open_iscsi::{OpenIscsi, Setting};
 use super::sysfs::{self, Roots, is_number, names, read, read_bytes};
 use crate::attach::ports::{Chap, HostIdentity, NodeError, Protocol, Target, is_iqn};
+use crate::ids::VolumeId;
 
 /// How long iscsid may take to log in, its tries included.
 const LOGIN: Duration = Duration::from_secs(40);
 /// How long it may take to log out: of a home that hangs it learns so after
 /// two times [`PING`], and an answer to a logout is waited for 15 s.
 const LOGOUT: Duration = Duration::from_secs(40);
-/// How long iscsiadm may take where no target is asked. The first ones after a
-/// boot share the disk and the processors with all else that starts.
-const RECORDS: Duration = Duration::from_secs(20);
-/// How long the kernel may take to make a disk after the login.
-const APPEAR: Duration = Duration::from_secs(10);
+/// How long iscsiadm may take where no target is asked: longer than open-iscsi
+/// waits for the lock on its records.
+const RECORDS: Duration = Duration::from_secs(40);
 /// The tag of a home's one portal group.
 const PORTAL_GROUP: u16 = 1;
 /// Seconds between two pings, and seconds that an answer may take.
@@ -60,8 +57,6 @@ pub struct Iscsi {
     host: HostIdentity,
     children: Children,
     admin: OpenIscsi,
-    /// How long a new session's disk is waited for.
-    appear: Duration,
 }
 
 impl Iscsi {
@@ -72,7 +67,6 @@ impl Iscsi {
             host,
             children,
             admin,
-            appear: APPEAR,
         }
     }
 
@@ -143,68 +137,6 @@ impl Iscsi {
         let end = self.run(&update, RECORDS).await?;
         done(&end, &[], &format!("make interface {interface}"))
     }
-
-    /// Lets the kernel try a command as often as its session is lost under it.
-    /// Without that, one that met six ends of its home in a row fails with EIO
-    /// (drivers/scsi/sd.h, SD_MAX_RETRIES; scsi_error.c, DID_TRANSPORT_DISRUPTED).
-    async fn try_without_end(&self, name: &ExportName) -> Result<(), NodeError> {
-        let started = Instant::now();
-        loop {
-            if let Some(path) = self.retries(name)? {
-                return fs::write(&path, "-1")
-                    .map_err(|e| NodeError::Failed(format!("write {}: {e}", path.display())));
-            }
-            if started.elapsed() >= self.appear {
-                return Err(NodeError::Deadline {
-                    what: format!("the disk of {name}"),
-                    deadline: self.appear,
-                });
-            }
-            tokio::time::sleep(POLL).await;
-        }
-    }
-
-    /// Where the retries of an export's disk are set; none: it has no disk yet.
-    fn retries(&self, name: &ExportName) -> Result<Option<PathBuf>, NodeError> {
-        for (session, of, _) in self.sessions()? {
-            if of != *name {
-                continue;
-            }
-            for disk in self.disks(&session)? {
-                let units = format!("block/{disk}/device/scsi_disk");
-                let units = self.roots.sys.join(units);
-                if let Some(unit) = names(&units)?.first() {
-                    return Ok(Some(units.join(unit).join("max_retries")));
-                }
-            }
-        }
-        Ok(None)
-    }
-
-    /// Deletes the records of a target.
-    async fn forget(&self, target: &str) -> Result<(), NodeError> {
-        let args = ["--mode", "node", "--targetname", target, "--op", "delete"];
-        let end = self.run(&args, RECORDS).await?;
-        done(
-            &end,
-            &[NO_OBJECTS],
-            &format!("delete the record of {target}"),
-        )
-    }
-
-    /// Deletes what an agent before left of other exports of the volume.
-    async fn sweep(&self, name: &ExportName) -> Result<(), NodeError> {
-        let live: Vec<ExportName> = self.sessions()?.into_iter().map(|(_, n, _)| n).collect();
-        for target in self.admin.targets(&self.interface())? {
-            let Ok(other) = target.parse::<ExportName>() else {
-                continue;
-            };
-            if other.volume == name.volume && other != *name && !live.contains(&other) {
-                self.forget(&target).await?;
-            }
-        }
-        Ok(())
-    }
 }
 
 #[async_trait]
@@ -263,7 +195,9 @@ impl Fabric for Iscsi {
         };
         let values = values(chap)?;
         self.make_interface().await?;
-        self.sweep(&name).await?;
+        // Also of this very export: one that iscsiadm was killed over is empty,
+        // and iscsiadm neither overwrites nor deletes such a one.
+        self.tidy(Some(&name.volume))?;
         // Without its portal group tag a record has no place for an interface.
         let portal = format!("{},{PORTAL_GROUP}", target.address);
         let interface = self.interface();
@@ -287,14 +221,11 @@ impl Fabric for Iscsi {
         // It is logged in already: a second call was faster.
         let result = done(&end, &[SESSION_EXISTS], &format!("log in to {object}"));
         if result.is_err()
-            && let Err(error) = self.forget(name.as_str()).await
+            && let Err(error) = self.admin.erase(name.as_str(), &interface)
         {
             tracing::warn!(target = name.as_str(), %error, "a record with secrets is left");
         }
         result?;
-        if let Err(error) = self.try_without_end(&name).await {
-            tracing::warn!(target = name.as_str(), %error, "a command that meets the end of its home again and again may fail");
-        }
         tracing::info!(target = name.as_str(), %portal, "logged in");
         Ok(started.elapsed())
     }
@@ -310,15 +241,37 @@ impl Fabric for Iscsi {
             let what = format!("log out of {name} (session {session}, {state})");
             done(&end, &[NO_SESSION, NO_OBJECTS], &what)?;
         }
-        if self
-            .admin
-            .targets(&self.interface())?
-            .iter()
-            .any(|target| target == name.as_str())
-        {
-            self.forget(name.as_str()).await?;
-        }
+        self.admin.erase(name.as_str(), &self.interface())?;
         Ok(started.elapsed())
+    }
+
+    fn tidy(&self, volume: Option<&VolumeId>) -> Result<(), NodeError> {
+        let sessions = self.sessions()?;
+        let interface = self.interface();
+        for target in self.admin.targets(&interface)? {
+            let Ok(name) = target.parse::<ExportName>() else {
+                continue;
+            };
+            let wanted = volume.is_none_or(|volume| *volume == name.volume);
+            if wanted && sessions.iter().all(|(_, live, _)| *live != name) {
+                self.admin.erase(&target, &interface)?;
+            }
+        }
+        self.admin.free_dead_lock();
+        Ok(())
+    }
+
+    /// Without this, a command that met six ends of its home in a row fails with
+    /// EIO (drivers/scsi/sd.h, SD_MAX_RETRIES; scsi_error.c, DID_TRANSPORT_DISRUPTED).
+    fn try_without_end(&self, _: &ExportName, device: &Device) -> Result<(), NodeError> {
+        let disk = self.roots.sys.join("block").join(&device.disk.name);
+        let units = disk.join("device/scsi_disk");
+        for unit in names(&units)? {
+            let path = units.join(unit).join("max_retries");
+            fs::write(&path, "-1")
+                .map_err(|e| NodeError::Failed(format!("write {}: {e}", path.display())))?;
+        }
+        Ok(())
     }
 
     async fn rescan(&self, name: &ExportName) -> Result<(), NodeError> {

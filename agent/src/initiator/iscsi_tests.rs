@@ -2,9 +2,11 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
 
 use super::*;
 use crate::ids::{Bytes, Diskseq};
+use crate::initiator::POLL;
 use crate::initiator::child::tests::children;
 
 const IQN: &str = "iqn.2026-11.io.drover:vol-1:7:ab12";
@@ -19,7 +21,6 @@ case "$*" in
     echo "iface.initiatorname = ${10}" > "etc/iscsi/ifaces/$4" ;;
 *"--op new") mkdir -p "etc/iscsi/nodes/$4/$6"
     echo "node.startup = automatic" > "etc/iscsi/nodes/$4/$6/$8" ;;
-*"--op delete") rm -r "etc/iscsi/nodes/$4" ;;
 *--login*) exit "$(cat login)" ;;
 esac
 "#;
@@ -81,10 +82,7 @@ impl Tree {
         let program = self.path("iscsiadm");
         let root = self.folder.path().to_owned();
         let admin = OpenIscsi::at(root, program.to_str().unwrap());
-        Iscsi {
-            appear: Duration::ZERO,
-            ..Iscsi::new(roots, host(), children(), admin)
-        }
+        Iscsi::new(roots, host(), children(), admin)
     }
 
     fn said(&self) -> Vec<String> {
@@ -188,14 +186,17 @@ async fn secrets_are_in_the_record_and_in_no_argument() {
     assert_eq!(tree.said().len(), calls + 2, "the interface is there");
 }
 
-#[tokio::test]
-async fn commands_of_a_new_disk_are_tried_without_end() {
+#[test]
+fn commands_of_a_new_disk_are_tried_without_end() {
     let tree = Tree::new();
     let retries = "sys/block/sdb/device/scsi_disk/3:0:0:0/max_retries";
     tree.session(3, IQN, &host().iqn)
         .disk(3, "sdb")
         .put(retries, "5");
-    tree.iscsi().connect(&target()).await.unwrap();
+    let iscsi = tree.iscsi();
+    let attached = iscsi.attached().unwrap().remove(0);
+    let device = attached.device.unwrap();
+    iscsi.try_without_end(&attached.name, &device).unwrap();
     assert_eq!(fs::read_to_string(tree.path(retries)).unwrap(), "-1");
 }
 
@@ -227,6 +228,58 @@ async fn records_of_ended_exports_of_the_volume_go() {
     tree.iscsi().connect(&target()).await.unwrap();
     assert!(!tree.path(&record(ended)).exists());
     assert!(tree.path(&record(other)).exists());
+}
+
+#[tokio::test]
+async fn a_record_that_its_maker_was_killed_over_is_made_anew() {
+    let tree = Tree::new();
+    let iscsi = tree.iscsi();
+    let record = format!(
+        "etc/iscsi/nodes/{IQN}/[fd00::1]:3260,1/{}",
+        iscsi.interface()
+    );
+    tree.put(&record, "");
+    // An iscsiadm that, like the real one, does not overwrite such a record.
+    let strict = FAKE.replace(
+        "--op new\") mkdir",
+        "--op new\") [ -e etc/iscsi/nodes/$4 ] && exit 6; mkdir",
+    );
+    assert_ne!(strict, FAKE);
+    tree.put("iscsiadm", strict.trim_end());
+    iscsi.connect(&target()).await.unwrap();
+    let text = fs::read_to_string(tree.path(&record)).unwrap();
+    assert!(text.contains("node.session.auth.password = "), "{text}");
+}
+
+#[test]
+fn what_leads_to_no_session_is_tidied_up() {
+    let tree = Tree::new();
+    let iscsi = tree.iscsi();
+    let interface = iscsi.interface();
+    let (live, dead) = (IQN, "iqn.2026-11.io.drover:vol-2:6:aa");
+    let foreign = "iqn.2019-08.com.vendor:disk";
+    let record = |name: &str| format!("var/lib/iscsi/nodes/{name}/p,3260,1/{interface}");
+    let link = |name: &str| format!("var/lib/iscsi/static/{name},p,3260,1,{interface}");
+    for name in [live, dead, foreign] {
+        tree.put(&record(name), "").put(&link(name), "");
+    }
+    let shared = format!("var/lib/iscsi/nodes/{dead}/p,3260,1/default");
+    let half = format!("var/lib/iscsi/.{dead}.new");
+    tree.put(&shared, "").put(&half, "a secret");
+    tree.session(3, live, &host().iqn);
+    iscsi.tidy(Some(&"vol-1".parse().unwrap())).unwrap();
+    assert!(tree.path(&record(dead)).exists(), "it is another volume's");
+    iscsi.tidy(None).unwrap();
+    for name in [live, foreign] {
+        assert!(tree.path(&record(name)).exists() && tree.path(&link(name)).exists());
+    }
+    assert!(!tree.path(&record(dead)).exists() && !tree.path(&link(dead)).exists());
+    assert!(!tree.path(&half).exists());
+    assert!(tree.path(&shared).exists(), "another interface's");
+    fs::remove_file(tree.path(&shared)).unwrap();
+    tree.put(&record(dead), "");
+    iscsi.tidy(None).unwrap();
+    assert!(!tree.path(&format!("var/lib/iscsi/nodes/{dead}")).exists());
 }
 
 #[tokio::test]

@@ -169,10 +169,7 @@ impl Initiator {
         witness: Arc<dyn Witness>,
         gate: Arc<dyn NodeGate>,
     ) -> Arc<Self> {
-        let devices = Devices {
-            children,
-            deadlines: settings.device,
-        };
+        let devices = Devices::new(children, settings.device);
         Arc::new(Self {
             settings,
             fabric,
@@ -257,8 +254,11 @@ impl Initiator {
     }
 
     /// At start: says what an earlier agent left attached, and takes its mounts
-    /// for drover's own. Nothing is changed.
+    /// for drover's own. No attachment is changed; what leads to none is tidied up.
     pub fn adopt(&self) -> Result<Vec<Attached>, NodeError> {
+        if let Err(error) = self.fabric.tidy(None) {
+            tracing::warn!(%error, "something that an earlier agent left stays on this host");
+        }
         let found = self.fabric.attached()?;
         let mounts = mountinfo::mounts()?;
         for attached in &found {

@@ -16,7 +16,7 @@
 use std::convert::Infallible;
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, OpenOptions};
-use std::io::{self, Write};
+use std::io::{self, ErrorKind, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -106,7 +106,7 @@ impl OpenIscsi {
             return Err(NodeError::Deadline { what, deadline });
         };
         match ended.map_err(|e| NodeError::Failed(format!("run {program}: {e}")))? {
-            Err(ChildError::Spawn { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+            Err(ChildError::Spawn { source, .. }) if source.kind() == ErrorKind::NotFound => {
                 Err(NodeError::Failed(format!(
                     "{program} is not on this host: a volume over iSCSI needs the package open-iscsi (or iscsi-initiator-utils) and its daemon iscsid"
                 )))
@@ -115,19 +115,23 @@ impl OpenIscsi {
         }
     }
 
-    /// Removes the lock on the records whenever its holder is dead.
     async fn keep_unlocked(&self) -> Infallible {
         loop {
             tokio::time::sleep(LOOK).await;
-            match records_lock::free_if_dead(&self.root) {
-                Ok(None) => {}
-                Ok(Some(age)) => tracing::warn!(
-                    ?age,
-                    "removed the lock on open-iscsi's records: who took it has ended"
-                ),
-                Err(error) => {
-                    tracing::warn!(%error, "cannot look after the lock on open-iscsi's records");
-                }
+            self.free_dead_lock();
+        }
+    }
+
+    /// Removes the lock on the records if its holder is dead.
+    pub(super) fn free_dead_lock(&self) {
+        match records_lock::free_if_dead(&self.root) {
+            Ok(None) => {}
+            Ok(Some(age)) => tracing::warn!(
+                ?age,
+                "removed the lock on open-iscsi's records: who took it has ended"
+            ),
+            Err(error) => {
+                tracing::warn!(%error, "cannot look after the lock on open-iscsi's records");
             }
         }
     }
@@ -160,6 +164,33 @@ impl OpenIscsi {
         })
     }
 
+    /// Removes the node record of a target, and what open-iscsi keeps with it
+    /// (usr/idbm.c, idbm_delete_node): iscsiadm finds one by the name in its
+    /// text, and so none that is empty, as one that it was killed over.
+    pub(super) fn erase(&self, target: &str, interface: &str) -> Result<(), NodeError> {
+        for database in self.databases() {
+            let folder = database.join("nodes").join(target);
+            for portal in names(&folder)? {
+                gone(
+                    fs::remove_file(folder.join(&portal).join(interface)),
+                    &folder,
+                )?;
+                // Where others' records are in it, it stays.
+                let _ = fs::remove_dir(folder.join(&portal));
+            }
+            let _ = fs::remove_dir(&folder);
+            gone(fs::remove_file(unfinished(&database, target)), &database)?;
+            let links = database.join("static");
+            let (first, last) = (format!("{target},"), format!(",{interface}"));
+            for link in names(&links)? {
+                if link.starts_with(&first) && link.ends_with(&last) {
+                    gone(fs::remove_file(links.join(&link)), &links)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// Sets values in the node record of a target. A key that is not in it is
     /// added if it is `needed`, and left out otherwise: this open-iscsi does
     /// not know it.
@@ -177,8 +208,7 @@ impl OpenIscsi {
                 NodeError::Failed(format!("write node record {}: {e}", path.display()))
             };
             let text = fs::read_to_string(&path).map_err(failed)?;
-            // Beside the records, so that nobody takes it for one.
-            let fresh = database.join(format!(".{target}.new"));
+            let fresh = unfinished(&database, target);
             let _ = fs::remove_file(&fresh);
             let mut file = OpenOptions::new()
                 .write(true)
@@ -187,6 +217,7 @@ impl OpenIscsi {
                 .open(&fresh)
                 .map_err(failed)?;
             file.write_all(with(&text, values).as_bytes())
+                .and_then(|()| file.sync_all())
                 .and_then(|()| fs::rename(&fresh, &path))
                 .map_err(failed)?;
             return Ok(());
@@ -207,6 +238,24 @@ pub(super) struct Setting<'a> {
     pub value: &'a str,
     /// Whether it is written even where the record does not have the key.
     pub needed: bool,
+}
+
+/// Where a record is written: beside the records, so that nobody takes it for one.
+fn unfinished(database: &Path, target: &str) -> PathBuf {
+    database.join(format!(".{target}.new"))
+}
+
+/// A file is gone, whether or not it was there.
+fn gone(removed: io::Result<()>, folder: &Path) -> Result<(), NodeError> {
+    match removed {
+        Err(e) if !matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
+            Err(NodeError::Failed(format!(
+                "remove a node record below {}: {e}",
+                folder.display()
+            )))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// The file of a node record: `nodes/TARGET/PORTAL/INTERFACE`.

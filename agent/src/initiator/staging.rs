@@ -169,6 +169,9 @@ impl Initiator {
         let waited = Instant::now();
         let device = self.disk_of(name, &attachment.exported.target).await?;
         steps.kernel("disk", waited.elapsed());
+        if let Err(error) = self.fabric.try_without_end(name, &device) {
+            tracing::warn!(%name, %error, "a command that meets the end of its home again and again may fail");
+        }
         // Its number may be that of a shut disk that has gone since.
         self.gate.sweep();
         match &request.access {

@@ -149,6 +149,9 @@ impl Initiator {
                     .await?,
             );
         }
+        if let Err(error) = self.fabric.tidy(Some(volume)) {
+            tracing::warn!(%volume, %error, "something of its exports is left on this host");
+        }
         if let Some(place) = &place {
             self.places.remove(volume, place);
         }

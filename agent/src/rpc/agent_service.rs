@@ -22,6 +22,7 @@ use crate::backup::{
 };
 use crate::home::Home;
 use crate::ids::{Bytes, Epoch, NodeId, SnapshotId, TicketId, VolumeId};
+use crate::joined::Joined;
 
 /// A repository may take so long to be opened and listed.
 const INSPECT: Duration = Duration::from_secs(55);
@@ -418,12 +419,16 @@ pub trait Workload: Send + Sync + 'static {
 /// The workload's side.
 pub struct NodeService<W> {
     workload: Arc<W>,
+    releases: Joined<(VolumeId, Epoch), NodeAnswer>,
 }
 
 impl<W: Workload> NodeService<W> {
     /// Answers for `workload`.
     pub fn new(workload: Arc<W>) -> Self {
-        Self { workload }
+        Self {
+            workload,
+            releases: Joined::default(),
+        }
     }
 }
 
@@ -431,13 +436,15 @@ impl<W: Workload> NodeService<W> {
 impl<W: Workload> pb::node_server::Node for NodeService<W> {
     async fn release(&self, request: Request<pb::ReleaseRequest>) -> Answer<pb::ReleaseAnswer> {
         let request = request.into_inner();
-        let volume = text("volume", &request.volume)?;
+        let volume: VolumeId = text("volume", &request.volume)?;
         let workload = self.workload.clone();
+        let epoch = Epoch(request.epoch);
         // To its end: a controller that no longer waits still wants it gone, and
-        // nothing of it is left half done.
-        let release = async move { workload.release(&volume, Epoch(request.epoch)).await };
-        let answer = tokio::spawn(release).await;
-        let answer = answer.map_err(|e| Status::internal(format!("Release was lost: {e}")))?;
+        // asks again.
+        let key = (volume.clone(), epoch);
+        let release = || async move { workload.release(&volume, epoch).await };
+        let answer = self.releases.join(key, release).await;
+        let answer = answer.ok_or_else(|| Status::internal("Release was lost: it panicked"))?;
         Ok(Response::new(answer.into()))
     }
 

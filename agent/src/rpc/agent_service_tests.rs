@@ -59,13 +59,13 @@ async fn a_controller_that_hears_nothing_does_not_keep_a_follower_for_ever() {
 }
 
 /// A node that takes its time to let go.
-struct Slow(watch::Sender<bool>);
+struct Slow(watch::Sender<u32>);
 
 #[tonic::async_trait]
 impl Workload for Slow {
     async fn release(&self, _: &VolumeId, _: Epoch) -> NodeAnswer {
         tokio::time::sleep(SOON).await;
-        self.0.send_replace(true);
+        self.0.send_modify(|releases| *releases += 1);
         NodeAnswer::Clean
     }
 
@@ -97,15 +97,20 @@ impl Workload for Slow {
 #[tokio::test]
 async fn a_release_goes_on_though_nobody_waits_for_it_any_more() {
     use pb::node_server::Node as _;
-    let done = watch::Sender::new(false);
-    let mut seen = done.subscribe();
-    let node = NodeService::new(Arc::new(Slow(done)));
+    let releases = watch::Sender::new(0);
+    let mut seen = releases.subscribe();
+    let node = NodeService::new(Arc::new(Slow(releases)));
     let request = pb::ReleaseRequest {
         volume: "vol-1".into(),
         epoch: 3,
     };
-    let call = node.release(Request::new(request));
-    assert!(tokio::time::timeout(SOON / 10, call).await.is_err());
-    let ended = tokio::time::timeout(SOON * 100, seen.wait_for(|done| *done)).await;
+    for _ in 0..2 {
+        let call = node.release(Request::new(request.clone()));
+        assert!(tokio::time::timeout(SOON / 10, call).await.is_err());
+    }
+    let ended = tokio::time::timeout(SOON * 100, seen.wait_for(|releases| *releases > 0)).await;
     assert!(ended.is_ok(), "it was dropped with its caller");
+    drop(ended);
+    node.release(Request::new(request)).await.unwrap();
+    assert_eq!(*seen.borrow(), 1, "who asks again joins it");
 }
