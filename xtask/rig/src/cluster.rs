@@ -17,8 +17,9 @@ use crate::csi;
 use crate::link::Link;
 use crate::{Place, Protocol};
 
-/// A process of drover's is ready within this, emulated kernels included.
-const READY: Duration = Duration::from_secs(90);
+/// A process of drover's is ready within this, or has refused to be; emulated
+/// kernels and machines with much else to do included.
+pub const READY: Duration = Duration::from_secs(90);
 /// The size of a pool's disk.
 const POOL: u64 = 1536 << 20;
 /// The node whose pool holds every volume.
@@ -479,8 +480,8 @@ fn end(mut child: Child) -> anyhow::Result<()> {
 }
 
 fn http(address: SocketAddr, path: &str) -> anyhow::Result<String> {
-    let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(1))?;
-    stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+    let mut stream = TcpStream::connect_timeout(&address, READY)?;
+    stream.set_read_timeout(Some(READY))?;
     write!(
         stream,
         "GET {path} HTTP/1.1\r\nHost: drover\r\nConnection: close\r\n\r\n"

@@ -10,9 +10,9 @@ use anyhow::{Context, anyhow, ensure};
 use tonic::Code;
 
 use crate::Place;
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, READY};
 use crate::csi::Use;
-use crate::flow::{Attached, attach, create, detach, retried};
+use crate::flow::{Attached, asked, attach, create, delete, detach, retried};
 use crate::roles::{Playing, checksum};
 use crate::timeline::Timeline;
 
@@ -84,11 +84,7 @@ async fn killed_under_writes(
         "the data differs"
     );
     detach(cluster, &moved).await?;
-    cluster
-        .controller()?
-        .delete(&volume)
-        .await
-        .ok("DeleteVolume")?;
+    delete(cluster, &volume).await?;
     let text = format!(
         "{KILLS} kills of the home's agent: {} writes, no error, data whole; longest write {} ms",
         work.written, work.longest_ms
@@ -120,11 +116,7 @@ async fn controller_killed_between_steps(
         expected = workload.finish()?.sha256;
     }
     detach(cluster, &here).await?;
-    cluster
-        .controller()?
-        .delete(&volume)
-        .await
-        .ok("DeleteVolume")?;
+    delete(cluster, &volume).await?;
     line.note(
         "controller",
         "killed before each of the six steps of a move: a retry completed it",
@@ -202,23 +194,25 @@ async fn node_lost(cluster: &mut Cluster, line: &Timeline) -> anyhow::Result<()>
 
     cluster.start_agent("b").await?;
     let node = cluster.node("b")?;
-    node.unpublish(&volume, &on_b.target)
-        .await
-        .ok("NodeUnpublish on the returned b")?;
-    node.unstage(&volume, &on_b.staging)
-        .await
-        .ok("NodeUnstage on the returned b")?;
+    asked(async || {
+        let answer = node.unpublish(&volume, &on_b.target).await;
+        answer.done("NodeUnpublish on the returned b")?;
+        let answer = node.unstage(&volume, &on_b.staging).await;
+        answer.done("NodeUnstage on the returned b")
+    })
+    .await?;
     let taken_back = retried(RECOVERED, async || {
         let answer = controller.publish(&other, "b", FS).await;
         answer.done("ControllerPublish")
     });
     taken_back.await.context("b is not taken back")?;
-    controller
-        .unpublish(&other, "b")
-        .await
-        .ok("ControllerUnpublish from b")?;
+    asked(async || {
+        let answer = controller.unpublish(&other, "b").await;
+        answer.done("ControllerUnpublish from b")
+    })
+    .await?;
     for volume in [&volume, &other] {
-        controller.delete(volume).await.ok("DeleteVolume")?;
+        delete(cluster, volume).await?;
     }
     line.note(
         "b",
@@ -246,18 +240,13 @@ async fn store_from_yesterday(cluster: &mut Cluster, line: &Timeline) -> anyhow:
     cluster.kill_controller()?;
     fs::copy(&copy, &state)?;
     cluster.start_controller().await?;
-    let attached = retried(RECOVERED, async || attach(cluster, &volume, "a", FS).await);
-    let attached = attached.await.context("stuck")?;
+    let attached = attach(cluster, &volume, "a", FS).await.context("stuck")?;
     ensure!(
         fs::read_to_string(attached.target.join("file"))? == "b",
         "the data is not b's"
     );
     detach(cluster, &attached).await?;
-    cluster
-        .controller()?
-        .delete(&volume)
-        .await
-        .ok("DeleteVolume")?;
+    delete(cluster, &volume).await?;
     line.note(
         "controller",
         "a store from before two moves: it learned the home's epoch and went on",
@@ -360,7 +349,7 @@ fn refused(cluster: &Cluster, words: &[&str]) -> anyhow::Result<String> {
         .spawn()?;
     let start = Instant::now();
     while child.try_wait()?.is_none() {
-        if start.elapsed() > Duration::from_secs(30) {
+        if start.elapsed() > READY {
             child.kill()?;
             child.wait()?;
             return Err(anyhow!("drover {} was not refused", words.join(" ")));
@@ -391,11 +380,7 @@ async fn raw_block(cluster: &Cluster, line: &Timeline) -> anyhow::Result<()> {
     File::open(&on_b.target)?.read_exact_at(&mut found, 1 << 20)?;
     ensure!(&found == b"drover", "b reads {found:?} from its device");
     detach(cluster, &on_b).await?;
-    cluster
-        .controller()?
-        .delete(&volume)
-        .await
-        .ok("DeleteVolume")?;
+    delete(cluster, &volume).await?;
     line.note("b", "a raw block volume moved with what was written to it");
     Ok(())
 }
@@ -437,7 +422,7 @@ async fn mistyped(cluster: &Cluster, line: &Timeline) -> anyhow::Result<()> {
     );
     let negative = controller.create("pvc-negative", -1, FS, home, None).await;
     negative.refused("CreateVolume of a negative size", Code::InvalidArgument)?;
-    controller.delete(&volume).await.ok("DeleteVolume")?;
+    delete(cluster, &volume).await?;
     line.note("controller", "what makes no sense was refused by name");
     Ok(())
 }

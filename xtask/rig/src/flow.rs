@@ -4,14 +4,15 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use anyhow::{anyhow, ensure};
+use anyhow::{Context, anyhow, ensure};
 use serde_json::Value;
 
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, HOME};
 use crate::csi::{Use, v1};
 
-/// How long unpublish may take, whatever runs, hangs or is missing.
-pub const UNPUBLISH: Duration = Duration::from_secs(1);
+/// What must succeed does so within this. A process that was not let run for a
+/// moment refuses by its own deadline, and is asked again.
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A refused call is made again after this.
 const AGAIN: Duration = Duration::from_millis(300);
@@ -36,6 +37,18 @@ pub async fn retried<T>(
     }
 }
 
+/// As [`retried`], within [`PATIENCE`]; tells also how long it took, refusals and all.
+///
+/// # Errors
+/// As [`retried`].
+pub async fn asked<T>(
+    call: impl AsyncFnMut() -> anyhow::Result<T>,
+) -> anyhow::Result<(T, Duration)> {
+    let start = Instant::now();
+    let answer = retried(PATIENCE, call).await?;
+    Ok((answer, start.elapsed()))
+}
+
 /// A volume that a pod on `node` uses.
 pub struct Attached {
     /// The volume.
@@ -51,7 +64,7 @@ pub struct Attached {
 /// Makes a volume on a's pool.
 ///
 /// # Errors
-/// When CreateVolume fails.
+/// When CreateVolume does not succeed.
 pub async fn create(
     cluster: &Cluster,
     name: &str,
@@ -59,17 +72,13 @@ pub async fn create(
     use_as: Use,
     source: Option<v1::volume_content_source::Type>,
 ) -> anyhow::Result<String> {
-    let created = cluster
-        .controller()?
-        .create(
-            name,
-            mib << 20,
-            use_as,
-            ("a", cluster.protocol().name()),
-            source,
-        )
-        .await;
-    let (created, _) = created.ok("CreateVolume")?;
+    let controller = cluster.controller()?;
+    let home = (HOME, cluster.protocol().name());
+    let created = asked(async || {
+        let answer = controller.create(name, mib << 20, use_as, home, source.clone());
+        Ok(answer.await.ok("CreateVolume")?.0)
+    });
+    let (created, _) = created.await?;
     Ok(created
         .volume
         .ok_or_else(|| anyhow!("CreateVolume answered no volume"))?
@@ -79,7 +88,7 @@ pub async fn create(
 /// Publishes, stages, and hands to a pod.
 ///
 /// # Errors
-/// When a call fails.
+/// When a call does not succeed.
 pub async fn attach(
     cluster: &Cluster,
     volume: &str,
@@ -90,20 +99,22 @@ pub async fn attach(
         cluster.staging(node, volume)?,
         cluster.target(node, volume)?,
     );
-    cluster
-        .controller()?
-        .publish(volume, node, use_as)
-        .await
-        .ok("ControllerPublishVolume")?;
-    let calls = cluster.node(node)?;
-    calls
-        .stage(volume, &staging, use_as)
-        .await
-        .ok("NodeStageVolume")?;
-    calls
-        .publish(volume, &staging, &target, use_as)
-        .await
-        .ok("NodePublishVolume")?;
+    let (controller, calls) = (cluster.controller()?, cluster.node(node)?);
+    asked(async || {
+        let answer = controller.publish(volume, node, use_as).await;
+        answer.done("ControllerPublishVolume")
+    })
+    .await?;
+    asked(async || {
+        let answer = calls.stage(volume, &staging, use_as).await;
+        answer.done("NodeStageVolume")
+    })
+    .await?;
+    asked(async || {
+        let answer = calls.publish(volume, &staging, &target, use_as).await;
+        answer.done("NodePublishVolume")
+    })
+    .await?;
     Ok(Attached {
         volume: volume.into(),
         node,
@@ -112,28 +123,54 @@ pub async fn attach(
     })
 }
 
-/// Takes from the pod, unstages, and unpublishes, which must answer within [`UNPUBLISH`].
-/// Returns how long the unpublish took.
+/// Takes from the pod, unstages, and unpublishes. Returns how long the unpublish
+/// took. That is not judged here: the controller itself refuses what takes longer
+/// than it promises, and a story shows by order that something is not waited for.
 ///
 /// # Errors
-/// When a call fails or unpublish is late.
+/// When a call does not succeed.
 pub async fn detach(cluster: &Cluster, attached: &Attached) -> anyhow::Result<Duration> {
     let calls = cluster.node(attached.node)?;
-    calls
-        .unpublish(&attached.volume, &attached.target)
-        .await
-        .ok("NodeUnpublishVolume")?;
-    calls
-        .unstage(&attached.volume, &attached.staging)
-        .await
-        .ok("NodeUnstageVolume")?;
-    let answer = cluster
-        .controller()?
-        .unpublish(&attached.volume, attached.node)
-        .await;
-    let (_, took) = answer.ok("ControllerUnpublishVolume")?;
-    ensure!(took <= UNPUBLISH, "ControllerUnpublishVolume took {took:?}");
+    asked(async || {
+        let answer = calls.unpublish(&attached.volume, &attached.target).await;
+        answer.done("NodeUnpublishVolume")
+    })
+    .await?;
+    asked(async || {
+        let answer = calls.unstage(&attached.volume, &attached.staging).await;
+        answer.done("NodeUnstageVolume")
+    })
+    .await?;
+    // The sidecars are connected all the time: the call's time is its own.
+    let (controller, _) = asked(async || cluster.controller()?.connected().await).await?;
+    let ((), took) = asked(async || {
+        let answer = controller.unpublish(&attached.volume, attached.node).await;
+        answer.done("ControllerUnpublishVolume")
+    })
+    .await?;
     Ok(took)
+}
+
+/// Deletes a volume.
+///
+/// # Errors
+/// When DeleteVolume does not succeed.
+pub async fn delete(cluster: &Cluster, volume: &str) -> anyhow::Result<()> {
+    let controller = cluster.controller()?;
+    asked(async || controller.delete(volume).await.done("DeleteVolume"))
+        .await
+        .map(drop)
+}
+
+/// The JSON objects that a verb of drover's printed, one a line.
+///
+/// # Errors
+/// When a line is none.
+pub fn objects(lines: &str) -> anyhow::Result<Vec<Value>> {
+    let objects = lines.lines().map(serde_json::from_str);
+    objects
+        .collect::<Result<_, _>>()
+        .with_context(|| lines.to_owned())
 }
 
 /// A backup stream as `drover backup list` shows it.
@@ -141,13 +178,10 @@ pub async fn detach(cluster: &Cluster, attached: &Attached) -> anyhow::Result<Du
 /// # Errors
 /// When it shows none of that ticket.
 pub fn stream(cluster: &Cluster, ticket: &str) -> anyhow::Result<Value> {
-    let text = cluster.cli(["backup", "list", "--json"])?;
-    let mut streams = text
-        .lines()
-        .filter_map(|line| serde_json::from_str::<Value>(line).ok());
-    streams
-        .find(|stream| stream["ticket"] == ticket)
-        .ok_or_else(|| anyhow!("drover backup list does not show {ticket}: {text}"))
+    let streams = objects(&cluster.cli(["backup", "list", "--json"])?)?;
+    let mut of_ticket = streams.iter().filter(|stream| stream["ticket"] == ticket);
+    let found = of_ticket.next().cloned();
+    found.ok_or_else(|| anyhow!("drover backup list does not show {ticket}: {streams:?}"))
 }
 
 /// Waits until a stream is in one of the phases, and returns it.
@@ -160,19 +194,14 @@ pub async fn await_phase(
     phases: &[&str],
     deadline: Duration,
 ) -> anyhow::Result<Value> {
-    let start = Instant::now();
-    loop {
+    retried(deadline, async || {
         let stream = stream(cluster, ticket)?;
-        if stream["phase"]
-            .as_str()
-            .is_some_and(|phase| phases.contains(&phase))
-        {
-            return Ok(stream);
-        }
+        let phase = stream["phase"].as_str().unwrap_or_default();
         ensure!(
-            start.elapsed() < deadline,
+            phases.contains(&phase),
             "the backup is not {phases:?}: {stream}"
         );
-        tokio::time::sleep(Duration::from_millis(300)).await;
-    }
+        Ok(stream)
+    })
+    .await
 }

@@ -6,17 +6,20 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, anyhow, ensure};
+use serde_json::Value;
 
 use crate::Place;
 use crate::cluster::Cluster;
 use crate::csi::{Use, v1};
-use crate::flow::{Attached, attach, create, detach};
+use crate::flow::{Attached, asked, attach, create, delete, detach, objects, retried};
 use crate::roles::{Dice, Playing, checksum};
 use crate::timeline::{Timeline, ms};
 
 const DATA_MIB: u64 = 4;
 const FIRST_MIB: i64 = 320;
 const GROWTH_MIB: i64 = 32;
+/// A backup is whole within this.
+const WHOLE: Duration = Duration::from_secs(180);
 
 /// Tells the story.
 ///
@@ -213,11 +216,7 @@ impl Tour {
             checksum(&attached.target.join("data.bin"))
                 .with_context(|| format!("clone of {name}"))?;
             detach(cluster, &attached).await?;
-            cluster
-                .controller()?
-                .delete(&clone)
-                .await
-                .ok("DeleteVolume of the clone")?;
+            delete(cluster, &clone).await.context("the clone")?;
             cluster
                 .controller()?
                 .delete_snapshot(snapshot)
@@ -228,29 +227,45 @@ impl Tour {
         Ok(())
     }
 
-    /// Waits until the journal says of a backup that it is whole; the list
-    /// forgets what is done when the agent starts anew.
+    /// Waits until a backup has ended, which must be whole.
     async fn await_whole(&self, cluster: &Cluster, ticket: &str) -> anyhow::Result<()> {
-        let start = Instant::now();
-        loop {
-            let text = cluster.cli(["events", "--volume", &self.volume, "--json"])?;
-            let mut notes = text
-                .lines()
-                .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
-            match notes.find(|note| {
-                note["detail"]["ticket"] == ticket
-                    && (note["kind"] == "backup-done" || note["kind"] == "backup-failed")
-            }) {
-                Some(note) if note["kind"] == "backup-done" => return Ok(()),
-                Some(note) => return Err(anyhow!("{}", note["text"])),
-                None => {}
+        let failed = retried(WHOLE, async || {
+            if let Some(end) = self.journals_end(cluster, ticket)? {
+                return Ok((end["kind"] == "backup-failed").then(|| end["text"].clone()));
             }
-            ensure!(
-                start.elapsed() < Duration::from_secs(180),
-                "{ticket} has not ended"
-            );
-            tokio::time::sleep(Duration::from_millis(500)).await;
+            // The agent was killed before it told the journal, and the list forgets
+            // what is done when an agent starts anew: the repository is left to say so.
+            ensure!(!runs(cluster, ticket)?, "{ticket} has not ended");
+            ensure!(self.is_whole(cluster, ticket)?, "{ticket} is not whole");
+            Ok(None)
+        });
+        match failed.await? {
+            Some(why) => Err(anyhow!("{why}")),
+            None => Ok(()),
         }
+    }
+
+    /// What the journal says of a backup's end.
+    fn journals_end(&self, cluster: &Cluster, ticket: &str) -> anyhow::Result<Option<Value>> {
+        let notes = objects(&cluster.cli(["events", "--volume", &self.volume, "--json"])?)?;
+        Ok(notes.into_iter().find(|note| {
+            note["detail"]["ticket"] == ticket
+                && (note["kind"] == "backup-done" || note["kind"] == "backup-failed")
+        }))
+    }
+
+    /// Whether the repository has the whole of a backup, not only parts of it.
+    fn is_whole(&self, cluster: &Cluster, ticket: &str) -> anyhow::Result<bool> {
+        let tag = format!("backup={ticket}");
+        // Without a lock: other backups may want the repository for themselves.
+        let words = ["snapshots", "--no-lock", "--json", "--tag", &tag];
+        let text = cluster.restic(&self.repository, words)?;
+        let found: Vec<Value> = serde_json::from_str(&text).context("restic snapshots")?;
+        let partial = |snapshot: &Value| {
+            let mut tags = snapshot["tags"].as_array().into_iter().flatten();
+            tags.any(|tag| tag == "drover-partial")
+        };
+        Ok(found.iter().any(|snapshot| !partial(snapshot)))
     }
 
     /// Every backup ends whole, and the stock restic finds no fault in them.
@@ -278,14 +293,13 @@ impl Tour {
         let repository = self.repository.to_string_lossy();
         cluster.cli(["backup", "create", &self.volume, "--repo", &repository])?;
         cluster.cli(["restore", "pvc-restored", "--repo", &repository])?;
-        let listed = cluster.cli(["volume", "list", "--json"])?;
-        let mut volumes = listed
-            .lines()
-            .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+        let (volumes, _) =
+            asked(async || objects(&cluster.cli(["volume", "list", "--json"])?)).await?;
         let restored = volumes
+            .iter()
             .find(|volume| volume["name"] == "pvc-restored")
             .and_then(|volume| Some(volume["volume"].as_str()?.to_owned()));
-        let restored = restored.ok_or_else(|| anyhow!("no restored volume in {listed}"))?;
+        let restored = restored.ok_or_else(|| anyhow!("no restored volume in {volumes:?}"))?;
         let attached = attach(cluster, &restored, "b", self.use_as)
             .await
             .context("the restored volume")?;
@@ -294,17 +308,24 @@ impl Tour {
             "the restored data is not what was backed up"
         );
         detach(cluster, &attached).await?;
-        cluster
-            .controller()?
-            .delete(&restored)
+        delete(cluster, &restored)
             .await
-            .ok("DeleteVolume of the restored volume")?;
+            .context("the restored volume")?;
         line.note(
             "b",
             "a backup restored into a new volume: the data is the same",
         );
         Ok(())
     }
+}
+
+/// Whether `drover backup list` has a stream that has not ended.
+fn runs(cluster: &Cluster, ticket: &str) -> anyhow::Result<bool> {
+    let streams = objects(&cluster.cli(["backup", "list", "--json"])?)?;
+    Ok(streams.iter().any(|stream| {
+        stream["ticket"] == ticket
+            && (stream["phase"] == "starting" || stream["phase"] == "running")
+    }))
 }
 
 /// The size of the file system at a path.

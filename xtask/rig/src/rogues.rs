@@ -10,7 +10,6 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 
 use crate::Place;
 use crate::cluster::Cluster;
@@ -54,13 +53,6 @@ struct Writer {
     log: PathBuf,
     /// When the next epoch was granted, on the kernel's monotonic clock.
     granted_ns: Option<u64>,
-}
-
-impl Writer {
-    fn tell(&self, what: Signal) -> anyhow::Result<()> {
-        let pid = Pid::from_raw(i32::try_from(self.playing.pid())?);
-        kill(pid, what).context("tell a stale writer")
-    }
 }
 
 /// Runs the campaign for so many seconds.
@@ -160,7 +152,7 @@ impl Campaign {
             log,
             granted_ns: None,
         };
-        writer.tell(Signal::SIGUSR1)?;
+        writer.playing.tell(Signal::SIGUSR1)?;
         self.writers.push_back(writer);
         self.leave(&attached).await
     }
@@ -178,7 +170,7 @@ impl Campaign {
         let granted_ns = now_ns()?;
         if let Some(writer) = self.writers.back_mut() {
             writer.granted_ns = Some(granted_ns);
-            writer.tell(Signal::SIGUSR2)?;
+            writer.playing.tell(Signal::SIGUSR2)?;
         }
         if self.writers.len() > KEPT
             && let Some(oldest) = self.writers.pop_front()

@@ -26,6 +26,15 @@ const STAMP: u64 = 0x726f_6775_6521_2121;
 /// The size of the rogue's writes, and of the workload's.
 pub const BLOCK: usize = 4096;
 
+/// Blocks that the reader reads, the first of its device.
+const READ_BLOCKS: u64 = 1024;
+
+/// Who is asked to end does so within this. Linux gives an admin command 60 s
+/// (nvme_core.admin_timeout), also one of a reconnect whose home was killed in its
+/// midst; a write may wait for two of them, and a machine with much else to do
+/// takes its own time.
+const ENDED: Duration = Duration::from_secs(300);
+
 /// The name of the reader's process: a backup tool's that drover knows.
 pub const READER: &str = "restic";
 
@@ -57,7 +66,8 @@ pub enum Role {
         #[arg(long)]
         log: PathBuf,
     },
-    /// Reads some of a device under a backup tool's name, holds it open, and hangs
+    /// Reads some of a device again and again under a backup tool's name; on SIGUSR1
+    /// it hangs, and holds the device open
     Reader {
         /// The device
         device: PathBuf,
@@ -270,14 +280,27 @@ pub fn rogue_numbers(file: &Path) -> anyhow::Result<Vec<u64>> {
 }
 
 fn reader(device: &Path) -> anyhow::Result<()> {
+    // SAFETY: the handler only stores to an atomic.
+    unsafe { signal(Signal::SIGUSR1, SigHandler::Handler(note_stop)) }?;
     fs::write("/proc/self/comm", READER).context("take a name")?;
-    let file = File::open(device).with_context(|| format!("open {}", device.display()))?;
-    let mut block = vec![0; 1 << 20];
-    for index in 0..4 {
-        file.read_exact_at(&mut block, index << 20)
+    // Past the page cache: what is read again is read from the device again.
+    let file = OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_DIRECT)
+        .open(device)
+        .with_context(|| format!("open {}", device.display()))?;
+    let mut block = Aligned([0; BLOCK]);
+    for number in 0.. {
+        if STOP.load(Ordering::SeqCst) {
+            break;
+        }
+        file.read_exact_at(&mut block.0, number % READ_BLOCKS * BLOCK as u64)
             .context("read")?;
+        if number == 0 {
+            println!("ready");
+        }
+        std::thread::sleep(Duration::from_millis(5));
     }
-    println!("ready");
     loop {
         std::thread::sleep(Duration::from_secs(3600));
     }
@@ -335,12 +358,19 @@ impl Playing {
         self.child.id()
     }
 
+    /// Sends it a signal.
+    ///
+    /// # Errors
+    /// When it cannot be sent.
+    pub fn tell(&self, what: Signal) -> anyhow::Result<()> {
+        let pid = Pid::from_raw(i32::try_from(self.pid())?);
+        kill(pid, what).with_context(|| format!("send {what}"))
+    }
+
     /// Asks a workload to end, and returns what it did.
     ///
     /// # Errors
-    /// When it met an error of its own, or does not end in time. Linux gives an
-    /// admin command 60 s (nvme_core.admin_timeout), also one of a reconnect whose
-    /// home was killed in its midst; a write may wait for two of them.
+    /// When it met an error of its own, or does not end within [`ENDED`].
     pub fn finish(self) -> anyhow::Result<Work> {
         self.end()
     }
@@ -350,17 +380,13 @@ impl Playing {
     /// # Errors
     /// As [`Playing::finish`].
     pub fn end<T: DeserializeOwned>(mut self) -> anyhow::Result<T> {
-        let pid = Pid::from_raw(i32::try_from(self.pid())?);
-        kill(pid, Signal::SIGTERM).context("ask for the end")?;
+        self.tell(Signal::SIGTERM).context("ask for the end")?;
         let start = Instant::now();
         let status = loop {
             if let Some(status) = self.child.try_wait()? {
                 break status;
             }
-            ensure!(
-                start.elapsed() < Duration::from_secs(150),
-                "it does not end"
-            );
+            ensure!(start.elapsed() < ENDED, "it does not end");
             std::thread::sleep(Duration::from_millis(5));
         };
         ensure!(status.success(), "it met an error: {status}");

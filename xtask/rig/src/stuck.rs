@@ -1,7 +1,8 @@
 //! Long backups: a volume moves while its backup is slow, hangs for ever, has
 //! lost its snapshot's file, or meets a repository that fails on every call.
-//! Unpublish answers within a second in each, the move completes, and the
-//! backup goes on afterwards or ends with a clear error.
+//! In each, unpublish is OK and the move completes; the slow backup still runs and
+//! the hanging one still hangs then, so neither was waited for. The backup goes on
+//! afterwards or ends with a clear error.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -13,7 +14,7 @@ use serde_json::Value;
 use crate::Place;
 use crate::cluster::{Cluster, run};
 use crate::csi::Use;
-use crate::flow::{attach, await_phase, create, detach, stream};
+use crate::flow::{asked, attach, await_phase, create, detach, stream};
 use crate::roles::{Playing, checksum};
 use crate::timeline::Timeline;
 
@@ -74,6 +75,7 @@ async fn one(cluster: &mut Cluster, kind: Kind, line: &Timeline) -> anyhow::Resu
     let work = workload.finish()?;
 
     let unpublish = detach(cluster, &on_a).await?;
+    not_waited_for(cluster, kind, &ticket, &sink).await?;
     line.step(
         "controller",
         &format!("ControllerUnpublishVolume with a {name} backup"),
@@ -101,27 +103,19 @@ async fn after(
 ) -> anyhow::Result<String> {
     match kind {
         Kind::Slow => {
-            let now = stream(cluster, ticket)?;
-            ensure!(
-                now["phase"] == "running",
-                "a move should not end a backup that reads a snapshot: {now}"
-            );
-            let outcome = cluster.cli(["backup", "stop", ticket])?;
-            Ok(format!(
-                "the slow backup ran on; it was stopped: {}",
-                outcome.trim()
-            ))
+            still_runs(cluster, ticket).await?;
+            let outcome = stop(cluster, ticket).await?;
+            Ok(format!("the slow backup ran on; it was stopped: {outcome}"))
         }
         Kind::Hanging => {
-            let outcome = cluster.cli(["backup", "stop", ticket])?;
+            let outcome = stop(cluster, ticket).await?;
             sink.heal()?;
             cluster.kill_agent("a")?;
             cluster.start_agent("a").await?;
-            resume(cluster, ticket)?;
+            resume(cluster, ticket).await?;
             let done = await_phase(cluster, ticket, &["done"], Duration::from_secs(180)).await?;
             Ok(format!(
-                "told to stop: {}; the disk is back, resumed: {} bytes were there",
-                outcome.trim(),
+                "told to stop: {outcome}; the disk is back, resumed: {} bytes were there",
                 done["bytes_resumed"]
             ))
         }
@@ -142,7 +136,7 @@ async fn after(
                 "the error does not name the repository: {end}"
             );
             sink.heal()?;
-            resume(cluster, ticket)?;
+            resume(cluster, ticket).await?;
             await_phase(cluster, ticket, &["done"], Duration::from_secs(180)).await?;
             Ok(format!(
                 "it ended: {error}; the disk is back, and it resumed to its end"
@@ -151,10 +145,43 @@ async fn after(
     }
 }
 
+/// A backup that would go on for long has not ended by now: who was answered did
+/// not wait for it. The two others may have failed, sooner or later.
+async fn not_waited_for(
+    cluster: &Cluster,
+    kind: Kind,
+    ticket: &str,
+    sink: &Sink,
+) -> anyhow::Result<()> {
+    match kind {
+        Kind::Slow => still_runs(cluster, ticket).await,
+        Kind::Hanging => {
+            ensure!(sink.hangs()?, "the repository's disk hangs no longer");
+            still_runs(cluster, ticket).await
+        }
+        Kind::SnapshotLost | Kind::Failing => Ok(()),
+    }
+}
+
+async fn still_runs(cluster: &Cluster, ticket: &str) -> anyhow::Result<()> {
+    let (now, _) = asked(async || stream(cluster, ticket)).await?;
+    ensure!(
+        now["phase"] == "running",
+        "a move should not end a backup that reads a snapshot: {now}"
+    );
+    Ok(())
+}
+
+/// Stops a stream, and returns how it ended.
+async fn stop(cluster: &Cluster, ticket: &str) -> anyhow::Result<String> {
+    let (outcome, _) = asked(async || cluster.cli(["backup", "stop", ticket])).await?;
+    Ok(outcome.trim().to_owned())
+}
+
 /// Lets a stream go on without following it.
-fn resume(cluster: &Cluster, ticket: &str) -> anyhow::Result<()> {
-    cluster
-        .cli(["backup", "resume", ticket, "--detach"])
+async fn resume(cluster: &Cluster, ticket: &str) -> anyhow::Result<()> {
+    asked(async || cluster.cli(["backup", "resume", ticket, "--detach"]))
+        .await
         .map(drop)
 }
 
@@ -212,6 +239,16 @@ impl Sink {
             }
             (kind, None) => Err(anyhow!("{kind:?} needs a mapped disk")),
         }
+    }
+
+    /// Whether its disk is suspended, as a hanging one is until it is healed.
+    fn hangs(&self) -> anyhow::Result<bool> {
+        let Some((mapper, _)) = &self.mapped else {
+            return Ok(false);
+        };
+        let words = ["info", "--columns", "--noheadings", "-o", "suspended"];
+        let text = run("dmsetup", [&words[..], &[mapper]].concat(), [])?;
+        Ok(text.trim() == "Suspended")
     }
 
     /// Lets the disk work again.

@@ -4,16 +4,20 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use anyhow::{Context, anyhow, ensure};
+use anyhow::{Context, anyhow, bail, ensure};
 use serde_json::Value;
 
 use super::moving::Moved;
 use crate::cluster::{Cluster, run};
-use crate::flow::stream;
+use crate::flow::{asked, objects, retried, stream};
 use crate::roles::{RogueWrite, rogue_numbers};
 use crate::timeline::Timeline;
+
+/// The backup's first part is in the repository within this: a segment of 4 MiB,
+/// at what it may upload.
+const CURSOR: Duration = Duration::from_secs(120);
 
 /// The first block of a file on its device, from filefrag; it must be one extent.
 pub(super) fn first_block(file: &PathBuf) -> anyhow::Result<u64> {
@@ -44,28 +48,20 @@ fn verdict(cluster: &Cluster, volume: &str) -> anyhow::Result<Value> {
 }
 
 /// Waits until the verdict on who holds the volume on a is `wanted`.
-pub(super) fn expect_verdict(
+pub(super) async fn expect_verdict(
     cluster: &Cluster,
     volume: &str,
     wanted: &str,
 ) -> anyhow::Result<Value> {
-    let start = Instant::now();
-    loop {
+    let judged = asked(async || {
         let judged = verdict(cluster, volume)?;
-        if judged["verdict"] == wanted {
-            return Ok(judged["verdict"].clone());
-        }
         ensure!(
-            start.elapsed() < Duration::from_secs(20),
+            judged["verdict"] == wanted,
             "the verdict is not {wanted}: {judged}"
         );
-        std::thread::sleep(Duration::from_millis(200));
-    }
-}
-
-fn objects(lines: &str) -> anyhow::Result<Vec<Value>> {
-    let objects = lines.lines().map(serde_json::from_str);
-    objects.collect::<Result<_, _>>().context(lines.to_owned())
+        Ok(judged["verdict"].clone())
+    });
+    Ok(judged.await?.0)
 }
 
 /// The volume on a, as `drover top` tells it.
@@ -80,14 +76,13 @@ fn top(cluster: &Cluster, volume: &str) -> anyhow::Result<Value> {
 
 /// Waits until an operator sees the reader on a: `ticketed` tells whether
 /// it has been registered, or is known by its name alone.
-pub(super) fn expect_reader(
+pub(super) async fn expect_reader(
     cluster: &Cluster,
     volume: &str,
     pid: u32,
     ticketed: bool,
 ) -> anyhow::Result<()> {
-    let start = Instant::now();
-    loop {
+    let shown = asked(async || {
         let look = top(cluster, volume)?;
         let readers = look["readers"].as_array();
         let is_it = |reader: &&Value| {
@@ -95,23 +90,31 @@ pub(super) fn expect_reader(
             who.split(' ').nth(1) == Some(&pid.to_string())
         };
         let found: Vec<_> = readers.into_iter().flatten().filter(is_it).collect();
-        if let [reader] = found[..]
-            && reader["ticket"].is_string() == ticketed
-            && reader["read"]["bytes"].as_u64() > Some(0)
-        {
-            return Ok(());
-        }
+        let [reader] = found[..] else {
+            bail!("drover top does not show the reader {pid} once: {look}");
+        };
         ensure!(
-            start.elapsed() < Duration::from_secs(20),
-            "drover top does not show the reader {pid}: {look}"
+            reader["ticket"].is_string() == ticketed && reader["read"]["bytes"].as_u64() > Some(0),
+            "drover top does not show what the reader {pid} is: {look}"
         );
-        std::thread::sleep(Duration::from_millis(200));
-    }
+        Ok(())
+    });
+    shown.await.map(drop)
 }
 
-/// Watches the volume on a, under the pod's writes, as an operator does.
-pub(super) fn watch(cluster: &Cluster, volume: &str) -> anyhow::Result<String> {
-    let address = cluster.agent("a").to_string();
+/// Watches the volume on a, under the pod's writes, as an operator does: who
+/// looks while nothing was let run sees no write, and looks again.
+pub(super) async fn watch(cluster: &Cluster, volume: &str) -> anyhow::Result<String> {
+    let (written, _) = asked(async || written(cluster, volume)).await?;
+    let (lines, _) = asked(async || traced(cluster, volume)).await?;
+    Ok(format!(
+        "drover top sees {:.1} MiB/s written, drover trace tells it in {lines} lines",
+        written / f64::from(1 << 20),
+    ))
+}
+
+/// Bytes written a second, as `drover top` sees them under the pod's writes.
+fn written(cluster: &Cluster, volume: &str) -> anyhow::Result<f64> {
     let look = top(cluster, volume)?;
     let written = look["written_bytes_per_second"].as_f64().unwrap_or(0.0);
     ensure!(
@@ -121,10 +124,16 @@ pub(super) fn watch(cluster: &Cluster, volume: &str) -> anyhow::Result<String> {
             && written > 0.0,
         "drover top: {look}"
     );
-    let trace = [
+    Ok(written)
+}
+
+/// The lines in which `drover trace` tells of the pod's writes.
+fn traced(cluster: &Cluster, volume: &str) -> anyhow::Result<usize> {
+    let address = cluster.agent("a").to_string();
+    let words = [
         "trace", volume, "--json", "--for", "4s", "--agent", &address,
     ];
-    let lines = objects(&cluster.cli(trace)?)?;
+    let lines = objects(&cluster.cli(words)?)?;
     let has = |kind: &str, part: &str| {
         let mut lines = lines.iter().filter(|line| line["kind"] == kind);
         lines.any(|line| line["text"].as_str().is_some_and(|t| t.contains(part)))
@@ -133,40 +142,29 @@ pub(super) fn watch(cluster: &Cluster, volume: &str) -> anyhow::Result<String> {
         has("verdict", "live") && has("device", "epoch 1") && has("io", "writes"),
         "drover trace: {lines:?}"
     );
-    Ok(format!(
-        "drover top sees {:.1} MiB/s written, drover trace tells it in {} lines",
-        written / f64::from(1 << 20),
-        lines.len()
-    ))
+    Ok(lines.len())
 }
 
 /// Waits until the backup has something that a resume need not upload again.
 pub(super) async fn wait_for_cursor(cluster: &Cluster, ticket: &str) -> anyhow::Result<()> {
-    let start = Instant::now();
-    loop {
+    let last = retried(CURSOR, async || {
         let stream = stream(cluster, ticket)?;
-        ensure!(
-            stream["phase"] == "running" || stream["phase"] == "starting",
-            "the backup does not run: {stream}"
-        );
         let bytes = |key: &str| stream[key].as_u64().unwrap_or(0);
-        if bytes("bytes_uploaded") > bytes("bytes_uncommitted") {
-            return Ok(());
-        }
+        let runs = stream["phase"] == "running" || stream["phase"] == "starting";
         ensure!(
-            start.elapsed() < Duration::from_secs(120),
+            !runs || bytes("bytes_uploaded") > bytes("bytes_uncommitted"),
             "the backup commits nothing: {stream}"
         );
-        tokio::time::sleep(Duration::from_millis(500)).await;
-    }
+        Ok((runs, stream))
+    });
+    let (runs, stream) = last.await?;
+    ensure!(runs, "the backup does not run: {stream}");
+    Ok(())
 }
 
 /// The journal of a volume, oldest first.
 pub(super) fn notes(cluster: &Cluster, volume: &str) -> anyhow::Result<Vec<Value>> {
-    let text = cluster.cli(["events", "--volume", volume, "--json"])?;
-    text.lines()
-        .map(|line| serde_json::from_str(line).with_context(|| line.to_owned()))
-        .collect()
+    objects(&cluster.cli(["events", "--volume", volume, "--json"])?)
 }
 
 /// What became of the rogue.
@@ -228,8 +226,8 @@ pub(super) fn judge_rogue(moved: &Moved, log: &Path, line: &Timeline) -> anyhow:
 }
 
 /// The newest receipt that ended an epoch before `epoch`.
-pub(super) fn receipt(cluster: &Cluster, volume: &str, epoch: u64) -> anyhow::Result<Value> {
-    let notes = notes(cluster, volume)?;
+pub(super) async fn receipt(cluster: &Cluster, volume: &str, epoch: u64) -> anyhow::Result<Value> {
+    let (notes, _) = asked(async || notes(cluster, volume)).await?;
     let receipts = notes
         .into_iter()
         .rev()

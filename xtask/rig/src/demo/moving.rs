@@ -16,12 +16,12 @@ use tonic::Code;
 use super::checks::notes;
 use super::{FS, OnA};
 use crate::cluster::Cluster;
-use crate::flow::retried;
+use crate::flow::{asked, objects, retried};
 use crate::roles::now_ns;
 use crate::timeline::{Timeline, ms, round};
 
 /// A line of the journal is there so long after its operation, at most.
-const WRITTEN: Duration = Duration::from_secs(5);
+const WRITTEN: Duration = Duration::from_secs(60);
 
 /// The volume as node b has it, and how it came there.
 pub(super) struct Moved {
@@ -171,10 +171,11 @@ pub(super) async fn move_to_b(
     );
     let mut calls = Calls::default();
     let begun = Instant::now();
-    let (_, took) = a
-        .unpublish(&volume, &on_a.target)
-        .await
-        .ok("NodeUnpublish on a")?;
+    let ((), took) = asked(async || {
+        let answer = a.unpublish(&volume, &on_a.target).await;
+        answer.done("NodeUnpublish on a")
+    })
+    .await?;
     line.step("a", "NodeUnpublishVolume", took);
     calls.made("NodeUnpublishVolume", "a", Some("node-unpublished"), took);
     let unstage = a.unstage(&volume, &on_a.staging).await;
@@ -187,18 +188,20 @@ pub(super) async fn move_to_b(
     );
     line.note("", &format!("  {why}"));
     calls.made("NodeUnstageVolume", "a", Some("unstage-refused"), took);
-    let (_, unpublish) = controller
-        .unpublish(&volume, "a")
-        .await
-        .ok("ControllerUnpublish from a")?;
+    let ((), unpublish) = asked(async || {
+        let answer = controller.unpublish(&volume, "a").await;
+        answer.done("ControllerUnpublish from a")
+    })
+    .await?;
     line.step("controller", "ControllerUnpublishVolume from a", unpublish);
     calls.made("ControllerUnpublishVolume", "controller", None, unpublish);
 
     let publishing = Instant::now();
-    let (_, publish) = controller
-        .publish(&volume, "b", FS)
-        .await
-        .ok("ControllerPublish to b")?;
+    let ((), publish) = asked(async || {
+        let answer = controller.publish(&volume, "b", FS).await;
+        answer.done("ControllerPublish to b")
+    })
+    .await?;
     let granted_ns = now_ns()?;
     line.step(
         "controller",
@@ -206,13 +209,18 @@ pub(super) async fn move_to_b(
         publish,
     );
     calls.made("ControllerPublishVolume", "controller", None, publish);
-    let (_, stage) = b.stage(&volume, &staging, FS).await.ok("NodeStage on b")?;
+    let ((), stage) = asked(async || {
+        let answer = b.stage(&volume, &staging, FS).await;
+        answer.done("NodeStage on b")
+    })
+    .await?;
     line.step("b", "NodeStageVolume: connect, fsck, mount", stage);
     calls.made("NodeStageVolume", "b", Some("staged"), stage);
-    let (_, took) = b
-        .publish(&volume, &staging, &target, FS)
-        .await
-        .ok("NodePublish on b")?;
+    let ((), took) = asked(async || {
+        let answer = b.publish(&volume, &staging, &target, FS).await;
+        answer.done("NodePublish on b")
+    })
+    .await?;
     line.step("b", "NodePublishVolume", took);
     calls.made("NodePublishVolume", "b", Some("node-published"), took);
     let first = Instant::now();
@@ -230,7 +238,7 @@ pub(super) async fn move_to_b(
         took: first_write,
         theirs: vec![("write and sync".into(), ms(first_write))],
     });
-    let granted_epoch = epoch(cluster, &volume)?;
+    let (granted_epoch, _) = asked(async || epoch(cluster, &volume)).await?;
     Ok(Moved {
         volume,
         target,
@@ -248,11 +256,9 @@ pub(super) async fn move_to_b(
 
 /// The epoch that counts, as the controller shows it.
 fn epoch(cluster: &Cluster, volume: &str) -> anyhow::Result<u64> {
-    let volumes = cluster.cli(["volume", "list", "--json"])?;
-    let mut volumes = volumes
-        .lines()
-        .filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let volumes = objects(&cluster.cli(["volume", "list", "--json"])?)?;
     volumes
+        .iter()
         .find(|shown| shown["volume"] == volume)
         .and_then(|shown| shown["epoch"].as_u64())
         .context("drover volume list shows no epoch")
