@@ -24,13 +24,21 @@ on_disk() { # WORD: the block that is written to holds it
     cmp -s "$work/$1" <(block if="$volume" skip=100 iflag=direct)
 }
 write_block() { block if="$work/$1" of="/dev/$2" seek=100 oflag=direct conv=fsync,notrunc; } # WORD DISK
+written() { awk '$1 == "write_bytes:" { print $2 }' "/proc/${pids[nvme]}/io"; }
+# has_written BYTES: the target has given the kernel more than that to write. A
+# direct write is counted as it is submitted, before it is held (iomap_dio_bio_iter
+# in fs/iomap/direct-io.c).
+has_written() { [ "$(written)" -gt "$1" ]; }
 # killed [more arguments of the heir]: the first target is killed with a write in
 # the kernel's hands, and its successor started
 killed() {
+    local before
     write_block base "$(disk $old)" && on_disk base && may_write 2 || return
     echo "${pids[nvme]}" > $slow/cgroup.procs
+    before=$(written)
     write_block older "$(disk $old)" &
     writer=$!
+    within 60 has_written "$before" || { echo "the write has not come to the target"; return 1; }
     sleep 3
     kill -0 $writer && on_disk base || { echo "the write is not held"; return 1; }
     # Not waited for: a thread that is inside the write ends with it.
