@@ -4,7 +4,7 @@
 use std::fs::File;
 use std::process::Command;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::root_loop_tests::bench::{self, Bench, Child, LoopDisk, Mapping, Mounted};
 use super::*;
@@ -62,19 +62,22 @@ fn a_walk_that_hangs_keeps_nobody_waiting() {
     let mut stuck = Child::spawn(&mut stuck);
     until_stuck(stuck.pid(), 2);
 
-    let begin = Instant::now();
-    for _ in 0..2 {
+    let hangs = || {
         let judged = bench.judge(&disk, &[]);
         assert_eq!(judged.verdict, Verdict::Unknown);
         let why = "a walk over mappings has not ended";
         assert!(judged.reason.contains(why), "{}", judged.reason);
-    }
+        judged.reason
+    };
+    hangs();
+    // Now the walk is late. Who waited for it all the same would come to its own
+    // deadline, each time, and say what it looked at.
+    let at_once = (0..3).any(|_| !hangs().starts_with("the look at"));
+    assert!(at_once, "a walk that is late already was waited for");
     let readers = bench.evidence.readers();
     assert!(readers.len() == 1 && readers[0].alive, "{readers:?}");
     bench.evidence.io(&disk.disk).unwrap();
     assert!(bench.evidence.scrape().unwrap().is_some());
-    // The second judgement does not wait for a walk that is late already.
-    assert!(begin.elapsed() < deadline * 2, "{:?}", begin.elapsed());
     assert_eq!(in_d_state(stuck.pid()), 2);
 
     drop(frozen);

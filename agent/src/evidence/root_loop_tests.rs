@@ -329,7 +329,7 @@ fn a_cgroup_is_a_reader_on_hosts_of_both_kinds() {
     for choice in [Choice::Found, Choice::Unified] {
         let config = EvidenceConfig {
             cgroups: choice,
-            ..EvidenceConfig::default()
+            ..bench::patient()
         };
         let bench = Bench::with(config);
         let Some(mount) = bench.evidence.inner.hierarchy.mount.clone() else {
@@ -504,7 +504,7 @@ fn openers_of_a_partition_hold_the_disk() {
 fn lost_events_are_unknown_until_the_window_has_passed() {
     let config = EvidenceConfig {
         processes: 1,
-        ..EvidenceConfig::default()
+        ..bench::patient()
     };
     let bench = Bench::with(config);
     let disk = LoopDisk::new(16);
@@ -531,7 +531,7 @@ fn a_place_is_used_again_and_begins_at_nothing() {
     const PLACES: u32 = 32;
     let config = EvidenceConfig {
         processes: PLACES,
-        ..EvidenceConfig::default()
+        ..bench::patient()
     };
     let bench = Bench::with(config);
     let disk = LoopDisk::new(16);

@@ -67,7 +67,7 @@ impl Target {
         Self::with(Waits::default()).await
     }
 
-    async fn with(waits: Waits) -> Self {
+    pub(super) async fn with(waits: Waits) -> Self {
         let exports = Exports::with(reactors(), waits);
         let (device, spec) = (Memory::new(), spec("a"));
         let served = Arc::clone(&device) as Arc<dyn BlockDevice>;

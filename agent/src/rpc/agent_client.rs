@@ -311,8 +311,11 @@ mod tests {
 
     use super::*;
 
+    /// Longer than anything here takes, whatever else the machine has to do.
+    const PATIENCE: Duration = Duration::from_secs(60);
+
     async fn ask(address: &HostPort) -> Result<(), Status> {
-        let request = within(CALL, pb::Nothing {});
+        let request = within(PATIENCE, pb::Nothing {});
         let mut client = HomeClient::new(channel(address));
         client.get_capacity(request).await.map(drop)
     }
@@ -328,9 +331,9 @@ mod tests {
         }
     }
 
-    /// By code and word the arbiter and the command line know that nobody is there.
+    /// By code and word the arbiter and the command line know that nobody is there;
+    /// they are not those of a call that came to its own deadline.
     async fn is_unavailable_soon(address: &str, why: &str) {
-        let begun = std::time::Instant::now();
         let refused = ask(&address.parse().unwrap()).await.unwrap_err();
         assert_eq!(refused.code(), tonic::Code::Unavailable, "{refused}");
         let message = refused.message();
@@ -338,7 +341,6 @@ mod tests {
             message.contains("connect") && message.contains(why),
             "{message}"
         );
-        assert!(begun.elapsed() < CALL, "{address}");
     }
 
     #[tokio::test]
@@ -374,7 +376,7 @@ mod tests {
         let (connected, answer) = tokio::join!(
             // Held open and never read: nothing says that nobody is there.
             listener.accept(),
-            tokio::time::timeout(50 * soon, called),
+            tokio::time::timeout(PATIENCE, called),
         );
         let answer = answer.expect("the call waits for ever").map(drop);
         answer.unwrap_err();

@@ -3,7 +3,7 @@
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use drover::backup::{
     BackupError, Outcome, Phase, Progress, Secret, Stream, StreamSpec, Streams, Which,
@@ -20,6 +20,19 @@ async fn until_committed(stream: &Stream, bytes: u64) -> Progress {
     let reached = tokio::time::timeout(GRACE, reached).await.unwrap().unwrap();
     assert!(!reached.phase.ended(), "it ended: {reached:?}");
     reached.clone()
+}
+
+/// Waits until a worker has ended.
+async fn until_gone(pid: u32) {
+    let gone = tokio::time::timeout(GRACE, async {
+        // A zombie of ours is as gone as can be.
+        while std::fs::read_to_string(format!("/proc/{pid}/stat"))
+            .is_ok_and(|s| !s.contains(") Z "))
+        {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    });
+    gone.await.expect("the worker lives on");
 }
 
 #[tokio::test]
@@ -186,14 +199,15 @@ async fn a_worker_that_hangs_is_interrupted_in_bounded_time() {
     let stream = bench.streams.start(spec.clone()).await.unwrap();
     until_committed(&stream, 0).await;
     kill(stream.pid(), "STOP");
-    let began = Instant::now();
-    let outcome = stream.interrupt(Duration::from_millis(300)).await;
-    assert_eq!(outcome, Outcome::Killed);
+    let interrupted = stream.interrupt(Duration::from_millis(300));
+    let outcome = tokio::time::timeout(GRACE, interrupted).await;
+    let outcome = outcome.expect("what hangs is waited for");
+    // Abandoned where it takes the machine long to end it.
     assert!(
-        began.elapsed() < Duration::from_secs(1),
-        "{:?}",
-        began.elapsed()
+        matches!(outcome, Outcome::Killed | Outcome::Abandoned),
+        "{outcome:?}"
     );
+    until_gone(stream.pid()).await;
     spec.repo.limit_upload = None;
     let (outcome, _) = bench.back_up(spec).await;
     assert!(matches!(outcome, Outcome::Done(_)), "{outcome:?}");
@@ -220,15 +234,7 @@ async fn the_end_of_the_agent_ends_its_workers() {
         .await
         .unwrap();
     agent.shutdown_background();
-    let gone = tokio::time::timeout(GRACE, async {
-        // A zombie of ours is as gone as can be.
-        while std::fs::read_to_string(format!("/proc/{pid}/stat"))
-            .is_ok_and(|s| !s.contains(") Z "))
-        {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    });
-    gone.await.expect("the worker lives on");
+    until_gone(pid).await;
 }
 
 #[tokio::test]

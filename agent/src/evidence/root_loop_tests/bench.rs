@@ -22,6 +22,15 @@ use crate::ids::Diskseq;
 /// One test at a time has programs in the kernel and forks children.
 static TURN: Mutex<()> = Mutex::new(());
 
+/// As usual, but a look that a machine with much else to do keeps long is no
+/// verdict of its own.
+pub fn patient() -> EvidenceConfig {
+    EvidenceConfig {
+        deadline: Duration::from_secs(60),
+        ..EvidenceConfig::default()
+    }
+}
+
 /// Evidence with a clock that can be put ahead.
 pub struct Bench {
     pub evidence: Arc<Evidence>,
@@ -31,7 +40,7 @@ pub struct Bench {
 
 impl Bench {
     pub fn new() -> Self {
-        Self::with(EvidenceConfig::default())
+        Self::with(patient())
     }
 
     pub fn with(config: EvidenceConfig) -> Self {
