@@ -41,6 +41,8 @@ mod restores;
 mod slot;
 mod snapshots;
 mod tickets;
+#[cfg(test)]
+pub(crate) mod world_for_tests;
 
 pub use error::ArbiterError;
 use slot::{Seen, Slot};
