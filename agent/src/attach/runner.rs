@@ -85,6 +85,8 @@ struct Inner {
     snapshot_names: tokio::sync::Mutex<HashMap<String, SnapshotId>>,
     /// Attachments that nodes are being told to let go of.
     releasing: Mutex<HashSet<(VolumeId, NodeId)>>,
+    /// Snapshots that are being deleted behind.
+    removing: Mutex<HashSet<SnapshotId>>,
     leases_changed: Notify,
     stopped: AtomicBool,
 }
@@ -197,6 +199,7 @@ impl Arbiter {
             registering: tokio::sync::Mutex::default(),
             snapshot_names: tokio::sync::Mutex::default(),
             releasing: Mutex::default(),
+            removing: Mutex::default(),
             leases_changed: Notify::new(),
             stopped: AtomicBool::new(false),
         });

@@ -3,21 +3,22 @@
 //! A crash in between leaves a record that is not whole. It is finished at the
 //! next start, so that neither a name nor space is lost, and whoever asks for
 //! the same name again gets that snapshot. A deletion is recorded before the
-//! home is asked, too: a condemned snapshot is no snapshot to anybody, its name
-//! is free, and its deletion is finished at the next start.
+//! home is asked, too: see `ending`.
 
 use std::sync::Arc;
 use std::time::SystemTime;
 
 use super::perform::{HOME, within};
-use super::slot::{PAUSE, Slot};
 use super::{Arbiter, ArbiterError, Inner};
 use serde::{Deserialize, Serialize};
 
-use crate::attach::ports::{Content, HomeError, SnapshotInfo};
+use crate::attach::ports::{HomeError, SnapshotInfo};
 use crate::attach::record::SnapshotRecord;
 use crate::ids::{SnapshotId, VolumeId};
-use crate::store::{Key, Kind, StoreError, Stored, Version};
+use crate::store::{Key, Kind, Stored, Version};
+use ending::{delete, remove_behind, until_done};
+
+mod ending;
 
 /// What the store keeps of a snapshot.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -42,7 +43,8 @@ impl Arbiter {
         create(&self.inner, volume, name).await
     }
 
-    /// Deletes a snapshot. Unknown snapshot: success.
+    /// Deletes a snapshot; where its home or the store does not answer, that goes
+    /// on behind. Unknown snapshot: success.
     ///
     /// # Errors
     /// `InUse` while a volume is being made from it, `Unavailable`, and what the home refuses.
@@ -230,63 +232,30 @@ async fn finish(inner: &Arc<Inner>, id: &SnapshotId) -> Result<SnapshotRecord, A
     }
 }
 
-/// Deletes a snapshot. Once begun it is finished, by the next start if need be.
-pub(super) async fn delete(inner: &Arc<Inner>, id: &SnapshotId) -> Result<(), ArbiterError> {
-    let Some((Kept { record, .. }, _)) = one(inner, id).await? else {
-        return Ok(());
-    };
-    inner.no_making_of(&Content::Snapshot(id.clone()))?;
-    let slot: Option<Arc<Slot>> = inner.slot(&record.info.volume);
-    let _busy = match &slot {
-        Some(slot) => Some(slot.snapshotting.lock().await),
-        None => None,
-    };
-    let Some((mut kept, mut version)) = one(inner, id).await? else {
-        return Ok(());
-    };
-    if !kept.condemned {
-        kept.condemned = true;
-        let bytes = bytes(&kept)?;
-        version = inner.store.put(&key(id), Some(version), bytes).await?;
-    }
-    let home = inner.home(&record.home)?;
-    let deleting = home.delete_snapshot(id);
-    match within(&record.home, "delete_snapshot", HOME, deleting).await {
-        Ok(()) | Err(HomeError::NoSnapshot(_)) => {}
-        Err(error) => return Err(error.into()),
-    }
-    match inner.store.delete(&key(id), version).await {
-        Ok(()) => Ok(()),
-        // Somebody else deleted it at the same time.
-        Err(StoreError::Conflict(_)) if one(inner, id).await?.is_none() => Ok(()),
-        Err(error) => Err(error.into()),
-    }
-}
-
 /// Finishes what an earlier process began with snapshots.
 pub(super) async fn take_up(inner: &Arc<Inner>) -> Result<(), ArbiterError> {
     for kept in all(inner).await? {
-        if kept.record.ready && !kept.condemned {
-            continue;
+        let id = kept.record.info.id;
+        if kept.condemned {
+            remove_behind(inner, id);
+        } else if !kept.record.ready {
+            finish_behind(inner, id);
         }
-        let inner = Arc::clone(inner);
-        tokio::spawn(async move {
-            let id = &kept.record.info.id;
-            while !inner.stopped() {
-                let done = if kept.condemned {
-                    delete(&inner, id).await
-                } else {
-                    finish(&inner, id).await.map(|_| ())
-                };
-                match done {
-                    Err(error) if error.may_pass() || kept.condemned => {
-                        tracing::warn!(snapshot = %id, %error, "not finished yet");
-                    }
-                    _ => return,
-                }
-                tokio::time::sleep(PAUSE.1).await;
-            }
-        });
     }
     Ok(())
 }
+
+fn finish_behind(inner: &Arc<Inner>, id: SnapshotId) {
+    let inner = Arc::clone(inner);
+    tokio::spawn(async move {
+        let attempt = async || match finish(&inner, &id).await {
+            Err(error) if error.may_pass() => Err(error),
+            _ => Ok(()),
+        };
+        until_done(&inner, id.as_str(), attempt).await;
+    });
+}
+
+#[cfg(test)]
+#[path = "snapshots_tests.rs"]
+mod tests;

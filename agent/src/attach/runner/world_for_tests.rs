@@ -20,6 +20,8 @@ use crate::ids::TicketId;
 use crate::store::{EmbeddedStore, Key, StoreError, Stored, Version};
 
 pub(super) const LONG: Duration = Duration::from_secs(20);
+/// How often is looked whether something has happened.
+const LOOK: Duration = Duration::from_millis(10);
 pub(super) const MIB: u64 = 1 << 20;
 
 /// Where the process ends: at the n-th point, nothing goes on.
@@ -46,6 +48,10 @@ pub(crate) struct World {
     pub(super) volumes: Mutex<BTreeMap<VolumeId, (u64, Option<NodeId>)>>,
     pub(crate) snapshots: Mutex<BTreeSet<SnapshotId>>,
     pub(crate) silent: AtomicBool,
+    /// Homes act, and their answers wait until this ends.
+    pub(crate) late: AtomicBool,
+    /// Homes act, and their answers are lost.
+    pub(crate) mute: AtomicBool,
     /// Whether a host wrote to any volume.
     pub(super) written: AtomicBool,
     pub(super) full: AtomicBool,
@@ -79,14 +85,24 @@ impl Door {
     ) -> Result<T, HomeError> {
         self.death.point().await;
         if self.world.silent.load(Ordering::SeqCst) {
-            return Err(HomeError::Unreachable {
-                node: self.node.clone(),
-                detail: "switched off".to_owned(),
-            });
+            return Err(self.unreachable("switched off"));
         }
         let result = act(&self.world);
         self.death.point().await;
+        while self.world.late.load(Ordering::SeqCst) {
+            tokio::time::sleep(LOOK).await;
+        }
+        if self.world.mute.load(Ordering::SeqCst) {
+            return Err(self.unreachable("its answer was lost"));
+        }
         result
+    }
+
+    fn unreachable(&self, detail: &str) -> HomeError {
+        HomeError::Unreachable {
+            node: self.node.clone(),
+            detail: detail.to_owned(),
+        }
     }
 }
 
@@ -421,4 +437,13 @@ pub(crate) async fn with_volume() -> (tempfile::TempDir, Arc<World>, Life, Volum
         .spec
         .id;
     (folder, world, life, volume)
+}
+
+/// Waits for what happens behind an answer.
+pub(crate) async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
+    let begun = Instant::now();
+    while !holds().await {
+        assert!(begun.elapsed() < LONG, "never: {what}");
+        tokio::time::sleep(LOOK).await;
+    }
 }

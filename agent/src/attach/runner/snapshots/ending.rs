@@ -1,0 +1,120 @@
+//! How a snapshot ends: condemned in the store, removed at its home, forgotten.
+//!
+//! ```text
+//!   intended, whole --> condemned --> gone
+//!                delete           the home has removed it
+//! ```
+//!
+//! A condemned snapshot is in no list, so nobody would ask for its end again.
+//! It is tried until it is gone, by this process or by the next one.
+
+use std::collections::HashSet;
+use std::future::Future;
+use std::sync::{Arc, MutexGuard, PoisonError};
+
+use super::super::perform::{HOME, within};
+use super::super::slot::{PAUSE, Slot};
+use super::super::{ArbiterError, Inner};
+use super::{Kept, bytes, key, one};
+use crate::attach::ports::{Content, HomeError};
+use crate::ids::SnapshotId;
+use crate::store::{StoreError, Version};
+
+/// Deletes a snapshot. Once begun it goes on to its end, whether or not the
+/// caller still waits, the home answers, or this process lives.
+pub(super) async fn delete(inner: &Arc<Inner>, id: &SnapshotId) -> Result<(), ArbiterError> {
+    let (inner, id) = (Arc::clone(inner), id.clone());
+    let deleting = tokio::spawn(async move {
+        let removed = remove(&inner, &id).await;
+        match &removed {
+            Ok(()) | Err(ArbiterError::InUse(_)) => {}
+            Err(_) => remove_behind(&inner, id),
+        }
+        removed
+    });
+    deleting.await.unwrap_or_else(|error| {
+        Err(ArbiterError::Failed(format!(
+            "the deletion of a snapshot was cut off: {error}"
+        )))
+    })
+}
+
+/// One attempt, from wherever the last one came to.
+async fn remove(inner: &Inner, id: &SnapshotId) -> Result<(), ArbiterError> {
+    let Some((Kept { record, .. }, _)) = one(inner, id).await? else {
+        return Ok(());
+    };
+    let slot: Option<Arc<Slot>> = inner.slot(&record.info.volume);
+    let _busy = match &slot {
+        Some(slot) => Some(slot.snapshotting.lock().await),
+        None => None,
+    };
+    let Some(version) = condemn(inner, id).await? else {
+        return Ok(());
+    };
+    let home = inner.home(&record.home)?;
+    let deleting = home.delete_snapshot(id);
+    match within(&record.home, "delete_snapshot", HOME, deleting).await {
+        Ok(()) | Err(HomeError::NoSnapshot(_)) => {}
+        Err(error) => return Err(error.into()),
+    }
+    match inner.store.delete(&key(id), version).await {
+        Ok(()) => Ok(()),
+        // Somebody else deleted it at the same time.
+        Err(StoreError::Conflict(_)) if one(inner, id).await?.is_none() => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Records that a snapshot is being deleted: it is none to anybody any more.
+async fn condemn(inner: &Inner, id: &SnapshotId) -> Result<Option<Version>, ArbiterError> {
+    inner.no_making_of(&Content::Snapshot(id.clone()))?;
+    let Some((mut kept, version)) = one(inner, id).await? else {
+        return Ok(None);
+    };
+    if kept.condemned {
+        return Ok(Some(version));
+    }
+    kept.condemned = true;
+    let bytes = bytes(&kept)?;
+    Ok(Some(inner.store.put(&key(id), Some(version), bytes).await?))
+}
+
+/// Goes on with a deletion until the snapshot is gone.
+pub(super) fn remove_behind(inner: &Arc<Inner>, id: SnapshotId) {
+    if !removing(inner).insert(id.clone()) {
+        return;
+    }
+    let inner = Arc::clone(inner);
+    tokio::spawn(async move {
+        until_done(&inner, id.as_str(), || remove(&inner, &id)).await;
+        removing(&inner).remove(&id);
+    });
+}
+
+fn removing(inner: &Inner) -> MutexGuard<'_, HashSet<SnapshotId>> {
+    inner
+        .removing
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Tries again and again, with growing pauses, and says why where that is new.
+pub(super) async fn until_done<F>(inner: &Inner, snapshot: &str, mut attempt: impl FnMut() -> F)
+where
+    F: Future<Output = Result<(), ArbiterError>>,
+{
+    let (mut pause, longest) = PAUSE;
+    let mut told = None;
+    while !inner.stopped() {
+        let Err(error) = attempt().await else {
+            return;
+        };
+        if told.as_ref() != Some(&error) {
+            tracing::warn!(snapshot, %error, "not finished yet");
+        }
+        told = Some(error);
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(longest);
+    }
+}
