@@ -2,6 +2,8 @@
 
 use std::time::SystemTime;
 
+use futures::FutureExt;
+
 use super::world_for_tests::*;
 use super::*;
 use crate::attach::ports::{Content, Protocol};
@@ -289,6 +291,22 @@ async fn a_lost_node_gives_way_and_comes_back_clean() {
             .iter()
             .all(|node| node.lost.is_none())
     );
+}
+
+/// Whoever says so may leave at any moment: halfway, a registration would take the word back.
+#[tokio::test]
+async fn a_node_is_lost_whoever_waits_for_it() {
+    let (_folder, world, life, volume) = with_volume().await;
+    let arbiter = &life.arbiter;
+    publish(arbiter, &volume, "a").await.unwrap();
+    let node = id("a");
+    let said = arbiter.node_lost(&node).now_or_never();
+    assert!(said.is_none(), "{said:?}");
+    until("its export is fenced", async || world.open().is_empty()).await;
+    let again = registration("a", "boot-1", vec![(volume.clone(), Epoch(1))]);
+    arbiter.register(again).await.unwrap();
+    let refused = publish(arbiter, &volume, "a").await;
+    assert_eq!(refused, Err(ArbiterError::NodeLost(node)));
 }
 
 #[tokio::test]

@@ -125,7 +125,20 @@ impl Inner {
         Ok(())
     }
 
+    /// Once begun it runs to its end, whether or not the caller still waits: a
+    /// word that is in the store and not in memory would be lost with the node's
+    /// next registration, and one that ended only some claims leaves the others.
     pub(super) async fn node_lost(self: &Arc<Self>, node: &NodeId) -> Result<(), ArbiterError> {
+        let (inner, node) = (Arc::clone(self), node.clone());
+        let losing = tokio::spawn(async move { inner.lose(&node).await });
+        losing.await.unwrap_or_else(|error| {
+            Err(ArbiterError::Failed(format!(
+                "the loss of a node was cut off: {error}"
+            )))
+        })
+    }
+
+    async fn lose(self: &Arc<Self>, node: &NodeId) -> Result<(), ArbiterError> {
         let one = self.registering.lock().await;
         let mut record = self.node_record(node)?;
         if record.lost.as_ref() != Some(&record.incarnation) {
