@@ -13,7 +13,8 @@
 //!
 //! `slot` is one volume's step, `perform` its actions, `provision` the making
 //! and growing of volumes, `tickets` the claims beside the workload's, `restores`
-//! what a restore is given and loses, `reaper` the end of leases.
+//! what a restore is given and loses, `backups` the same of a backup, `reaper` the
+//! end of leases.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -27,11 +28,12 @@ use tokio::time::{Instant, timeout};
 use super::figures::Figures;
 use super::journal::{Journal, Wanted};
 use super::ports::{Attachment, Capacity, Note, Ports};
-use super::record::{AccessMode, NewVolume, NodeRecord, Registration, VolumeView};
+use super::record::{AccessMode, NewVolume, NodeRecord, Registration, SnapshotRecord, VolumeView};
 use super::state::{Event, Holder, Phase, Stage, VolumeState};
 use crate::ids::{Bytes, Epoch, NodeId, SnapshotId, VolumeId};
 use crate::store::{Kind, StateStore};
 
+mod backups;
 mod error;
 mod nodes;
 mod perform;
@@ -81,8 +83,8 @@ struct Inner {
     nodes: RwLock<BTreeMap<NodeId, NodeRecord>>,
     /// Held while a node's record is changed.
     registering: tokio::sync::Mutex<()>,
-    /// Names of snapshots that are being made, and the ids they get.
-    snapshot_names: tokio::sync::Mutex<HashMap<String, SnapshotId>>,
+    /// Snapshots that are being recorded as intended, by name.
+    snapshot_names: tokio::sync::Mutex<HashMap<String, SnapshotRecord>>,
     /// Attachments that nodes are being told to let go of.
     releasing: Mutex<HashSet<(VolumeId, NodeId)>>,
     /// Snapshots that are being deleted behind.

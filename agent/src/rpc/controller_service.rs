@@ -36,7 +36,8 @@ const STOP: Duration = Duration::from_secs(10);
 type Progress = Pin<Box<dyn Stream<Item = Result<pb::BackupProgress, Status>> + Send>>;
 type Answer<T> = Result<Response<T>, Status>;
 
-/// The service.
+/// The service. Clones are handles of the same one.
+#[derive(Clone)]
 pub struct ControllerService {
     arbiter: Arc<Arbiter>,
     agents: Arc<Directory>,

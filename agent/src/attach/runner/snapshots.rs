@@ -2,12 +2,14 @@
 //!
 //! A crash in between leaves a record that is not whole. It is finished at the
 //! next start, so that neither a name nor space is lost, and whoever asks for
-//! the same name again gets that snapshot. A deletion is recorded before the
-//! home is asked, too: see `ending`.
+//! the same name again gets that snapshot; but a backup's, whose name nobody else
+//! has, is given up, since who was to read it has gone. A deletion is recorded
+//! before the home is asked, too: see `ending`.
 
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use super::backups::is_a_backups;
 use super::perform::{HOME, within};
 use super::{Arbiter, ArbiterError, Inner};
 use serde::{Deserialize, Serialize};
@@ -19,6 +21,8 @@ use crate::store::{Key, Kind, Stored, Version};
 use ending::{delete, remove_behind, until_done};
 
 mod ending;
+
+pub(super) use ending::{abandon, abandon_behind};
 
 /// What the store keeps of a snapshot.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -168,8 +172,8 @@ async fn intend(
     // Where the store did not say whether it took the intent, the next attempt
     // uses the same id, so that there can never be two.
     let id = names
-        .entry(name.to_owned())
-        .or_insert_with(SnapshotId::random);
+        .get(name)
+        .map_or_else(SnapshotId::random, |begun| begun.info.id.clone());
     let record = SnapshotRecord {
         info: SnapshotInfo {
             id: id.clone(),
@@ -181,11 +185,12 @@ async fn intend(
         home: state.spec.home.clone(),
         ready: false,
     };
+    names.insert(name.to_owned(), record.clone());
     let kept = Kept {
         record,
         condemned: false,
     };
-    inner.store.put(&key(id), None, bytes(&kept)?).await?;
+    inner.store.put(&key(&id), None, bytes(&kept)?).await?;
     names.remove(name);
     Ok(kept.record)
 }
@@ -235,11 +240,16 @@ async fn finish(inner: &Arc<Inner>, id: &SnapshotId) -> Result<SnapshotRecord, A
 /// Finishes what an earlier process began with snapshots.
 pub(super) async fn take_up(inner: &Arc<Inner>) -> Result<(), ArbiterError> {
     for kept in all(inner).await? {
-        let id = kept.record.info.id;
-        if kept.condemned {
-            remove_behind(inner, id);
-        } else if !kept.record.ready {
-            finish_behind(inner, id);
+        let Kept { record, condemned } = kept;
+        if condemned {
+            remove_behind(inner, &record);
+        } else if record.ready {
+            // A backup's, too: its stream, at work or stopped, may need it.
+        } else if is_a_backups(&record.name) {
+            // Whoever was to read it ended with that process.
+            abandon_behind(inner, record.name);
+        } else {
+            finish_behind(inner, record.info.id);
         }
     }
     Ok(())

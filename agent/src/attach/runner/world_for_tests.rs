@@ -47,6 +47,8 @@ pub(crate) struct World {
     /// By volume: the highest epoch, and who has it open.
     pub(super) volumes: Mutex<BTreeMap<VolumeId, (u64, Option<NodeId>)>>,
     pub(crate) snapshots: Mutex<BTreeSet<SnapshotId>>,
+    /// How often a snapshot was taken.
+    pub(super) taken: AtomicUsize,
     pub(crate) silent: AtomicBool,
     /// Homes act, and their answers wait until this ends.
     pub(crate) late: AtomicBool,
@@ -147,7 +149,9 @@ impl Home for Door {
             if !world.volumes.lock().unwrap().contains_key(volume) {
                 return Err(HomeError::NoVolume(volume.clone()));
             }
-            world.snapshots.lock().unwrap().insert(id.clone());
+            if world.snapshots.lock().unwrap().insert(id.clone()) {
+                world.taken.fetch_add(1, Ordering::SeqCst);
+            }
             Ok(SnapshotInfo {
                 id: id.clone(),
                 volume: volume.clone(),
@@ -297,6 +301,8 @@ struct Mortal {
     death: Arc<Death>,
     /// Changes take effect, and their callers are told that it is not known.
     unsure: Arc<AtomicBool>,
+    /// Changes take no effect, and their callers are told that it is not known.
+    lossy: Arc<AtomicBool>,
     /// Changes hang.
     hung: Arc<AtomicBool>,
 }
@@ -309,11 +315,15 @@ impl Mortal {
         }
         result
     }
-    async fn before(&self) {
+    async fn before(&self) -> Result<(), StoreError> {
         self.death.point().await;
+        if self.lossy.load(Ordering::SeqCst) {
+            return Err(StoreError::Unavailable("no answer".to_owned()));
+        }
         if self.hung.load(Ordering::SeqCst) {
             std::future::pending::<()>().await;
         }
+        Ok(())
     }
 }
 
@@ -328,12 +338,12 @@ impl StateStore for Mortal {
         expected: Option<Version>,
         bytes: Vec<u8>,
     ) -> Result<Version, StoreError> {
-        self.before().await;
+        self.before().await?;
         let result = self.store.put(key, expected, bytes).await;
         self.after(result).await
     }
     async fn delete(&self, key: &Key, expected: Version) -> Result<(), StoreError> {
-        self.before().await;
+        self.before().await?;
         let result = self.store.delete(key, expected).await;
         self.after(result).await
     }
@@ -346,6 +356,7 @@ impl StateStore for Mortal {
 pub(crate) struct Life {
     pub(crate) arbiter: Arc<Arbiter>,
     pub(super) unsure: Arc<AtomicBool>,
+    pub(super) lossy: Arc<AtomicBool>,
     pub(super) hung: Arc<AtomicBool>,
 }
 
@@ -354,11 +365,12 @@ pub(super) async fn begin(
     world: &Arc<World>,
     death: &Arc<Death>,
 ) -> Result<Life, ArbiterError> {
-    let (unsure, hung) = (Arc::default(), Arc::default());
+    let (unsure, lossy, hung) = (Arc::default(), Arc::default(), Arc::default());
     let store = Arc::new(Mortal {
         store: EmbeddedStore::open(path)?,
         death: Arc::clone(death),
         unsure: Arc::clone(&unsure),
+        lossy: Arc::clone(&lossy),
         hung: Arc::clone(&hung),
     });
     let ports = Arc::new(Doors {
@@ -374,6 +386,7 @@ pub(super) async fn begin(
     Ok(Life {
         arbiter,
         unsure,
+        lossy,
         hung,
     })
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use tokio::time::timeout;
 use tonic::Status;
 
 use super::{ASK, BACKUP_LEASE, BUSY_DEADLINE, ControllerService, Progress, refuse};
@@ -47,7 +48,22 @@ impl ControllerService {
         )))
     }
 
+    /// Runs in a task of its own: its snapshot would have no owner if it stopped
+    /// halfway because its caller has gone.
     pub(super) async fn start_backup(
+        &self,
+        volume: &VolumeId,
+        repository: pb::Repository,
+    ) -> Result<Progress, Status> {
+        let (this, volume) = (self.clone(), volume.clone());
+        let starting = tokio::spawn(async move { this.claim_and_start(&volume, repository).await });
+        starting.await.unwrap_or_else(|error| {
+            let why = format!("the start of a backup was cut off: {error}");
+            Err(Status::internal(why))
+        })
+    }
+
+    async fn claim_and_start(
         &self,
         volume: &VolumeId,
         repository: pb::Repository,
@@ -72,11 +88,14 @@ impl ControllerService {
             .snapshot_and_stream(&home, volume, &ticket, repository)
             .await;
         if let Err(status) = &started {
+            self.arbiter.abandon_backup_snapshot(&ticket).await;
             let ended = self
                 .arbiter
                 .end_ticket(volume, &ticket, status.message())
                 .await;
-            ended.map_err(refuse)?;
+            if let Err(error) = ended {
+                tracing::warn!(%ticket, %error, "a ticket that nobody has ends with its lease");
+            }
         }
         started
     }
@@ -88,26 +107,21 @@ impl ControllerService {
         ticket: &TicketId,
         repository: pb::Repository,
     ) -> Result<Progress, Status> {
-        let name = format!("backup-{ticket}");
-        let snapshot = self
-            .arbiter
-            .create_snapshot(volume, &name)
-            .await
-            .map_err(refuse)?;
+        let taken = self.arbiter.create_backup_snapshot(volume, ticket).await;
+        let snapshot = taken.map_err(refuse)?.info;
         let request = pb::StartBackupRequest {
             ticket: ticket.to_string(),
             volume: volume.to_string(),
-            snapshot: snapshot.info.id.to_string(),
-            size: snapshot.info.size.0,
+            snapshot: snapshot.id.to_string(),
+            size: snapshot.size.0,
             repository: Some(repository),
         };
-        match home.home().start_backup(request).await {
-            Ok(stream) => Ok(Box::pin(stream.into_inner())),
-            Err(status) => {
-                let gone = self.arbiter.delete_snapshot(&snapshot.info.id).await;
-                gone.map_err(refuse)?;
-                Err(status)
-            }
+        // The ticket's lease has ended by then, and this task must end, too.
+        match timeout(BACKUP_LEASE, home.home().start_backup(request)).await {
+            Ok(answer) => Ok(Box::pin(answer?.into_inner())),
+            Err(_) => Err(Status::unavailable(format!(
+                "the home did not start the backup within {BACKUP_LEASE:?}"
+            ))),
         }
     }
 
@@ -188,3 +202,7 @@ impl ControllerService {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "streams_tests.rs"]
+mod tests;

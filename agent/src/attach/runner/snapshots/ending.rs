@@ -2,23 +2,31 @@
 //!
 //! ```text
 //!   intended, whole --> condemned --> gone
-//!                delete           the home has removed it
+//!           delete, abandon       the home has removed it
 //! ```
 //!
 //! A condemned snapshot is in no list, so nobody would ask for its end again.
-//! It is tried until it is gone, by this process or by the next one.
+//! It is tried until it is gone, by this process or by the next one. One that
+//! was only intended may still be on its way to being taken.
 
 use std::collections::HashSet;
 use std::future::Future;
 use std::sync::{Arc, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use super::super::perform::{HOME, within};
 use super::super::slot::{PAUSE, Slot};
 use super::super::{ArbiterError, Inner};
-use super::{Kept, bytes, key, one};
+use super::{Kept, all, bytes, key, one};
 use crate::attach::ports::{Content, HomeError};
+use crate::attach::record::SnapshotRecord;
 use crate::ids::SnapshotId;
 use crate::store::{StoreError, Version};
+
+/// A home that was asked to take a snapshot may know of none for so long, and
+/// take it then: it first waits 2 s for commands inside a closed gate. To be
+/// asked to delete it, it must know of it.
+const BEGUN: Duration = Duration::from_secs(3);
 
 /// Deletes a snapshot. Once begun it goes on to its end, whether or not the
 /// caller still waits, the home answers, or this process lives.
@@ -28,7 +36,7 @@ pub(super) async fn delete(inner: &Arc<Inner>, id: &SnapshotId) -> Result<(), Ar
         let removed = remove(&inner, &id).await;
         match &removed {
             Ok(()) | Err(ArbiterError::InUse(_)) => {}
-            Err(_) => remove_behind(&inner, id),
+            Err(_) => go_on(&inner, id, Duration::ZERO),
         }
         removed
     });
@@ -80,13 +88,67 @@ async fn condemn(inner: &Inner, id: &SnapshotId) -> Result<Option<Version>, Arbi
     Ok(Some(inner.store.put(&key(id), Some(version), bytes).await?))
 }
 
+/// Gives up what was begun under a name, whole or not, and has it deleted
+/// behind. Nobody may be at work under that name any more.
+///
+/// # Errors
+/// Those of the store, where it is not known to be condemned.
+pub(in super::super) async fn abandon(inner: &Arc<Inner>, name: &str) -> Result<(), ArbiterError> {
+    settle_intent(inner, name).await?;
+    for Kept { record, .. } in all(inner).await? {
+        if record.name == name {
+            condemn(inner, &record.info.id).await?;
+            remove_behind(inner, &record);
+        }
+    }
+    Ok(())
+}
+
+/// Where the store did not say whether it took an intent, it may take it yet. So
+/// it is asked for a condemned one of the same id: whichever comes first wins,
+/// and the other is a conflict.
+async fn settle_intent(inner: &Inner, name: &str) -> Result<(), ArbiterError> {
+    let mut names = inner.snapshot_names.lock().await;
+    let Some(record) = names.get(name).cloned() else {
+        return Ok(());
+    };
+    let key = key(&record.info.id);
+    if inner.store.get(&key).await?.is_none() {
+        let condemned = true;
+        let kept = Kept { record, condemned };
+        inner.store.put(&key, None, bytes(&kept)?).await?;
+    }
+    names.remove(name);
+    Ok(())
+}
+
+/// Gives it up as soon as the store answers.
+pub(in super::super) fn abandon_behind(inner: &Arc<Inner>, name: String) {
+    let inner = Arc::clone(inner);
+    tokio::spawn(async move {
+        until_done(&inner, &name, || abandon(&inner, &name)).await;
+    });
+}
+
 /// Goes on with a deletion until the snapshot is gone.
-pub(super) fn remove_behind(inner: &Arc<Inner>, id: SnapshotId) {
+pub(super) fn remove_behind(inner: &Arc<Inner>, condemned: &SnapshotRecord) {
+    let first = if condemned.ready {
+        Duration::ZERO
+    } else {
+        BEGUN
+    };
+    go_on(inner, condemned.info.id.clone(), first);
+}
+
+fn go_on(inner: &Arc<Inner>, id: SnapshotId, first: Duration) {
     if !removing(inner).insert(id.clone()) {
         return;
     }
     let inner = Arc::clone(inner);
     tokio::spawn(async move {
+        if !first.is_zero() {
+            tokio::time::sleep(first).await;
+        }
         until_done(&inner, id.as_str(), || remove(&inner, &id)).await;
         removing(&inner).remove(&id);
     });
