@@ -47,8 +47,8 @@ impl Arbiter {
         create(&self.inner, volume, name).await
     }
 
-    /// Deletes a snapshot; where its home or the store does not answer, that goes
-    /// on behind. Unknown snapshot: success.
+    /// Deletes a snapshot; where its home does not answer, that goes on behind.
+    /// Unknown snapshot: success.
     ///
     /// # Errors
     /// `InUse` while a volume is being made from it, `Unavailable`, and what the home refuses.

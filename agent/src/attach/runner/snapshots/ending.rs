@@ -28,15 +28,14 @@ use crate::store::{StoreError, Version};
 /// asked to delete it, it must know of it.
 const BEGUN: Duration = Duration::from_secs(3);
 
-/// Deletes a snapshot. Once begun it goes on to its end, whether or not the
-/// caller still waits, the home answers, or this process lives.
+/// Deletes a snapshot. Once that is recorded it goes on to its end, whether or
+/// not the caller still waits, the home answers, or this process lives.
 pub(super) async fn delete(inner: &Arc<Inner>, id: &SnapshotId) -> Result<(), ArbiterError> {
     let (inner, id) = (Arc::clone(inner), id.clone());
     let deleting = tokio::spawn(async move {
         let removed = remove(&inner, &id).await;
-        match &removed {
-            Ok(()) | Err(ArbiterError::InUse(_)) => {}
-            Err(_) => go_on(&inner, id, Duration::ZERO),
+        if removed.is_err() && is_condemned(&inner, &id).await {
+            go_on(&inner, id, Duration::ZERO);
         }
         removed
     });
@@ -45,6 +44,11 @@ pub(super) async fn delete(inner: &Arc<Inner>, id: &SnapshotId) -> Result<(), Ar
             "the deletion of a snapshot was cut off: {error}"
         )))
     })
+}
+
+/// Whether its end is known to be recorded.
+async fn is_condemned(inner: &Inner, id: &SnapshotId) -> bool {
+    matches!(one(inner, id).await, Ok(Some((kept, _))) if kept.condemned)
 }
 
 /// One attempt, from wherever the last one came to.
