@@ -24,6 +24,9 @@ const HANGING: u64 = 1024;
 const WRITERS: u32 = 3;
 /// What is waited for comes within this.
 const SOON: Duration = Duration::from_secs(60);
+/// Linux ends the old device within this: each of its tries of a command that
+/// was inside has 30 s (drivers/nvme/host/core.c, nvme_io_timeout).
+const LET_GO: Duration = Duration::from_secs(240);
 const SECTORS: u64 = BLOCK as u64 / 512;
 
 /// Tells the story.
@@ -109,7 +112,7 @@ async fn hung(
     line.note("a", "the disk goes on: a snapshot is taken");
     drop((stuck, next));
     detach(cluster, &on_a).await?;
-    retried(SOON, async || {
+    retried(LET_GO, async || {
         let node = cluster.node("b")?;
         let answer = node.unpublish(volume, &on_b.target).await;
         answer.done("NodeUnpublish on b")?;
