@@ -175,7 +175,8 @@ impl OpenIscsi {
                     fs::remove_file(folder.join(&portal).join(interface)),
                     &folder,
                 )?;
-                // Where others' records are in it, it stays.
+                // Folders stay where others' records are in them, and an empty
+                // one is nothing to open-iscsi.
                 let _ = fs::remove_dir(folder.join(&portal));
             }
             let _ = fs::remove_dir(&folder);

@@ -40,17 +40,18 @@ pub(super) fn free_if_dead(root: &Path) -> io::Result<Option<Duration>> {
     };
     // A clock that was set back makes a lock young.
     let age = SystemTime::now().duration_since(taken).unwrap_or_default();
-    if !is_dead(age, || ages(&root.join("proc"))) || self::taken(&lock)? != Some(taken) {
+    let lived = ages(&root.join("proc"))?;
+    if !is_dead(age, &lived) || self::taken(&lock)? != Some(taken) {
         return Ok(None);
     }
     fs::remove_file(&lock)?;
     Ok(Some(age))
 }
 
-/// Whether nobody holds a lock of this age any more. `holders` tells how long
-/// those who might hold it have lived.
-fn is_dead(age: Duration, holders: impl FnOnce() -> Vec<Duration>) -> bool {
-    age >= OLD || (age >= YOUNG && holders().iter().all(|lived| *lived + SLACK < age))
+/// Whether nobody holds a lock of this age any more; those who might hold it have
+/// lived so long.
+fn is_dead(age: Duration, lived: &[Duration]) -> bool {
+    age >= OLD || (age >= YOUNG && lived.iter().all(|lived| *lived + SLACK < age))
 }
 
 /// When the lock was taken; none: it is free. A new name changes a file's
@@ -68,16 +69,17 @@ fn taken(lock: &Path) -> io::Result<Option<SystemTime>> {
 }
 
 /// How long each program that takes the lock has lived. One that cannot be
-/// read has ended.
-fn ages(proc: &Path) -> Vec<Duration> {
+/// read has ended; where none can be listed, nobody is known to have.
+fn ages(proc: &Path) -> io::Result<Vec<Duration>> {
     let now = clock_gettime(ClockId::CLOCK_BOOTTIME).expect("every kernel has CLOCK_BOOTTIME");
-    let pids = names(proc).unwrap_or_default();
-    pids.iter()
+    let pids = names(proc).map_err(io::Error::other)?;
+    let lived = pids
+        .iter()
         .filter(|pid| is_number(pid))
         .filter_map(|pid| fs::read_to_string(proc.join(pid).join("stat")).ok())
         .filter_map(|stat| begun(&stat))
-        .map(|begun| Duration::from(now).saturating_sub(begun))
-        .collect()
+        .map(|begun| Duration::from(now).saturating_sub(begun));
+    Ok(lived.collect())
 }
 
 /// How long after the boot a program began that takes the lock (proc(5), stat:
@@ -101,8 +103,8 @@ mod tests {
     #[test]
     fn a_lock_is_dead_when_nobody_alive_is_old_enough_to_hold_it() {
         let dead = |age: u32, lived: &[u32]| {
-            let lived = lived.iter().map(|l| *l * SECOND).collect();
-            is_dead(age * SECOND, || lived)
+            let lived: Vec<_> = lived.iter().map(|l| *l * SECOND).collect();
+            is_dead(age * SECOND, &lived)
         };
         assert!(!dead(1, &[]), "its holder may be about to free it");
         assert!(dead(2, &[]));
@@ -147,13 +149,11 @@ mod tests {
         let (file, lock) = (folder.join("lock"), folder.join("lock.write"));
         fs::write(&file, "").unwrap();
         fs::hard_link(&file, &lock).unwrap();
-        assert_eq!(free_if_dead(root.path()).unwrap(), None, "it is young");
-        assert!(lock.exists());
-        std::thread::sleep(YOUNG);
         let process = root.path().join("proc/77");
         fs::create_dir_all(&process).unwrap();
         let oldest = format!("77 (iscsiadm) S {}0", "0 ".repeat(18));
         fs::write(process.join("stat"), oldest).unwrap();
+        std::thread::sleep(YOUNG);
         assert_eq!(free_if_dead(root.path()).unwrap(), None, "it may be held");
         fs::remove_dir_all(&process).unwrap();
         assert!(free_if_dead(root.path()).unwrap().unwrap() >= YOUNG);

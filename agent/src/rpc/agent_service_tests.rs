@@ -1,4 +1,4 @@
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use super::*;
 use crate::ids::TicketId;
@@ -59,13 +59,16 @@ async fn a_controller_that_hears_nothing_does_not_keep_a_follower_for_ever() {
 }
 
 /// A node that takes its time to let go.
-struct Slow(watch::Sender<u32>);
+struct Slow {
+    releases: watch::Sender<u32>,
+    go: Arc<Notify>,
+}
 
 #[tonic::async_trait]
 impl Workload for Slow {
     async fn release(&self, _: &VolumeId, _: Epoch) -> NodeAnswer {
-        tokio::time::sleep(SOON).await;
-        self.0.send_modify(|releases| *releases += 1);
+        self.go.notified().await;
+        self.releases.send_modify(|releases| *releases += 1);
         NodeAnswer::Clean
     }
 
@@ -99,7 +102,12 @@ async fn a_release_goes_on_though_nobody_waits_for_it_any_more() {
     use pb::node_server::Node as _;
     let releases = watch::Sender::new(0);
     let mut seen = releases.subscribe();
-    let node = NodeService::new(Arc::new(Slow(releases)));
+    let go = Arc::new(Notify::new());
+    let slow = Slow {
+        releases,
+        go: Arc::clone(&go),
+    };
+    let node = NodeService::new(Arc::new(slow));
     let request = pb::ReleaseRequest {
         volume: "vol-1".into(),
         epoch: 3,
@@ -108,6 +116,7 @@ async fn a_release_goes_on_though_nobody_waits_for_it_any_more() {
         let call = node.release(Request::new(request.clone()));
         assert!(tokio::time::timeout(SOON / 10, call).await.is_err());
     }
+    go.notify_one();
     let ended = tokio::time::timeout(SOON * 100, seen.wait_for(|releases| *releases > 0)).await;
     assert!(ended.is_ok(), "it was dropped with its caller");
     drop(ended);
